@@ -1,0 +1,84 @@
+# `make demo` is the tour, `make test` the fast suite, `make check` what has to be clean before a commit.
+
+PYTHON ?= python3
+VENV := .venv
+INTEROP := .venv-interop
+RUN := $(VENV)/bin/python -P -m
+WORKERS ?= 2
+
+# Tests run in parallel processes: one thread each, or the processes fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest
+PARALLEL := -n $(WORKERS) --dist loadfile
+
+.PHONY: help setup demo test test-full check format docs wheel interop clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make setup       build $(VENV) from constraints.txt"
+	@echo "make demo        convert, check, profile and draw with the embedded checkpoint on every runtime"
+	@echo "make test        the fast tests"
+	@echo "make test-full   the full-size tests too: minutes and gigabytes each"
+	@echo "make check       format, lint, types, import rules, generated docs"
+	@echo "make format      apply the formatter and the lint fixes"
+	@echo "make docs        rewrite the generated parts of the docs"
+	@echo "make wheel       build the wheel into dist/"
+	@echo "make interop     load an ORT bundle with optimum, in an environment of its own"
+	@echo "make clean       remove everything that was built, the environments included"
+
+setup: $(VENV)/.stamp
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffusette needs Python 3.11 or newer")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -c constraints.txt setuptools wheel
+	$(VENV)/bin/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(VENV)/bin/diffusette demo
+
+test: setup
+	$(PYTEST) $(PARALLEL)
+
+test-full: setup
+	$(PYTEST) $(PARALLEL)
+	$(RUN) pytest -m full
+
+check: setup .links/diffusette
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(PYTEST) -q tests/test_imports.py tests/test_packaging.py
+	$(VENV)/bin/python docs/generate.py --check
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+docs: setup
+	$(VENV)/bin/python docs/generate.py
+
+# Type checkers see the root as the package `diffusette` through this link.
+.links/diffusette:
+	mkdir -p .links
+	ln -sfn .. $@
+
+# build/ is removed first: setuptools would pack files that were deleted since into the wheel.
+wheel: setup
+	rm -rf build dist
+	$(RUN) build --wheel --no-isolation --outdir dist .
+	rm -rf build
+
+interop: setup $(INTEROP)/.stamp
+	DIFFUSETTE_INTEROP_PYTHON=$(CURDIR)/$(INTEROP)/bin/python $(RUN) pytest tests/interop -m interop
+
+# optimum-onnx pins transformers < 4.58, whose own dependencies contradict those of current diffusers:
+# no resolver finds a set, this one works (docs/decisions/0003). So every package is named, none is resolved.
+$(INTEROP)/.stamp: tests/interop/requirements.txt
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/pip install --quiet --no-deps -r tests/interop/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(INTEROP) .venv-wheel .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,143 @@
+"""The layout of a diffusers folder: model_index.json, a folder a component, weights whole, sharded or by variant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..pipeline.errors import CheckpointError
+from .families import Headers
+from .file_kind import FOLDER, SAFE_COPY
+from .safetensors_file import read_header
+
+INDEX: Final = "model_index.json"
+# transformers and diffusers save under these names (their WEIGHTS_NAME constants)
+_STEMS: Final = ("diffusion_pytorch_model", "model")
+_PICKLES: Final = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
+_VARIANTS: Final = ("", "fp16", "bf16")  # the full-precision file first
+_CONFIG_FILES: Final = {"scheduler": "scheduler_config.json"}  # every other component: config.json
+
+
+class _ModelIndex(BaseModel):
+    """What we read of model_index.json. All other keys are components, or settings of pipelines to come."""
+
+    model_config = ConfigDict(extra="allow")
+    pipeline: str = Field(alias="_class_name")
+
+    def parts(self) -> dict[str, str]:
+        """Component -> class name. `[null, null]` stands for a component left out, such as the safety checker."""
+        extra: Mapping[str, Any] = self.model_extra or {}
+        return {
+            part: value[1]
+            for part, value in extra.items()
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+        }
+
+
+class _ShardIndex(BaseModel):
+    """A `*.safetensors.index.json`."""
+
+    weight_map: dict[str, str]  # tensor name -> file name
+
+
+def read_headers(root: Path) -> Headers:
+    """Read model_index.json and every config that it points at. No weight file is touched.
+
+    Raises:
+        CheckpointError: there is no model_index.json, or a file is not the JSON that it should be.
+    """
+    file = root / INDEX
+    try:
+        index = _ModelIndex.model_validate(read_json(file))
+    except ValidationError as error:
+        raise CheckpointError(f"{file}: not a diffusers index: {_first(error)}", hint=FOLDER) from error
+    parts = index.parts()
+    for part in parts:
+        if not part.isidentifier():
+            raise CheckpointError(f"{file}: {part!r} is no name of a component", hint="the file was tampered with")
+    present = {part: config_file(root, part) for part in parts if config_file(root, part).is_file()}
+    return Headers(index.pipeline, parts, {part: read_json(path) for part, path in present.items()})
+
+
+def config_file(root: Path, part: str) -> Path:
+    """Where the configuration of a component lies."""
+    return root / part / _CONFIG_FILES.get(part, "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; numbers that JSON does not have (NaN, Infinity) are refused."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file", hint=FOLDER) from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}", hint="download the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: a JSON {type(content).__name__} where an object belongs", hint="download the file again")
+    return content
+
+
+def find_weights(folder: Path) -> tuple[tuple[Path, ...], Path | None]:
+    """The safetensors files of one component, and the shard index that names them if there is one.
+
+    The full-precision file wins over an `fp16` variant beside it.
+
+    Raises:
+        CheckpointError: there are none, only pickles, or shards are missing or lie outside `folder`.
+    """
+    for variant in _VARIANTS:
+        for stem in _STEMS:
+            dotted = f".{variant}" if variant else ""
+            whole = folder / f"{stem}{dotted}.safetensors"
+            index = folder / f"{stem}.safetensors.index{dotted}.json"
+            if whole.is_file() and index.is_file():
+                raise CheckpointError(f"{folder}: holds both {whole.name} and {index.name}", hint="delete the older one")
+            if whole.is_file():
+                return (whole,), None
+            if index.is_file():
+                return _shards(folder, index), index
+    for pickle in (*_PICKLES, *(path.name for path in sorted(folder.glob("*.bin")))):
+        if (folder / pickle).is_file():
+            raise CheckpointError(f"{folder / pickle}: weights in a Python pickle", hint=SAFE_COPY)
+    links = [path.name for path in folder.iterdir() if path.is_symlink() and not path.exists()]
+    if links:
+        raise CheckpointError(f"{folder}: {links[0]} is a link to a file that is gone", hint="download it again")
+    raise CheckpointError(f"{folder}: no weights (*.safetensors) in it", hint="download the folder again")
+
+
+def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
+    try:
+        weight_map = _ShardIndex.model_validate(read_json(index)).weight_map
+    except ValidationError as error:
+        raise CheckpointError(f"{index}: not a shard index: {_first(error)}", hint="download the file again") from error
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if shard in ("", ".", "..") or PurePosixPath(shard).name != shard or PureWindowsPath(shard).name != shard:
+            raise CheckpointError(f"{index}: shard {shard!r} lies outside its folder", hint="the file was tampered with")
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{folder / shard}: shard is missing, {index.name} names it", hint="download it too")
+    found = {name: shard for shard in shards for name in read_header(folder / shard)}
+    wrong = sorted(name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{index}: {len(wrong)} tensors are not where it says: {name!r} in {weight_map.get(name)}, "
+            f"found in {found.get(name)}",
+            hint="the shards belong to another version of the index: download both again",
+        )
+    return tuple(folder / shard for shard in shards)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

@@ -1,0 +1,58 @@
+"""What was handed in instead of a diffusers folder: named, so that the refusal is of use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+from ..pipeline.errors import CheckpointError
+from .diffusers_folder import INDEX, read_json
+from .families import Headers, refuse_unsupported
+from .file_kind import FOLDER, describe_foreign
+from .safetensors_file import read_header
+
+_WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx")
+
+
+def refuse_loose(path: Path) -> NoReturn:
+    """Say what `path`, which is no diffusers folder, is instead. Reads headers only.
+
+    Raises:
+        CheckpointError: always.
+    """
+    if path.is_dir():
+        _refuse_folder(path)
+    if path.exists():
+        _refuse_file(path)
+    raise CheckpointError(f"{path}: no such file or folder", hint="nothing is downloaded for you: fetch the checkpoint first")
+
+
+def _refuse_folder(folder: Path) -> NoReturn:
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        refuse_unsupported(Headers(configs={"": config}), str(folder))
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _WEIGHT_SUFFIXES and file.is_file():
+            _refuse_file(file)
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
+    hint = f"did you mean {folder / inside[0]}?" if inside else FOLDER
+    raise CheckpointError(f"{folder}: not a checkpoint: no {INDEX} in it", hint=hint)
+
+
+def _refuse_file(file: Path) -> NoReturn:
+    foreign = describe_foreign(file)
+    if foreign is not None:
+        raise CheckpointError(f"{file}: {foreign.what}, not a checkpoint that can be opened", hint=foreign.hint)
+    if not _looks_like_safetensors(file):
+        raise CheckpointError(f"{file}: not a checkpoint: neither safetensors nor any format known here", hint=FOLDER)
+    tensors = read_header(file)
+    shapes = {tensor.name: tensor.shape for tensor in tensors.values()}
+    refuse_unsupported(Headers(tensors={"": shapes}), str(file))
+    shown = ", ".join(list(shapes)[:3])
+    raise CheckpointError(f"{file}: {len(shapes)} tensors of no model known here ({shown}, ...)", hint=FOLDER)
+
+
+def _looks_like_safetensors(file: Path) -> bool:
+    with file.open("rb") as stream:
+        head = stream.read(9)
+    return file.suffix == ".safetensors" or head[8:] == b"{"

@@ -1,0 +1,175 @@
+"""One `nn.Module` per component, with flat, named, positional tensors in and out.
+
+Names, dtypes and meanings of inputs and outputs are those of optimum's ONNX exports, batch 1. All sizes are
+static: (height, width) in pixels decides them. This module imports torch only inside its functions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ..pipeline.artifacts import ComponentSource, TensorSpec
+from ..pipeline.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_TOKENS: Final = 77  # CLIP's context, "Learning Transferable Visual Models" (Radford et al. 2021)
+
+
+def build(source: ComponentSource, device: str = "meta") -> nn.Module:
+    """Build the bare diffusers or transformers module of `source.config` on `device`, in eval mode.
+
+    Parameters are uninitialised (on the meta device they have no storage at all); buffers that the module
+    computes for itself, such as position ids, are real so that they can enter a graph as constants.
+    """
+    import torch
+
+    config = {name: value for name, value in source.config.items() if name != "_name_or_path"}
+    with torch.device(device):
+        module = _construct(source.component, config)
+    if device == "meta":
+        _materialise_buffers(module, lambda: _construct(source.component, config))
+    module.eval()
+    module.requires_grad_(False)
+    return module
+
+
+def _construct(component: str, config: dict[str, Any]) -> nn.Module:
+    if component == "text_encoder":
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        # eager attention: plain MatMul and Softmax, which every converter digests; SDPA adds NaN guards to the graph
+        return CLIPTextModel._from_config(CLIPTextConfig(**config), attn_implementation="eager")
+    if component == "unet":
+        from diffusers import UNet2DConditionModel
+
+        return UNet2DConditionModel.from_config(config)  # type: ignore[no-any-return]
+    if component in ("vae_decoder", "vae_encoder"):
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_config(config)  # type: ignore[no-any-return]
+    raise CheckpointError(f"no module is known for component {component!r}")
+
+
+def _materialise_buffers(module: nn.Module, construct: Any) -> None:
+    """Give buffers of a meta module the values that the constructor computes on the CPU."""
+    if not any(True for _ in module.buffers()):
+        return
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class SkipInitialisation(TorchFunctionMode):
+        """Random initialisation of weights that nobody reads would take a minute for a UNet."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(function, "__module__", None) == "torch.nn.init":
+                return (kwargs or {}).get("tensor", args[0] if args else None)
+            return function(*args, **(kwargs or {}))
+
+    with SkipInitialisation(), torch.device("cpu"):
+        real = dict(construct().named_buffers())
+    for name, _ in list(module.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._buffers[leaf] = real[name]
+
+
+def wrap(source: ComponentSource, module: nn.Module) -> nn.Module:
+    """Wrap `module` (from `build`) so that it takes and returns plain tensors; it is the attribute `m`."""
+    from torch import nn
+
+    class TextEncoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = module
+
+        def forward(self, input_ids: Tensor) -> Any:  # [1, 77]
+            return self.m(input_ids=input_ids, return_dict=True).last_hidden_state  # [1, 77, D]
+
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = module
+
+        # [1, C, h, w], [], [1, 77, D] -> [1, C, h, w]
+        def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Any:
+            return self.m(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+    class VaeDecoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = module
+
+        def forward(self, latent_sample: Tensor) -> Any:  # [1, 4, h, w] -> [1, 3, 8h, 8w]
+            return self.m.decode(latent_sample, return_dict=False)[0]
+
+    class VaeEncoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = module
+
+        def forward(self, sample: Tensor) -> Any:  # [1, 3, H, W] -> [1, 8, h, w]: mean, log variance
+            return self.m.encode(sample, return_dict=False)[0].parameters
+
+    wrappers = {"text_encoder": TextEncoder, "unet": UNet, "vae_decoder": VaeDecoder, "vae_encoder": VaeEncoder}
+    return wrappers[source.component]().eval()
+
+
+def load(source: ComponentSource) -> nn.Module:
+    """The wrapped module on the CPU in float32 with the checkpoint's weights, every tensor accounted for.
+
+    Raises:
+        CheckpointError: a weight is missing, has another shape, or belongs to nothing.
+    """
+    import torch
+
+    from .weights import Weights
+
+    module = build(source)
+    weights = Weights(source)
+    half = {name: p for name, p in module.named_parameters() if _belongs(source.component, name)}
+    weights.check({name: tuple(p.shape) for name, p in half.items()})
+    for name in half:
+        owner, _, leaf = name.rpartition(".")
+        value = torch.from_numpy(weights.read(name)).to(torch.float32)
+        module.get_submodule(owner)._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
+    return wrap(source, module)
+
+
+def _belongs(component: str, parameter: str) -> bool:
+    """Whether a parameter of the shared AutoencoderKL belongs to this half of it."""
+    halves = {"vae_decoder": ("decoder.", "post_quant_conv."), "vae_encoder": ("encoder.", "quant_conv.")}
+    return component not in halves or parameter.startswith(halves[component])
+
+
+def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
+    """Inputs of the wrapped module for pictures of `size` = (height, width) pixels."""
+    config = source.config
+    if source.component == "text_encoder":
+        return (TensorSpec("input_ids", "int64", (1, MAX_TOKENS)),)
+    if source.component == "unet":
+        h, w = size[0] // 8, size[1] // 8
+        return (
+            TensorSpec("sample", "float32", (1, config["in_channels"], h, w)),
+            TensorSpec("timestep", "float32", ()),
+            TensorSpec("encoder_hidden_states", "float32", (1, MAX_TOKENS, config["cross_attention_dim"])),
+        )
+    scale = 2 ** (len(config["block_out_channels"]) - 1)
+    if source.component == "vae_decoder":
+        shape = (1, config["latent_channels"], size[0] // scale, size[1] // scale)
+        return (TensorSpec("latent_sample", "float32", shape),)
+    return (TensorSpec("sample", "float32", (1, config["in_channels"], *size)),)
+
+
+def output_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
+    """Outputs of the wrapped module for pictures of `size` = (height, width) pixels."""
+    config = source.config
+    if source.component == "text_encoder":
+        return (TensorSpec("last_hidden_state", "float32", (1, MAX_TOKENS, config["hidden_size"])),)
+    if source.component == "unet":
+        return (TensorSpec("out_sample", "float32", (1, config["out_channels"], size[0] // 8, size[1] // 8)),)
+    scale = 2 ** (len(config["block_out_channels"]) - 1)
+    if source.component == "vae_decoder":
+        return (TensorSpec("sample", "float32", (1, config["out_channels"], *size)),)
+    shape = (1, 2 * config["latent_channels"], size[0] // scale, size[1] // scale)
+    return (TensorSpec("latent_parameters", "float32", shape),)

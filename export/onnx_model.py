@@ -1,0 +1,102 @@
+"""Graph + weights -> a complete ONNX model, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from ..pipeline.artifacts import ComponentSource, OnnxModel
+from ..pipeline.stage import Runner
+from .graph import ExportGraph, Graph, WeightSlot
+from .simplify import SimplifyGraph
+
+DATA_FILE: Final = "model.onnx_data"  # optimum's name for external data
+_ALIGNMENT: Final = 4096  # lets ONNX Runtime map tensors instead of reading them
+_INLINE_BELOW: Final = 1024  # bytes; smaller tensors stay in the protobuf, as onnx itself does by default
+
+
+@dataclass(frozen=True)
+class WriteOnnx:
+    """Stream a component's weights into its graph.
+
+    At "fp16", weights that had two or more dimensions in PyTorch are stored as float16 and cast back to float32
+    in the graph: half the file, float32 arithmetic. Vectors (biases, norms) stay float32: they are 0.1% of the
+    bytes. Sources: IEEE 754 round-to-nearest-even, by numpy.
+    """
+
+    graph: Graph
+    source: ComponentSource
+    precision: str  # "fp32" or "fp16"
+
+    name: ClassVar[str] = "weights"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "numpy")
+    output: ClassVar[type] = OnnxModel
+
+    def key(self) -> Mapping[str, object]:
+        return {"graph": self.graph.digest, "source": self.source.digest, "precision": self.precision}
+
+    def run(self, into: Path) -> OnnxModel:
+        import onnx
+
+        from .weights import Weights
+
+        model = onnx.load(str(self.graph.file))
+        slots = self.graph.slots()
+        weights = Weights(self.source)
+        weights.check({slot.source: slot.stored for slot in slots})
+        names = {slot.name for slot in slots}
+        kept = [value for value in model.graph.input if value.name not in names]
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        casts = []
+        with (into / DATA_FILE).open("wb") as data:
+            for slot in slots:
+                tensor, cast = self._tensor(slot, weights, data)
+                model.graph.initializer.append(tensor)
+                casts += cast
+        for number, node in enumerate(casts):
+            model.graph.node.insert(number, node)
+        onnx.save(model, str(into / "model.onnx"))
+        onnx.checker.check_model(str(into / "model.onnx"))
+        return OnnxModel(into, self.graph.component, self.precision, self.graph.inputs, self.graph.outputs)
+
+    def _tensor(self, slot: WeightSlot, weights: Any, data: Any) -> tuple[Any, list[Any]]:
+        import numpy as np
+        from onnx import TensorProto, helper
+
+        from ..quantize.cast import to_float16
+
+        array = weights.read(slot.source).astype(np.float32, copy=False)
+        half = self.precision == "fp16" and array.ndim >= 2
+        if slot.permute:
+            array = array.transpose(slot.permute)
+        array = np.ascontiguousarray(array).reshape(slot.shape)
+        if half:
+            array = to_float16(array, f"{self.source.component}/{slot.source}")
+        tensor = TensorProto(name=slot.name, dims=slot.shape)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        if array.nbytes < _INLINE_BELOW:
+            tensor.raw_data = array.tobytes()
+        else:
+            data.write(bytes(-data.tell() % _ALIGNMENT))
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": DATA_FILE, "offset": data.tell(), "length": array.nbytes}
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+            data.write(array)
+        if not half:
+            return tensor, []
+        tensor.name = f"{slot.name}.fp16"
+        node = helper.make_node("Cast", [tensor.name], [slot.name], name=f"{slot.name}.cast", to=TensorProto.FLOAT)
+        node.metadata_props.add(key="module", value=slot.source.rpartition(".")[0])
+        return tensor, [node]
+
+
+def onnx_model(source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> OnnxModel:
+    """The canonical ONNX of a component: exported, simplified, with its weights at `precision`."""
+    graph = run(ExportGraph(source.component, source.family, source.config, size))
+    graph = run(SimplifyGraph(graph))
+    return run(WriteOnnx(graph, source, precision))

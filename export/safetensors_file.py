@@ -1,0 +1,162 @@
+"""Headers of safetensors files, checked against every rule of the format, and tensors read by offset.
+
+Format: https://github.com/huggingface/safetensors#format. A file is an 8-byte little-endian length N, N bytes
+of JSON (name -> dtype, shape, data_offsets), then the tensors' bytes without holes or overlaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, Final
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..pipeline.errors import CheckpointError
+from .file_kind import describe_foreign
+
+MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit, against JSON that exhausts memory
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
+    {
+        "F64": np.dtype("<f8"),
+        "F32": np.dtype("<f4"),
+        "F16": np.dtype("<f2"),
+        "BF16": np.dtype(ml_dtypes.bfloat16),
+        "I64": np.dtype("<i8"),
+        "I32": np.dtype("<i4"),
+        "I16": np.dtype("<i2"),
+        "I8": np.dtype("i1"),
+        "U64": np.dtype("<u8"),
+        "U32": np.dtype("<u4"),
+        "U16": np.dtype("<u2"),
+        "U8": np.dtype("u1"),
+        "BOOL": np.dtype("?"),
+        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+        "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies in its file, and what its bytes mean."""
+
+    file: Path
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int  # first byte, from the beginning of the file
+    bytes: int
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Read and check the header of `file`: name -> tensor, in the order of their bytes. No tensor data is read.
+
+    Raises:
+        CheckpointError: the file is not safetensors (and what it is instead), is cut short, or breaks a rule.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            header, data_start = _header_json(file, stream, size)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights") from error
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _broken(file, "__metadata__ is not a map from text to text")
+    tensors = [_stored(file, name, entry, data_start) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes))
+    _check_layout(file, tensors, data_start, size)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
+    """Read one tensor, C-contiguous, in its stored dtype.
+
+    Plain reads rather than a memory map: pages of a map count as resident memory of this process.
+    """
+    count = math.prod(tensor.shape)
+    values = np.fromfile(tensor.file, dtype=tensor.dtype, count=count, offset=tensor.start)
+    if values.size != count:
+        raise CheckpointError(
+            f"{tensor.file}: {tensor.name!r} ends after {values.size} of {count} values: the file shrank",
+            hint="do not change a checkpoint while it is converted",
+        )
+    return values.reshape(tensor.shape)
+
+
+def _header_json(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    foreign = describe_foreign(file)
+    if foreign is not None:
+        raise CheckpointError(f"{file}: {foreign.what}, not safetensors", hint=foreign.hint)
+    if size < 8:
+        raise _broken(file, f"{size} bytes: even the 8-byte header length is cut short")
+    length = int.from_bytes(stream.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _broken(file, f"header length {length} is over the format's limit of {MAX_HEADER_BYTES} bytes")
+    if 8 + length > size:
+        raise _broken(file, f"the file ends at byte {size}, its header alone promises {8 + length}")
+    raw = stream.read(length)
+    if not raw.startswith(b"{"):
+        raise _broken(file, f"the header starts with {raw[:1]!r}, not with '{{'")
+    try:
+        # ValueError covers bad UTF-8, bad JSON and duplicate keys; RecursionError, hostile nesting.
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file, f"the header is not valid JSON: {error}") from error
+    return header, 8 + length
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} occurs twice")
+    return found
+
+
+def _stored(file: Path, name: str, entry: object, data_start: int) -> StoredTensor:
+    where = f"tensor {name!r}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise _broken(file, f"{where} lacks dtype, shape or data_offsets")
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(
+            f"{file}: {where} has dtype {entry['dtype']!r}", hint=f"known dtypes: {', '.join(DTYPES)}"
+        )
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _broken(file, f"{where} has shape {shape!r}, data_offsets {offsets!r}")
+    dtype = DTYPES[entry["dtype"]]
+    length = offsets[1] - offsets[0]
+    if math.prod(shape) * dtype.itemsize != length:
+        raise _broken(file, f"{where}: shape {shape} of {dtype.name} does not fill its {length} bytes")
+    return StoredTensor(file, name, dtype, tuple(shape), data_start + offsets[0], length)
+
+
+def _whole_numbers(values: object) -> bool:
+    # bool is an int to Python, and JSON's `true` is no size
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_layout(file: Path, tensors: list[StoredTensor], data_start: int, size: int) -> None:
+    end = data_start
+    for tensor in tensors:
+        if tensor.start != end:
+            kind = "overlaps what lies before it" if tensor.start < end else "leaves a hole before it"
+            raise _broken(file, f"tensor {tensor.name!r} {kind} (byte {tensor.start}, expected {end})")
+        end += tensor.bytes
+    if size < end:
+        raise _broken(file, f"weights end at byte {size}, header promises {end}")
+    if size > end:
+        raise _broken(file, f"{size - end} bytes follow the last tensor, which ends at byte {end}")
+
+
+def _broken(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{file}: damaged safetensors file: {why}", hint="download or save the file again")

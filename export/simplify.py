@@ -1,0 +1,51 @@
+"""onnxsim over a graph without weights: constants fold, shapes settle, and memory stays that of the nodes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from ..pipeline.errors import ExportError
+from .graph import Graph
+
+
+@dataclass(frozen=True)
+class SimplifyGraph:
+    """Graph -> the same Graph with fewer nodes."""
+
+    graph: Graph
+
+    name: ClassVar[str] = "simplify"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("onnxsim", "onnx")
+    output: ClassVar[type] = Graph
+
+    def key(self) -> Mapping[str, object]:
+        return {"graph": self.graph.digest}
+
+    def run(self, into: Path) -> Graph:
+        import onnx
+        import onnxsim
+
+        before = onnx.load(str(self.graph.file))
+        modules = {out: _module(node) for node in before.graph.node for out in node.output}
+        wanted = [value.name for value in before.graph.input]
+        after, same = onnxsim.simplify(before, check_n=0)
+        if not same:
+            raise ExportError(f"onnxsim changed what {self.graph.component} computes", hint="report this as a bug")
+        if [value.name for value in after.graph.input] != wanted:
+            raise ExportError(f"onnxsim lost an input of {self.graph.component}", hint="report this as a bug")
+        for node in after.graph.node:  # onnxsim drops metadata; parity reports need it
+            if not _module(node) and (path := next((modules[o] for o in node.output if modules.get(o)), "")):
+                node.metadata_props.add(key="module", value=path)
+        onnx.save(after, str(into / "graph.onnx"))
+        shutil.copyfile(self.graph.folder / "weights.json", into / "weights.json")
+        return replace(self.graph, folder=into, digest="")
+
+
+def _module(node: object) -> str:
+    props = getattr(node, "metadata_props", ())
+    return next((p.value for p in props if p.key == "module"), "")

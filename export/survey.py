@@ -1,0 +1,173 @@
+"""One streaming pass over a weight file: its sha256, its largest magnitude, its first tensor that is not finite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from ..pipeline.errors import CheckpointError
+from .safetensors_file import StoredTensor, read_header
+
+CHUNK_BYTES: Final = 16 * 2**20
+MEMO_VERSION: Final = 1  # +1 whenever a survey of equal bytes may say something else
+
+# stored dtype -> (unsigned integers of its width, bits without the sign, bits of +infinity). IEEE 754 magnitudes
+# order like their bit patterns, so one AND and one integer maximum find the largest value, infinities and NaN at
+# memory speed for every width; numpy has no fast float16 arithmetic.
+_PATTERNS: Final = {
+    "float64": (np.dtype("<u8"), 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+    "float32": (np.dtype("<u4"), 0x7FFF_FFFF, 0x7F80_0000),
+    "float16": (np.dtype("<u2"), 0x7FFF, 0x7C00),
+    "bfloat16": (np.dtype("<u2"), 0x7FFF, 0x7F80),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinite:
+    """The first tensor of a file that holds NaN or infinity."""
+
+    tensor: str
+    index: int  # of the first such value in the flattened tensor
+    count: int  # in this tensor
+    tensors: int  # how many tensors of the file hold any
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one pass over a weight file found."""
+
+    sha256: str
+    abs_max: float  # over all finite tensors of a float dtype; 0 when there are none
+    abs_max_tensor: str
+    non_finite: NonFinite | None
+
+
+def survey(file: Path, *, memo: Path | None = None) -> Survey:
+    """Read `file` once, in chunks of 16 MiB, or recall what an earlier pass over the unchanged file found.
+
+    Args:
+        file: a safetensors file.
+        memo: folder that remembers surveys by path, size, times and inode; None remembers nothing.
+    Raises:
+        CheckpointError: the file is damaged, or changed while it was read.
+    """
+    before = _identity(file)
+    entry = memo / f"{hashlib.sha256(json.dumps(before).encode()).hexdigest()}.json" if memo is not None else None
+    if entry is not None and (known := _recall(entry)) is not None:
+        return known
+    tensors = sorted(read_header(file).values(), key=lambda tensor: tensor.start)
+    found = _one_pass(file, tensors)
+    if _identity(file) != before:
+        raise CheckpointError(f"{file}: changed while it was read", hint="wait until the file is completely written")
+    if entry is not None:
+        _remember(entry, found)
+    return found
+
+
+def refuse_non_finite(file: Path, found: Survey) -> None:
+    """Raise if weights are NaN or infinite: every picture would be black, and some converters make it a number.
+
+    Raises:
+        CheckpointError: names the tensor, how many of its values are affected, and the first.
+    """
+    bad = found.non_finite
+    if bad is not None:
+        others = f"; {bad.tensors - 1} more tensors have some too" if bad.tensors > 1 else ""
+        raise CheckpointError(
+            f"{file}: tensor {bad.tensor!r} holds {bad.count} NaN or infinite values, the first at {bad.index}{others}",
+            hint="the checkpoint is broken (a merge or an fp16 cast overflowed): get it from its source again",
+        )
+
+
+def _one_pass(file: Path, tensors: list[StoredTensor]) -> Survey:
+    digest = hashlib.sha256()
+    largest, largest_tensor, first, affected = 0.0, "", None, 0
+    buffer = np.empty(CHUNK_BYTES, np.uint8)
+    # hashlib and numpy both release the interpreter lock: hashing, the slower half, hides the scan.
+    with file.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as hashing:
+        digest.update(_exactly(stream, np.empty(tensors[0].start if tensors else file.stat().st_size, np.uint8), file))
+        for tensor in tensors:
+            scan = _Scan(tensor.dtype)
+            for offset in range(0, tensor.bytes, CHUNK_BYTES):
+                chunk = _exactly(stream, buffer[: min(CHUNK_BYTES, tensor.bytes - offset)], file)
+                pending = hashing.submit(digest.update, chunk)
+                scan.add(chunk)
+                pending.result()
+            if scan.count:
+                affected += 1
+                first = first or NonFinite(tensor.name, scan.first, scan.count, 0)
+            elif scan.abs_max > largest:
+                largest, largest_tensor = scan.abs_max, tensor.name
+    if first is not None:
+        first = NonFinite(first.tensor, first.index, first.count, affected)
+    return Survey(digest.hexdigest(), largest, largest_tensor, first)
+
+
+class _Scan:
+    """Running maximum and count of non-finite values of one tensor."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._seen = 0  # values
+        self.abs_max = 0.0
+        self.first = -1
+        self.count = 0
+
+    def add(self, chunk: NDArray[np.uint8]) -> None:
+        if self._dtype.name not in _PATTERNS:
+            return  # integers are always finite
+        unsigned, without_sign, infinity = _PATTERNS[self._dtype.name]
+        magnitudes = chunk.view(unsigned) & unsigned.type(without_sign)
+        top = magnitudes.max()
+        if top >= infinity:
+            bad = np.flatnonzero(magnitudes >= infinity)
+            if not self.count:
+                self.first = self._seen + int(bad[0])
+            self.count += bad.size
+        else:
+            self.abs_max = max(self.abs_max, float(np.array([top], unsigned).view(self._dtype)[0]))
+        self._seen += magnitudes.size
+
+
+def _exactly(stream: BinaryIO, into: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
+    """Fill `into` from the unbuffered `stream`; one call may return less than asked for."""
+    view, filled = memoryview(into), 0
+    while filled < len(view):
+        count = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not count:
+            raise CheckpointError(f"{file}: shrank while it was read", hint="wait until the file is completely written")
+        filled += count
+    return into
+
+
+def _identity(file: Path) -> list[str | int]:
+    """What changes when a file's content does, short of forging: HF caches swap symlinks, hence the real path."""
+    real = file.resolve()
+    state = os.stat(real)
+    return [MEMO_VERSION, str(real), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+
+
+def _recall(entry: Path) -> Survey | None:
+    try:
+        return TypeAdapter(Survey).validate_json(entry.read_bytes(), strict=True)
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        return None  # cut short by a crash, or hand-edited: survey again and replace it
+
+
+def _remember(entry: Path, found: Survey) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    scratch = entry.with_name(f".{entry.name}.{uuid4().hex}")
+    scratch.write_bytes(TypeAdapter(Survey).dump_json(found))
+    os.replace(scratch, entry)

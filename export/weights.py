@@ -1,0 +1,105 @@
+"""Weights of one component, tensor by tensor, under the names of today's diffusers and transformers classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..pipeline.artifacts import ComponentSource
+from ..pipeline.errors import CheckpointError
+from .families import Part, get_family
+from .safetensors_file import StoredTensor, read_header, read_tensor
+
+SHOWN = 5  # names listed in an error before "and N more"
+
+
+class Weights:
+    """The tensors of `source`. Only headers are held in memory; each `read` reads one tensor from its file."""
+
+    def __init__(self, source: ComponentSource) -> None:
+        part = get_family(source.family).components[source.component]
+        stored = [tensor for file in source.files for tensor in read_header(file).values()]
+        self._component = source.component
+        self._tensors = current_names(stored, part)
+        self._squeezed = re.compile(part.squeezed)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the state_dict, in the order of the tensors in their files: reading so never seeks back."""
+        return tuple(self._tensors)
+
+    def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Dtype name as stored ("float32", "float16", "bfloat16", ...) and shape as `read` returns it."""
+        tensor = self._find(name)
+        return tensor.dtype.name, self._shape(name, tensor)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read one tensor, C-contiguous, in its stored dtype; bfloat16, which numpy lacks, widens to float32."""
+        tensor = self._find(name)
+        values = read_tensor(tensor).reshape(self._shape(name, tensor))
+        return values.astype(np.float32) if tensor.dtype == ml_dtypes.bfloat16 else values
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare names and shapes with those of the module that the weights are for.
+
+        Raises:
+            CheckpointError: lists what is missing, unexpected or of another shape.
+        """
+        found = {name: self._shape(name, tensor) for name, tensor in self._tensors.items()}
+        missing = [name for name in expected if name not in found]
+        unexpected = [name for name in found if name not in expected]
+        reshaped = [
+            f"{name} is {list(found[name])}, the config asks for {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != tuple(shape)
+        ]
+        problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        lines = [f"  {len(names)} {kind}: {_first(names)}" for kind, names in problems if names]
+        if lines:
+            files = ", ".join(sorted({str(tensor.file) for tensor in self._tensors.values()}))
+            raise CheckpointError(
+                f"{self._component}: weights do not fit its config.json ({files})\n" + "\n".join(lines),
+                hint="take config.json and weights from the same checkpoint",
+            )
+
+    def _find(self, name: str) -> StoredTensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self._component}: no tensor named {name!r}") from None
+
+    def _shape(self, name: str, tensor: StoredTensor) -> tuple[int, ...]:
+        is_pointwise = len(tensor.shape) == 4 and tensor.shape[2:] == (1, 1)
+        return tensor.shape[:2] if is_pointwise and self._squeezed.search(name) else tensor.shape
+
+
+def current_names(stored: Iterable[StoredTensor], part: Part) -> dict[str, StoredTensor]:
+    """Today's name -> tensor, for the tensors that belong to `part`.
+
+    Raises:
+        CheckpointError: two tensors have one name.
+    """
+    named: dict[str, StoredTensor] = {}
+    for tensor in stored:
+        name = tensor.name
+        for pattern, replacement in part.renames:
+            name = re.sub(pattern, replacement, name)
+        if re.search(part.ignored, name) or not re.search(part.weights, name):
+            continue
+        if name in named:
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.name!r} and {named[name].name!r} (in {named[name].file.name}) "
+                f"are both {name!r}",
+                hint="the file mixes two versions of one model: save it again",
+            )
+        named[name] = tensor
+    return named
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

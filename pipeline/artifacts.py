@@ -1,0 +1,95 @@
+"""What flows through a conversion: pointers to files, and facts about them. Never weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, numpy dtype name and static shape of one input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSource:
+    """One component of a checkpoint: its configuration and where its weights lie.
+
+    `digest` covers the configuration and the *content* of the weight files, so the same text encoder
+    found in two folders is the same source.
+    """
+
+    component: str  # one of COMPONENTS
+    family: str
+    config: Mapping[str, Any]  # diffusers' or transformers' own config.json
+    files: tuple[Path, ...]  # safetensors files; vae_decoder and vae_encoder share theirs
+    digest: str  # sha256, hex
+    parameters: int
+    dtype: str  # as stored: float32, float16, bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was recognised from its headers."""
+
+    name: str
+    root: Path
+    family: str
+    why: str  # the evidence for `family`, for people
+    components: Mapping[str, ComponentSource]
+    scheduler: Mapping[str, Any]  # scheduler_config.json, `_class_name` included
+    tokenizer: Path  # folder with tokenizer.json, or vocab.json and merges.txt
+    sources: Mapping[str, str]  # path below root -> sha256 of every file that decides the result
+    digest: str
+
+    @property
+    def vae_scale(self) -> int:
+        """Pixels per latent along one side (8 for every Stable Diffusion VAE)."""
+        levels: int = len(self.components["vae_decoder"].config["block_out_channels"])
+        return int(2 ** (levels - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """A component as ONNX: `model.onnx` and, for large weights, `model.onnx_data` beside it."""
+
+    folder: Path
+    component: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    digest: str = ""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModel:
+    """A component in the form that one runtime loads.
+
+    `files` are paths below `folder`, the one to load first. `inputs` and `outputs` are what the native
+    model takes: they may differ from PyTorch's (ncnn and MNN take a ready-made timestep embedding).
+    `forms` maps the name of an alternative form (ORT's mobile `ort`) to its own files.
+    """
+
+    folder: Path
+    component: str
+    target: str
+    precision: str
+    files: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    bits_per_weight: float
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what the user should know, e.g. why a form is absent
+    digest: str = ""

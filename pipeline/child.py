@@ -1,0 +1,208 @@
+"""Child processes: every stage runs in one, because native converters crash and memory must be measured.
+
+Parent side: `run_in_child` starts `python -m diffusette.pipeline.child`, watches the memory of the process tree and
+turns a signal, a failure status or our own errors into the right exception. Child side: `main`. The child dies
+with its parent: it holds the read end of a pipe whose other end only the parent has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from . import errors
+from .errors import DiffusetteError, NoRoom, ToolCrashed
+
+if TYPE_CHECKING:
+    from .progress import Watch
+    from .stage import Stage
+
+_POLL: Final = 0.1  # seconds between looks at memory
+_TAIL: Final = 20  # lines of a dead tool's output that are shown
+_OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+class ChildBug(RuntimeError):
+    """An unexpected exception in a child: a bug of ours, shown with the child's traceback."""
+
+
+def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run `stage.run(into)` in a child process whose working and temporary folder is private and empty.
+
+    Returns:
+        The artifact's facts (without `folder` and `digest`), and what was measured: `seconds`, `own_peak_mib`
+        (the child itself), `tool_peak_mib` (the largest program that it started), `tree_peak_mib` (all together).
+    """
+    from pydantic import TypeAdapter
+
+    from .publish import scratch_folder
+
+    kind = type(stage)
+    started = time.monotonic()
+    with scratch_folder(work, stage.name) as folder:
+        (folder / "cwd").mkdir()
+        request = folder / "request.json"
+        request.write_bytes(TypeAdapter(kind).dump_json(stage))
+        argv = [sys.executable, "-m", __name__, f"{kind.__module__}:{kind.__qualname__}", str(folder), str(into)]
+        peak = _supervise(argv, folder, watch)
+        reply = json.loads((folder / "reply.json").read_bytes())
+    if "error" in reply:
+        raise getattr(errors, reply["error"])(reply["what"], hint=reply["hint"])
+    if "bug" in reply:
+        raise ChildBug(reply["bug"])
+    measured = {**reply["measured"], "seconds": round(time.monotonic() - started, 2), "tree_peak_mib": round(peak)}
+    return reply["facts"], measured
+
+
+def child_environment(temporary: Path) -> dict[str, str]:
+    """This process's environment, offline, with temporary files in `temporary`."""
+    return {**os.environ, **_OFFLINE, "TMPDIR": str(temporary), "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def _supervise(argv: list[str], folder: Path, watch: Watch) -> float:
+    """Run the child to its end; return the peak memory of its tree and of this process together, in MiB."""
+    import psutil
+
+    log = folder / "log.txt"
+    lifeline, held = os.pipe()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv,
+            stdin=lifeline,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder / "cwd",
+            env=child_environment(folder / "cwd"),
+            start_new_session=True,
+        )
+    os.close(lifeline)
+    peak, ours = 0.0, psutil.Process()
+    try:
+        while process.poll() is None:
+            rss = tree_rss_mib(ours)
+            peak = max(peak, rss)
+            watch(rss)
+            time.sleep(_POLL)
+    except BaseException:
+        _kill_group(process)
+        raise
+    finally:
+        os.close(held)
+    _kill_group(process)  # what the child may have left running
+    if process.returncode != 0 or not (folder / "reply.json").is_file():
+        raise death(process.returncode, log, peak, argv[3])
+    return peak
+
+
+def tree_rss_mib(process: Any) -> float:
+    """Resident memory of a psutil process and all its descendants, MiB."""
+    import psutil
+
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_info().rss
+        except psutil.Error:
+            continue  # it ended between the listing and the look
+    return float(total / 2**20)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+def death(status: int, log: Path, peak_mib: float, what: str) -> DiffusetteError:
+    """The error for a child that died without a reply, with the last lines of its output."""
+    lines = log.read_text(errors="replace").splitlines()[-_TAIL:]
+    tail = "\n".join(f"  | {line}" for line in lines) or "  | (it printed nothing)"
+    name = what.rpartition(":")[2]
+    if status == -signal.SIGKILL:
+        return NoRoom(
+            f"{name} was killed (signal 9) at {peak_mib:.0f} MiB; its last lines:\n{tail}",
+            hint="most often the system ran out of memory: `diffusette inspect` forecasts what a conversion needs",
+        )
+    if status < 0:
+        return ToolCrashed(
+            f"{name} crashed with {signal.Signals(-status).name} at {peak_mib:.0f} MiB; its last lines:\n{tail}",
+            hint="a native tool failed on this model; please report it with these lines",
+        )
+    return ToolCrashed(f"{name} ended with status {status} and no result; its last lines:\n{tail}")
+
+
+def die_with_parent() -> None:
+    """End this process and all it started as soon as the parent is gone, however it went."""
+    if sys.platform == "linux":  # at once, even while native code holds the interpreter lock
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+
+    def wait() -> None:
+        os.read(0, 1)  # blocks until the parent's end of the pipe closes
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(target: str, folder: Path, into: Path) -> None:
+    """Child side: read the stage, run it, write `reply.json` as the last thing."""
+    die_with_parent()
+    reply: Mapping[str, Any]
+    try:
+        facts = _run(target, folder, into)
+        own, tools = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, KiB on Linux
+        measured = {"own_peak_mib": round(own / unit), "tool_peak_mib": round(tools / unit)}
+        reply = {"facts": facts, "measured": measured}
+    except DiffusetteError as error:
+        reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+    except OSError as error:
+        reply = _os_error(error)
+    except MemoryError:
+        reply = {"error": "NoRoom", "what": f"{target} ran out of memory", "hint": "see `diffusette inspect`"}
+    except Exception:
+        reply = {"bug": traceback.format_exc()}
+    part = folder / "reply.part"
+    part.write_text(json.dumps(reply))
+    part.rename(folder / "reply.json")
+
+
+def _run(target: str, folder: Path, into: Path) -> dict[str, Any]:
+    from pydantic import TypeAdapter
+
+    module, _, name = target.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    stage = TypeAdapter(kind).validate_json((folder / "request.json").read_bytes())
+    artifact = stage.run(into)
+    facts: dict[str, Any] = TypeAdapter(kind.output).dump_python(artifact, mode="json")
+    return {key: value for key, value in facts.items() if key not in ("folder", "digest")}
+
+
+def _os_error(error: OSError) -> dict[str, Any]:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {
+            "error": "NoRoom",
+            "what": f"the disk is full: {error.filename or 'while writing to the cache'}",
+            "hint": "free some space (`diffusette cache prune`), or set DIFFUSETTE_CACHE to another disk; then run the same command again",
+        }
+    return {"bug": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

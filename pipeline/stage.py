@@ -1,0 +1,100 @@
+"""A stage is a function of its key: looked up in the cache, else run in a child process and published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from .cache import ARTIFACT, Cache
+from .hashing import sha256_of_file, sha256_of_json
+from .progress import Progress
+
+Out = TypeVar("Out")
+Out_co = TypeVar("Out_co", covariant=True)
+
+
+class Stage(Protocol[Out_co]):
+    """A frozen dataclass whose fields are its inputs (JSON-able values, paths, artifacts of earlier stages)."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]  # +1 whenever equal inputs may give other bytes
+    tools: ClassVar[tuple[str, ...]]  # distributions whose versions decide the output
+    output: ClassVar[type]  # the frozen dataclass that `run` returns; has `folder: Path` and `digest: str`
+
+    def key(self) -> Mapping[str, object]:
+        """All that decides the output, JSON-able: digests of inputs rather than their paths."""
+        ...
+
+    def run(self, into: Path) -> Out_co:
+        """Do the work, write under `into` only, return the artifact with `folder=into`. Runs in a child process."""
+        ...
+
+
+class Runner(Protocol):
+    """`run(stage)`: the stage's artifact, from the cache or fresh."""
+
+    def __call__(self, stage: Stage[Out]) -> Out: ...
+
+
+def digest_of(stage: Stage[Any]) -> str:
+    """The address of a stage's result: its name, version, key, and the versions of its tools."""
+    tools = {name: version_of(name) for name in stage.tools}
+    return sha256_of_json({"name": stage.name, "version": stage.version, "key": dict(stage.key()), "tools": tools})
+
+
+def label_of(stage: Stage[Any]) -> str:
+    """How people see a stage: `unet export`."""
+    component = getattr(stage, "component", None)
+    if component is None:
+        fields = (getattr(stage, field.name) for field in dataclasses.fields(stage))  # type: ignore[arg-type]
+        component = next((value.component for value in fields if hasattr(value, "component")), "")
+    precision = getattr(stage, "precision", "")
+    return " ".join(word for word in (component, stage.name, precision) if word)
+
+
+def run_stage(stage: Stage[Out], cache: Cache, progress: Progress) -> Out:
+    """Return the stage's artifact: from `cache`, or by running the stage in a child process.
+
+    Raises:
+        DiffusetteError: what the stage raised in its child, or `ToolCrashed`/`NoRoom` when the child died.
+    """
+    from .child import run_in_child
+    from .publish import published
+
+    digest, label = digest_of(stage), label_of(stage)
+    with cache.lock(digest):
+        record = cache.read(digest)
+        if record is not None:
+            progress.reused(label, record["measured"])
+            return _load(stage, record, cache.folder(digest))
+        with progress.running(label) as watch:
+            with published(cache.folder(digest)) as scratch:
+                facts, measured = run_in_child(stage, scratch, cache.root / "work", watch)
+                files = {
+                    file.relative_to(scratch).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+                    for file in sorted(scratch.rglob("*"))
+                    if file.is_file()
+                }
+                record = {"stage": stage.name, "label": label, "facts": facts, "files": files, "measured": measured}
+                (scratch / ARTIFACT).write_text(json.dumps(record, indent=1, sort_keys=True))
+        return _load(stage, record, cache.folder(digest))
+
+
+def _load(stage: Stage[Out], record: Mapping[str, Any], folder: Path) -> Out:
+    from pydantic import TypeAdapter
+
+    facts = {**record["facts"], "folder": str(folder), "digest": folder.name}
+    artifact: Out = TypeAdapter(stage.output).validate_python(facts)
+    return artifact
+
+
+def discard(stage: Stage[Any], cache: Cache) -> None:
+    """Forget a stage's result, so that it runs again."""
+    digest = digest_of(stage)
+    with cache.lock(digest):
+        shutil.rmtree(cache.folder(digest), ignore_errors=True)

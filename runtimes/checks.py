@@ -1,0 +1,63 @@
+"""Feeds and results are checked before and after native code sees them: most of it would compute garbage silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from ..pipeline.artifacts import TensorSpec
+from ..pipeline.errors import FeedError, ToolCrashed
+from .protocol import Array, Feeds
+
+# Activations of Stable Diffusion stay below a few hundred. MNN answers damaged weights with ±3.4e38.
+SANE_MAGNITUDE: Final = 1e6
+
+
+def checked_feeds(feeds: Feeds, inputs: Sequence[TensorSpec], model: str) -> dict[str, Array]:
+    """`feeds` as contiguous arrays in the order of `inputs`.
+
+    Raises:
+        FeedError: a name is missing or unknown, a dtype or shape differs, or a value is NaN or infinite.
+    """
+    wanted = [spec.name for spec in inputs]
+    if sorted(feeds) != sorted(wanted):
+        raise FeedError(f"{model} takes {', '.join(wanted)}; it was given {', '.join(sorted(feeds)) or 'nothing'}")
+    checked = {}
+    for spec in inputs:
+        array = np.asarray(feeds[spec.name])
+        if array.dtype.name != spec.dtype or array.shape != spec.shape:
+            raise FeedError(
+                f"{model}: {spec.name} is {array.dtype.name}{list(array.shape)}, it takes {spec.dtype}{list(spec.shape)}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise FeedError(f"{model}: {spec.name} holds {bad} NaN or infinite of {array.size} values")
+        # ascontiguousarray would turn the scalar [] into [1]
+        checked[spec.name] = np.array(array, order="C", copy=None)
+    return checked
+
+
+def checked_results(results: Feeds, outputs: Sequence[TensorSpec], model: str) -> dict[str, Array]:
+    """`results` as they are, if they are what the model promises.
+
+    Raises:
+        ToolCrashed: an output is missing, has another dtype or shape, or values that no picture model produces.
+    """
+    for spec in outputs:
+        if spec.name not in results:
+            raise ToolCrashed(f"{model} gave no {spec.name}; it gave {', '.join(results) or 'nothing'}")
+        array = results[spec.name]
+        if array.dtype.name != spec.dtype or array.shape != spec.shape:
+            raise ToolCrashed(
+                f"{model}: {spec.name} came as {array.dtype.name}{list(array.shape)}, "
+                f"not {spec.dtype}{list(spec.shape)}"
+            )
+        peak = float(np.abs(array).max(initial=0.0))
+        if not peak < SANE_MAGNITUDE:  # also true for NaN
+            raise ToolCrashed(
+                f"{model}: {spec.name} reaches {peak:.3g}: the weights or the computation are broken",
+                hint="run `diffusette verify` on the bundle; if it is whole, convert again and report this",
+            )
+    return {spec.name: results[spec.name] for spec in outputs}

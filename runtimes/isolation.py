@@ -1,0 +1,161 @@
+"""A session in a child process: native code that crashes, hangs or eats memory does so where it can be watched."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..pipeline import errors
+from ..pipeline.artifacts import TensorSpec
+from ..pipeline.child import ChildBug, child_environment, death, die_with_parent
+from ..pipeline.errors import DiffusetteError, ToolCrashed
+from .checks import checked_feeds, checked_results
+from .protocol import Array, Feeds, Session
+
+
+class IsolatedSession:
+    """The parent's handle of a session that lives in a child process. Satisfies `Session`."""
+
+    def __init__(self, opener: str, argument: object, threads: int, name: str) -> None:
+        self.name = name
+        self._folder = tempfile.TemporaryDirectory(prefix="diffusette-session-")
+        self._log = Path(self._folder.name) / "log.txt"
+        ours, theirs = socket.socketpair()
+        argv = [sys.executable, "-m", __name__, opener, str(threads), str(theirs.fileno())]
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,  # never written: its end tells the child that we are gone
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder.name,
+                env=child_environment(Path(self._folder.name)),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        theirs.close()
+        self._pipe = Connection(ours.detach())
+        self.peak_rss_mib = 0.0
+        self.last_seconds = 0.0
+        try:
+            reply = self._ask(_plain(argument))
+        except BaseException:
+            self.close()
+            raise
+        self.inputs = tuple(TensorSpec(*spec) for spec in reply["inputs"])
+        self.outputs = tuple(TensorSpec(*spec) for spec in reply["outputs"])
+        self.load_seconds: float = reply["seconds"]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once in the child; `last_seconds` is then the native time, without the way there and back."""
+        checked = checked_feeds(feeds, self.inputs, self.name)
+        reply = self._ask(checked)
+        self.last_seconds = reply["seconds"]
+        return checked_results(reply["results"], self.outputs, self.name)
+
+    def _ask(self, message: object) -> dict[str, Any]:
+        try:
+            self._pipe.send(message)
+            reply: dict[str, Any] = self._pipe.recv()
+        except (EOFError, OSError):
+            status = self._process.wait()
+            raise self._death(status) from None
+        if "error" in reply:
+            raise getattr(errors, reply["error"], DiffusetteError)(reply["what"], hint=reply["hint"])
+        if "bug" in reply:
+            raise ChildBug(reply["bug"])
+        self.peak_rss_mib = reply["peak_rss_mib"]
+        return reply
+
+    def _death(self, status: int) -> DiffusetteError:
+        if status == 0:
+            return ToolCrashed(f"{self.name}: the runtime's process ended by itself")
+        return death(status, self._log, self.peak_rss_mib, self.name)
+
+    def close(self) -> None:
+        """End the child and free all that it held. Safe to call twice."""
+        self._pipe.close()
+        if self._process.poll() is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended in this very moment
+        self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_isolated(opener: str, argument: object, *, threads: int, name: str = "") -> IsolatedSession:
+    """Load a model in a child process.
+
+    Args:
+        opener: "package.module:function", called in the child as function(argument, threads) -> Session.
+        argument: plain values or a dataclass of them, e.g. a `TargetModel`.
+        name: how errors call the model.
+    Raises:
+        ToolCrashed, NoRoom: the child died while loading.
+    """
+    component = getattr(argument, "component", "")
+    target = getattr(argument, "target", opener.partition(":")[0].rpartition(".")[2])
+    return IsolatedSession(opener, argument, threads, name or f"{target} {component}".strip())
+
+
+def _plain(argument: object) -> object:
+    """A dataclass as a dictionary, so that the child validates what it gets."""
+    if dataclasses.is_dataclass(argument) and not isinstance(argument, type):
+        return dataclasses.asdict(argument)
+    return argument
+
+
+def _serve(opener: str, threads: int, pipe: Connection) -> None:
+    """Child side: open the model, then answer one run after the other until the parent hangs up."""
+    module, _, function = opener.partition(":")
+    session: Session | None = None
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:
+            return
+        started = time.perf_counter()
+        reply: dict[str, Any]
+        try:
+            if session is None:
+                session = getattr(importlib.import_module(module), function)(message, threads)
+                specs = {"inputs": session.inputs, "outputs": session.outputs}
+                reply = {key: [(s.name, s.dtype, s.shape) for s in value] for key, value in specs.items()}
+            else:
+                reply = {"results": session.run(message)}
+            reply["seconds"] = time.perf_counter() - started
+        except DiffusetteError as error:
+            reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+        except Exception:
+            import traceback
+
+            reply = {"bug": traceback.format_exc()}
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, KiB on Linux
+        reply["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        pipe.send(reply)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    _serve(sys.argv[1], int(sys.argv[2]), Connection(int(sys.argv[3])))

@@ -1,0 +1,63 @@
+"""The one protocol behind which every runtime lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..pipeline.artifacts import ComponentSource, TargetModel, TensorSpec
+
+if TYPE_CHECKING:
+    from ..pipeline.stage import Runner
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+
+
+class Session(Protocol):
+    """A loaded model. Close it, or use it in a `with` block, to free the native memory."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once. `feeds` holds exactly the inputs, in their dtypes and shapes; so does the result."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class Target(Protocol):
+    """A runtime: what it can hold, how a component becomes its model, how that model is run."""
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]]  # schemes that this runtime really executes, proven by tests
+    families: ClassVar[tuple[str, ...]]
+    min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes
+
+    def require(self) -> None:
+        """Raise `MissingTool` unless everything that `build` and `open` need is installed. Imports nothing heavy."""
+        ...
+
+    def version(self) -> str:
+        """Version of the installed runtime."""
+        ...
+
+    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+        """Turn a checkpoint component into this runtime's model, for pictures of `size` (height, width) pixels.
+
+        Every step goes through `run`, so that it is cached, isolated in a child process and measured.
+        """
+        ...
+
+    def open(self, model: TargetModel, *, threads: int) -> Session:
+        """Load `model` in this process. Callers want `isolation.open_isolated` instead: native code may crash."""
+        ...

@@ -1,0 +1,43 @@
+"""The table of runtimes. A new one is a folder and a line here, or an entry point of another package."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from ..pipeline.artifacts import TargetModel
+from ..pipeline.errors import UnknownTarget
+from .protocol import Session, Target
+
+TARGETS: Final = {
+    "ort": ".ort.target:OrtTarget",
+    "ncnn": ".ncnn.target:NcnnTarget",
+    "mnn": ".mnn.target:MnnTarget",
+}
+PLUGINS: Final = "diffusette.targets"  # entry-point group
+
+
+def get_target(name: str) -> Target:
+    """The runtime of that name.
+
+    Raises:
+        UnknownTarget: neither the table nor an installed package knows it.
+    """
+    if name in TARGETS:
+        module, _, kind = TARGETS[name].partition(":")
+        target: Target = getattr(import_module(module, __package__), kind)()
+        return target
+    plugins = {point.name: point for point in entry_points(group=PLUGINS)}
+    if name in plugins:
+        plugin: Target = plugins[name].load()()
+        return plugin
+    raise UnknownTarget(f"no target named {name!r}", hint=f"one of: {', '.join([*TARGETS, *plugins])}")
+
+
+def open_model(argument: Any, threads: int) -> Session:
+    """Opener for `isolation.open_isolated`: loads a `TargetModel` in this process."""
+    from pydantic import TypeAdapter
+
+    model = TypeAdapter(TargetModel).validate_python(argument)
+    return get_target(model.target).open(model, threads=threads)

@@ -1,0 +1,148 @@
+"""What is installed is what the repository holds: no package forgotten, nothing generic leaked."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES: Final[list[str]] = PROJECT["tool"]["setuptools"]["packages"]
+
+# Folders that are not part of the package, although Python could take them for one.
+OUTSIDE: Final = {"tests", "docs", "benchmarks", "build", "dist"}
+
+
+def source_folders() -> Iterator[Path]:
+    """Folders below the root that hold an `__init__.py`, the root included, relative to it."""
+    for folder, below, files in os.walk(ROOT):
+        here = Path(folder).relative_to(ROOT)
+        below[:] = [name for name in below if not name.startswith(".") and not (here == Path() and name in OUTSIDE)]
+        if "__init__.py" in files:
+            yield here
+
+
+def folder_of(package: str) -> Path:
+    """`diffusette.runtimes.ort` -> `runtimes/ort`."""
+    return Path(*package.split(".")[1:])
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy: a build in the checkout leaves files there that later builds pack."""
+    copy = tmp_path_factory.mktemp("wheel") / "checkout"
+    skipped = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "benchmarks", "out")
+    shutil.copytree(ROOT, copy, ignore=skipped)
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    done = subprocess.run([sys.executable, "-P", "-c", build], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(copy / "dist" / done.stdout.splitlines()[-1])
+
+
+def test_listed_packages_are_the_folders_with_an_init_file() -> None:
+    assert sorted(folder_of(package) for package in PACKAGES) == sorted(source_folders())
+
+
+def test_root_holds_two_modules_because_each_one_there_is_shipped() -> None:
+    assert {file.name for file in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_no_folder_of_modules_lacks_its_init_file() -> None:
+    with_modules = {
+        file.relative_to(ROOT).parent
+        for package in PACKAGES
+        if package != "diffusette"
+        for file in (ROOT / folder_of(package)).rglob("*.py")
+    }
+    assert with_modules <= set(source_folders())
+
+
+def test_wheel_holds_the_package_its_data_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    wanted = {
+        file.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for file in (ROOT / folder_of(package)).glob("*")
+        if file.suffix in {".py", ".j2"} or (file.suffix == ".toml" and package != "diffusette")
+    }
+    wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "recipes").glob("*.toml")}
+    wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "demo").rglob("*") if file.is_file()}
+    wanted.add("py.typed")
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == {f"diffusette/{name}" for name in wanted}
+
+
+def test_wheel_installs_one_name_and_no_tests(wheel: zipfile.ZipFile) -> None:
+    top = {name.split("/")[0] for name in wheel.namelist()}
+    assert top == {"diffusette", next(name for name in top if name.endswith(".dist-info"))}
+    assert not [name for name in wheel.namelist() if "test" in name.lower()]
+
+
+def test_wheel_carries_the_licence_and_the_demo_weights(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+    assert [name for name in names if name.startswith("diffusette/demo/unet/") and name.endswith(".safetensors")]
+
+
+def test_every_imported_distribution_is_a_declared_dependency() -> None:
+    declared = {
+        normalized(re.split(r"[<>=!~;\[ ]", requirement)[0]) for requirement in PROJECT["project"]["dependencies"]
+    }
+    owners = packages_distributions()
+    undeclared: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        for file in (ROOT / folder_of(package)).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    modules = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    modules = [node.module]
+                else:
+                    continue
+                for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
+                    if not {normalized(owner) for owner in owners.get(top, [])} & declared:
+                        undeclared.setdefault(top, set()).add(str(file.relative_to(ROOT)))
+    assert not undeclared
+
+
+def test_every_dependency_is_pinned_by_the_constraints() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {normalized(line.split("==")[0]) for line in lines if "==" in line}
+    extras = [name for group in PROJECT["project"]["optional-dependencies"].values() for name in group]
+    wanted = {normalized(re.split(r"[<>=!~;\[ ]", name)[0]) for name in PROJECT["project"]["dependencies"] + extras}
+    assert wanted <= pinned
+    assert not [line for line in lines if "://" in line], "an index or a path of one machine"
+
+
+def test_public_names_resolve() -> None:
+    package = import_module("diffusette")
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'convret'"):
+        package.convret  # noqa: B018 - the access is the test
+
+
+def test_public_names_are_not_names_of_folders() -> None:
+    package = import_module("diffusette")
+    assert not set(package.__all__) & {folder_of(name).parts[0] for name in PACKAGES if name != "diffusette"}
+
+
+def test_changelog_speaks_of_this_version() -> None:
+    version = import_module("diffusette").__version__
+    assert re.search(rf"^## .*\b{re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)

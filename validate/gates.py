@@ -1,0 +1,148 @@
+"""Run a conversion's models over the probes and hold the answers against the tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any, Final
+
+import numpy as np
+
+from ..pipeline.errors import ModelError, ParityError, ToolCrashed, UsageError
+from ..runtimes.inputs import native_feeds
+from ..runtimes.protocol import Array, Session
+from .oracle import Scene, grade
+from .parity import Parity, compare, worst
+from .probes import Picture, ProbePlan, Probes, RoundedAnswers
+from .report import ComponentReport, ImageReport, OracleReport, PictureReport
+from .tolerances import image_tolerance, tolerance
+
+ORACLE_POINTS: Final = 1.0
+"""How far the oracle's score may lie from PyTorch's. Of 64 pictures one is 1.6 points: none may change sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a conversion drew: [1, C, h, w] latents and the [H, W, 3] picture in 0..1 before rounding to 8 bits."""
+
+    latents: Array
+    image: Array
+
+
+OpenComponent = Callable[[str], Session]
+Draw = Callable[[Picture, ProbePlan], Drawn]
+
+
+def check_components(
+    open_component: OpenComponent,
+    probes: Probes,
+    *,
+    target: str,
+    precisions: Mapping[str, str],
+    time_embedding: Mapping[str, Any],
+    rounded: Mapping[str, RoundedAnswers] | None = None,
+) -> tuple[ComponentReport, ...]:
+    """Compare every component with PyTorch on every probe; the worst component comes first.
+
+    Args:
+        open_component: loads the model of a component; sessions are closed here, one is open at a time.
+        precisions: component -> precision of its model; these components are checked.
+        time_embedding: `runtimes.inputs.time_embedding_facts` of the UNet.
+        rounded: answers of the rounded reference, needed for every component that is not fp32.
+    Raises:
+        UsageError: a tolerance or the rounded reference of a component is missing: a gate may not vanish.
+    """
+    reports = []
+    for component, precision in precisions.items():
+        report = ComponentReport(component, precision, tolerance("loss", component, target, precision), loss=None)
+        answers = None
+        if precision != "fp32":
+            report = replace(report, fidelity_tolerance=tolerance("fidelity", component, target, precision))
+            answers = _answers(component, precision, rounded or {})
+        try:
+            with open_component(component) as session:
+                reports.append(_measure(report, session, probes, answers, time_embedding))
+        except (ToolCrashed, ParityError) as problem:  # NaN, another shape, a dead runtime: there is no number for it
+            reports.append(replace(report, problem=problem.what))
+    return tuple(sorted(reports, key=lambda report: report.margin_db))
+
+
+def _answers(component: str, precision: str, rounded: Mapping[str, RoundedAnswers]) -> RoundedAnswers:
+    found = rounded.get(component)
+    if found is None or found.precision != precision:
+        has = f"only {found.precision}" if found else "none"
+        raise UsageError(f"{component} at {precision} needs PyTorch's answers with equally rounded weights; there is {has}")
+    return found
+
+
+def _measure(
+    report: ComponentReport,
+    session: Session,
+    probes: Probes,
+    answers: RoundedAnswers | None,
+    time_embedding: Mapping[str, Any],
+) -> ComponentReport:
+    losses: list[tuple[float, str, Parity]] = []
+    fidelities: list[Parity] = []
+    references: Iterator[Mapping[str, Array] | None] = answers.read() if answers else repeat(None)
+    for probe, reference in zip(probes.read(report.component), references, strict=answers is not None):
+        results = session.run(native_feeds(probe.feeds, session.inputs, time_embedding))
+        for name, expected in probe.outputs.items():
+            if name not in results:
+                raise ModelError(f"{report.component} gives {', '.join(results)}; PyTorch calls its output {name!r}")
+            where = f"{report.component}, {probe.label}, {name}"
+            parity = compare(expected, results[name], where=where)
+            losses.append((parity.snr_db, probe.label, parity))
+            if reference is not None:
+                fidelities.append(compare(reference[name], results[name], where=where))
+    return replace(
+        report,
+        loss=worst([parity for _, _, parity in losses]),
+        worst_probe=min(losses, key=lambda each: each[0])[1],
+        probes=len(losses),
+        fidelity=worst(fidelities) if fidelities else None,
+    )
+
+
+def check_pictures(draw: Draw, probes: Probes, *, target: str, precision: str) -> ImageReport:
+    """Draw every picture of the plan from PyTorch's starting noise and compare latents and pixels.
+
+    Args:
+        draw: generates with the conversion alone; gets the picture's prompt and seed, and the plan's schedule.
+        precision: the coarsest of the components', which sets the tolerance.
+    """
+    report = ImageReport((), image_tolerance(target, precision), probes.plan.steps, probes.plan.guidance)
+    pictures = []
+    try:
+        for picture in probes.pictures():
+            pictures.append(_compare_pictures(picture, draw(picture, probes.plan)))
+    except (ToolCrashed, ParityError) as problem:
+        return replace(report, pictures=tuple(pictures), problem=problem.what)
+    return replace(report, pictures=tuple(pictures))
+
+
+def _compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:
+    from skimage.metrics import structural_similarity
+
+    latents = compare(reference.latents, drawn.latents, where=f"latents of {reference.prompt!r}")
+    image = compare(reference.image, drawn.image, peak=1.0, where=f"picture of {reference.prompt!r}")
+    ssim = structural_similarity(
+        reference.image.astype(np.float64), drawn.image.astype(np.float64), channel_axis=2, data_range=1.0
+    )
+    return PictureReport(reference.prompt, reference.seed, latents, image, float(ssim))
+
+
+def check_oracle(draw: Draw, probes: Probes, scenes: Sequence[Scene]) -> OracleReport:
+    """Grade the conversion's pictures and PyTorch's; `scenes` are those whose captions are the plan's prompts."""
+    if tuple(scene.caption for scene in scenes) != probes.plan.prompts:
+        raise UsageError("the oracle's scenes are not the captions that PyTorch has drawn")
+    ours, theirs = [], []
+    for scene, picture in zip(scenes, probes.pictures(), strict=True):
+        ours.append(grade(_eight_bit(draw(picture, probes.plan).image), scene).ok)
+        theirs.append(grade(_eight_bit(picture.image), scene).ok)
+    return OracleReport(100 * float(np.mean(ours)), 100 * float(np.mean(theirs)), len(scenes), ORACLE_POINTS)
+
+
+def _eight_bit(image: Array) -> Array:
+    return np.asarray(np.rint(image * 255).astype(np.uint8))

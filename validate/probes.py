@@ -1,0 +1,136 @@
+"""Probes: feeds from the model's own world, with what PyTorch in float32 answers. Plain files, numpy only.
+
+Noise alone is a poor test: activations of a diffusion model differ by an order of magnitude between the first and the
+last step, and a converter's mistake may show at one end only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from ..pipeline.artifacts import Checkpoint
+from ..pipeline.errors import ModelError
+from ..runtimes.protocol import Array
+from .prompts import prompts_for, too_long
+
+Branch = Literal["conditional", "unconditional"]
+
+CHEAP_UNET: Final = 1e11
+"""Parameters x latent positions below which one UNet call takes well under a second on a laptop's core.
+
+The embedded demo has 2e8, Stable Diffusion 1.5 at 512 x 512 has 3.5e12.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """What PyTorch is asked. Prompt `i` is drawn with seed `seed + i` over the full schedule.
+
+    `picked` names the UNet calls to keep, as (index in the schedule, branch of guidance), for each prompt.
+    """
+
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...] = ()  # more prompts, for the text encoder alone
+    steps: int = 20
+    picked: tuple[tuple[int, Branch], ...] = ()
+    guidance: float = 4.0
+    seed: int = 0
+    scheduler: str = ""  # a key of export.schedule.SCHEDULERS; empty for the checkpoint's own
+
+
+def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
+    """A thorough plan for a small model, a frugal one where a single UNet call takes many seconds.
+
+    Args:
+        size: height and width of the pictures, in pixels.
+    """
+    scale = checkpoint.vae_scale
+    work = checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale)
+    digests = checkpoint.sources.values()
+    if work < CHEAP_UNET:
+        prompts = prompts_for(digests, 4)
+        both: tuple[Branch, ...] = ("conditional", "unconditional")
+        picked = tuple((step, branch) for step in (0, 6, 13, 19) for branch in both)
+        return ProbePlan(prompts, texts=(too_long(prompts[0]),), steps=20, picked=picked)
+    prompts = prompts_for(digests, 3)
+    return ProbePlan(
+        prompts[:1],
+        texts=(*prompts[1:], too_long(prompts[0])),
+        steps=4,
+        picked=((0, "conditional"), (2, "unconditional"), (3, "conditional")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One call of one component: canonical feeds, and PyTorch's float32 outputs."""
+
+    label: str
+    feeds: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the full schedule leads to."""
+
+    prompt: str
+    seed: int
+    latents: Array  # [1, C, h, w], as the scheduler leaves them
+    image: Array  # [H, W, 3], float32 in 0..1, before rounding to 8 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """A folder of probes: `COMPONENT-000.npz` in the order of `labels`, and `picture-000.npz` for each prompt."""
+
+    folder: Path
+    plan: ProbePlan
+    size: tuple[int, int]  # height, width in pixels
+    labels: Mapping[str, tuple[str, ...]]
+    digest: str = ""
+
+    def read(self, component: str) -> Iterator[Probe]:
+        """The component's probes, one at a time: at full size all of them together would be hundreds of MiB.
+
+        Raises:
+            ModelError: there are none, so nothing could be proven.
+        """
+        labels = self.labels.get(component, ())
+        if not labels:
+            raise ModelError(f"there are no probes for {component}", hint=f"probed: {', '.join(self.labels)}")
+        for index, label in enumerate(labels):
+            arrays = read_arrays(self.folder / f"{component}-{index:03}.npz")
+            feeds = {name.removeprefix("feed."): a for name, a in arrays.items() if name.startswith("feed.")}
+            outputs = {name.removeprefix("output."): a for name, a in arrays.items() if name.startswith("output.")}
+            yield Probe(label, feeds, outputs)
+
+    def pictures(self) -> Iterator[Picture]:
+        for index, prompt in enumerate(self.plan.prompts):
+            arrays = read_arrays(self.folder / f"picture-{index:03}.npz")
+            yield Picture(prompt, self.plan.seed + index, arrays["latents"], arrays["image"])
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedAnswers:
+    """What PyTorch answers to a component's probes after its weights were rounded: `000.npz` ... in their order."""
+
+    folder: Path
+    component: str
+    precision: str
+    count: int
+    digest: str = ""
+
+    def read(self) -> Iterator[Mapping[str, Array]]:
+        for index in range(self.count):
+            yield read_arrays(self.folder / f"{index:03}.npz")
+
+
+def read_arrays(file: Path) -> dict[str, Array]:
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)

@@ -30,8 +30,8 @@ setup: $(VENV)/.stamp
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffusette needs Python 3.11 or newer")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet -c constraints.txt setuptools wheel
-	$(VENV)/bin/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(VENV)/bin/pip install --quiet --no-compile -c constraints.txt setuptools wheel
+	$(VENV)/bin/pip install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 demo: setup
@@ -49,14 +49,14 @@ check: setup .links/diffusette
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PYTEST) -q tests/test_imports.py tests/test_packaging.py
-	$(VENV)/bin/python docs/generate.py --check
+	$(VENV)/bin/python -P docs/generate.py --check
 
 format: setup
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
 docs: setup
-	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/python -P docs/generate.py
 
 # Type checkers see the root as the package `diffusette` through this link.
 .links/diffusette:
@@ -76,7 +76,7 @@ interop: setup $(INTEROP)/.stamp
 # no resolver finds a set, this one works (docs/decisions/0003). So every package is named, none is resolved.
 $(INTEROP)/.stamp: tests/interop/requirements.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/pip install --quiet --no-deps -r tests/interop/requirements.txt
+	$(INTEROP)/bin/pip install --quiet --no-compile --no-deps -r tests/interop/requirements.txt
 	touch $@
 
 clean:

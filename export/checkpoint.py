@@ -24,7 +24,13 @@ from .weights import current_names
 
 DEMO: Final = "demo"
 DEMO_FOLDER: Final = Path(__file__).resolve().parent.parent / "demo"
-_TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 # Provenance, and the dtype that weights were saved in: neither decides what the architecture computes.
 _NOT_ARCHITECTURE: Final = ("_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype")
 _WEIGHT_DTYPES: Final = ("float32", "float16", "bfloat16", "float64")
@@ -94,7 +100,9 @@ def _component(family: Family, name: str, headers: Headers, root: Path, stored: 
     config = _completed_config(part, headers, root)
     tensors = current_names(stored.tensors, part)
     if not tensors:
-        raise CheckpointError(f"{root / part.folder}: no tensor of {name} in it", hint="the weights are of another model")
+        raise CheckpointError(
+            f"{root / part.folder}: no tensor of {name} in it", hint="the weights are of another model"
+        )
     values: Counter[str] = Counter()
     for tensor in tensors.values():
         values[tensor.dtype.name] += math.prod(tensor.shape)
@@ -166,7 +174,7 @@ def _surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
             refuse_non_finite(root / name, found)
             sources[name] = found.sha256
         else:
-            sources[name] = hashlib.sha256((root / name).read_bytes()).hexdigest()
+            sources[name] = _hash_small(root / name)
     components = {
         name: replace(source, digest=_digest_component(source, root, sources))
         for name, source in checkpoint.components.items()
@@ -178,6 +186,13 @@ def _surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
         "tokenizer": {name: digest for name, digest in sources.items() if name.startswith("tokenizer/")},
     }
     return replace(checkpoint, components=components, sources=sources, digest=_digest(facts, root))
+
+
+def _hash_small(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check its rights") from error
 
 
 def _digest_component(source: ComponentSource, root: Path, sources: Mapping[str, str]) -> str:

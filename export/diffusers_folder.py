@@ -75,11 +75,15 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file", hint=FOLDER) from None
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights") from error
+        raise CheckpointError(
+            f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not valid JSON: {error}", hint="download the file again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: a JSON {type(content).__name__} where an object belongs", hint="download the file again")
+        raise CheckpointError(
+            f"{file}: a JSON {type(content).__name__} where an object belongs", hint="download the file again"
+        )
     return content
 
 
@@ -97,7 +101,9 @@ def find_weights(folder: Path) -> tuple[tuple[Path, ...], Path | None]:
             whole = folder / f"{stem}{dotted}.safetensors"
             index = folder / f"{stem}.safetensors.index{dotted}.json"
             if whole.is_file() and index.is_file():
-                raise CheckpointError(f"{folder}: holds both {whole.name} and {index.name}", hint="delete the older one")
+                raise CheckpointError(
+                    f"{folder}: holds both {whole.name} and {index.name}", hint="delete the older one"
+                )
             if whole.is_file():
                 return (whole,), None
             if index.is_file():
@@ -119,7 +125,9 @@ def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
     shards = sorted(set(weight_map.values()))
     for shard in shards:
         if shard in ("", ".", "..") or PurePosixPath(shard).name != shard or PureWindowsPath(shard).name != shard:
-            raise CheckpointError(f"{index}: shard {shard!r} lies outside its folder", hint="the file was tampered with")
+            raise CheckpointError(
+                f"{index}: shard {shard!r} lies outside its folder", hint="the file was tampered with"
+            )
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / shard}: shard is missing, {index.name} names it", hint="download it too")
     found = {name: shard for shard in shards for name in read_header(folder / shard)}

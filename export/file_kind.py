@@ -8,7 +8,7 @@ from typing import Final
 
 SAFE_COPY: Final = (
     "pickles can run code and are not opened; make a safe copy first: "
-    'python -c "import sys, torch, safetensors.torch as st; w = torch.load(sys.argv[1], map_location=\'cpu\', '
+    "python -c \"import sys, torch, safetensors.torch as st; w = torch.load(sys.argv[1], map_location='cpu', "
     "weights_only=True); st.save_file({k: v.clone().contiguous() for k, v in w.get('state_dict', w).items()}, "
     'sys.argv[2])" OLD NEW.safetensors'
 )

@@ -51,7 +51,11 @@ class Graph:
         rows = json.loads((self.folder / "weights.json").read_text())
         return tuple(
             WeightSlot(
-                r["name"], r["source"], tuple(r["stored"]), tuple(r["permute"]) if r["permute"] else None, tuple(r["shape"])
+                r["name"],
+                r["source"],
+                tuple(r["stored"]),
+                tuple(r["permute"]) if r["permute"] else None,
+                tuple(r["shape"]),
             )
             for r in rows
         )

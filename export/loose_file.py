@@ -24,7 +24,9 @@ def refuse_loose(path: Path) -> NoReturn:
         _refuse_folder(path)
     if path.exists():
         _refuse_file(path)
-    raise CheckpointError(f"{path}: no such file or folder", hint="nothing is downloaded for you: fetch the checkpoint first")
+    raise CheckpointError(
+        f"{path}: no such file or folder", hint="nothing is downloaded for you: fetch the checkpoint first"
+    )
 
 
 def _refuse_folder(folder: Path) -> NoReturn:
@@ -34,8 +36,9 @@ def _refuse_folder(folder: Path) -> NoReturn:
     for file in sorted(folder.iterdir()):
         if file.suffix in _WEIGHT_SUFFIXES and file.is_file():
             _refuse_file(file)
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
-    hint = f"did you mean {folder / inside[0]}?" if inside else FOLDER
+    # the second is where the hub's cache keeps a repository's files
+    inside = sorted((*folder.glob(f"*/{INDEX}"), *folder.glob(f"snapshots/*/{INDEX}")))
+    hint = f"did you mean {inside[0].parent}?" if inside else FOLDER
     raise CheckpointError(f"{folder}: not a checkpoint: no {INDEX} in it", hint=hint)
 
 

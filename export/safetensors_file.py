@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..pipeline.errors import CheckpointError
 from .file_kind import describe_foreign
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit, against JSON that exhausts memory
+MAX_RANK: Final = 64  # numpy's
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
     {
         "F64": np.dtype("<f8"),
@@ -66,7 +68,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         with file.open("rb") as stream:
             header, data_start = _header_json(file, stream, size)
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights") from error
+        raise CheckpointError(
+            f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights"
+        ) from error
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _broken(file, "__metadata__ is not a map from text to text")
@@ -116,8 +120,7 @@ def _header_json(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"key {twice!r} occurs twice")
     return found
 
@@ -131,7 +134,13 @@ def _stored(file: Path, name: str, entry: object, data_start: int) -> StoredTens
             f"{file}: {where} has dtype {entry['dtype']!r}", hint=f"known dtypes: {', '.join(DTYPES)}"
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if (
+        not _whole_numbers(shape)
+        or len(shape) > MAX_RANK
+        or not _whole_numbers(offsets)
+        or len(offsets) != 2
+        or offsets[0] > offsets[1]
+    ):
         raise _broken(file, f"{where} has shape {shape!r}, data_offsets {offsets!r}")
     dtype = DTYPES[entry["dtype"]]
     length = offsets[1] - offsets[0]

@@ -7,6 +7,7 @@ unit vectors of one space, spanned by every step's latents, model output and noi
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ NONLINEAR: Final = ("clip_sample", "thresholding")
 # Trailing coefficients of earlier outputs below this share of the largest are dropped: far below float32's 6e-8.
 NEGLIGIBLE: Final = 1e-9
 
-# How far the replay may be from diffusers, relative to the largest latent. Both round in float32, in another order.
+# How far the replay, rounding in float32, may be from diffusers, relative to the largest latent. Seen: up to 5e-6.
 AGREEMENT: Final = 1e-5
 
 
@@ -77,6 +78,8 @@ def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, e
         CheckpointError: the configuration makes steps nonlinear, or the replay differs from diffusers.
     """
     refuse_unknown([scheduler], SCHEDULERS, "scheduler", UsageError)
+    if steps < 1:
+        raise UsageError(f"{steps} steps were asked for", hint="at least 1")
     instance = _build(config, scheduler)
     extra = _step_arguments(instance, eta)
     if eta and "eta" not in extra:
@@ -86,7 +89,9 @@ def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, e
         coefficients, input_scales = _probe(instance, extra)
         levels = _noise_levels(instance, steps)
     except (ValueError, IndexError) as problem:
-        raise UsageError(f"{SCHEDULERS[scheduler]} cannot do {steps} steps: {problem}", hint="ask for another count") from problem
+        raise UsageError(
+            f"{SCHEDULERS[scheduler]} cannot do {steps} steps: {problem}", hint="ask for another count"
+        ) from problem
     where = f"{SCHEDULERS[scheduler]} at {steps} steps"
     rows = _single_latent_form(coefficients, where)
     timesteps = [float(t) for t in instance.timesteps]
@@ -103,7 +108,7 @@ def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, e
             for timestep, scale, row, level in zip(timesteps, input_scales, rows, levels, strict=True)
         ),
     )
-    worst = disagreement(instance, compiled, extra)
+    worst = measure_disagreement(config, compiled)
     if not worst <= AGREEMENT:
         raise CheckpointError(
             f"{where}: the compiled schedule is {worst:.1e} away from diffusers, {AGREEMENT:.0e} is allowed",
@@ -114,7 +119,6 @@ def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, e
 
 def _build(config: Mapping[str, Any], name: str) -> Any:
     import diffusers
-    from diffusers.configuration_utils import FrozenDict
 
     for setting in NONLINEAR:
         if config.get(setting):
@@ -129,9 +133,8 @@ def _build(config: Mapping[str, Any], name: str) -> Any:
         )
     scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(dict(config))
     # StableDiffusionPipeline.__init__ does these two repairs, and the pipeline is the reference
-    repaired = dict(scheduler.config)
-    repaired |= {key: value for key, value in (("steps_offset", 1), ("clip_sample", False)) if key in repaired}
-    scheduler._internal_dict = FrozenDict(repaired)
+    repairs = {"steps_offset": 1, "clip_sample": False}
+    scheduler.register_to_config(**{key: value for key, value in repairs.items() if key in scheduler.config})
     return scheduler
 
 
@@ -199,7 +202,9 @@ def _probe(scheduler: Any, extra: Mapping[str, Any]) -> tuple[Coefficients, list
     coefficients = np.stack(results)
     if not np.isfinite(coefficients).all():
         call = int(np.argwhere(~np.isfinite(coefficients))[0, 0])
-        raise CheckpointError(f"{type(scheduler).__name__}: step {call} of {calls} has a coefficient that is not finite")
+        raise CheckpointError(
+            f"{type(scheduler).__name__}: step {call} of {calls} has a coefficient that is not finite"
+        )
     for call in draws:
         if draws.count(call) > 1:
             raise CheckpointError(f"{type(scheduler).__name__}: step {call} draws noise {draws.count(call)} times")
@@ -229,7 +234,9 @@ def _single_latent_form(coefficients: Coefficients, where: str) -> list[tuple[fl
                 continue
             divisor = reduced[earlier, earlier]
             if divisor == 0:
-                raise CheckpointError(f"{where}: step {call} needs the latents before step {earlier}, which forgot them")
+                raise CheckpointError(
+                    f"{where}: step {call} needs the latents before step {earlier}, which forgot them"
+                )
             row -= share / divisor * reduced[earlier]
             row[earlier] = 0  # exactly, not up to rounding
             row[earlier + 1] += share / divisor
@@ -262,29 +269,32 @@ def _noise_levels(scheduler: Any, steps: int) -> list[tuple[float, float]]:
     return levels
 
 
-def disagreement(scheduler: Any, compiled: CompiledSchedule, extra: Mapping[str, Any]) -> float:
+def measure_disagreement(config: Mapping[str, Any], compiled: CompiledSchedule) -> float:
     """Worst distance between replay and diffusers over a trajectory, relative to the largest latent of that step.
 
-    Both run on their own in float32, from the same noise and with the same nonlinear stand-in for a UNet: a denoiser
-    that takes tanh of what it sees for the clean latents. A stand-in that ignores the noise level would do no
-    denoising, and LCM's division by sqrt(alpha) would then amplify rounding errors fifteenfold.
+    The replay runs in float32, as in an app; diffusers runs in double precision, where its own rounding does not
+    count: Euler from zero terminal SNR cancels numbers of 4096 down to 18. Both start from the same noise and carry
+    their own latents. The stand-in for a UNet is a nonlinear denoiser: without any denoising, LCM's division by
+    sqrt(alpha) would amplify rounding errors fifteenfold.
     """
     import torch
 
+    scheduler = _build(config, compiled.scheduler)
+    extra = _step_arguments(scheduler, compiled.eta)
     generator = torch.Generator().manual_seed(0)
-    scheduler.set_timesteps(compiled.steps)
-    latents = torch.randn((1, 4, 8, 8), generator=generator) * scheduler.init_noise_sigma
-    replayed = latents.numpy()
-    outputs: list[NDArray[np.float32]] = []
     drawn: list[NDArray[np.float32]] = []
 
     def draw(shape: Any, **_: object) -> Tensor:
         noise = torch.randn(shape, generator=generator)
         drawn.append(noise.numpy())
-        return noise
+        return noise.double()
 
+    scheduler.set_timesteps(compiled.steps)
+    latents = draw((1, 4, 8, 8)) * scheduler.init_noise_sigma
+    replayed = latents.numpy().astype(np.float32)
+    outputs: list[NDArray[np.float32]] = []
     worst = 0.0
-    with _noise_from(scheduler, draw):
+    with _noise_from(scheduler, draw), _kept_in_double():
         for timestep, row in zip(scheduler.timesteps, compiled.rows, strict=True):
             seen = scheduler.scale_model_input(latents, timestep)
             output = torch.from_numpy(_stand_in(seen.numpy(), row, compiled.prediction_type))
@@ -296,10 +306,11 @@ def disagreement(scheduler: Any, compiled: CompiledSchedule, extra: Mapping[str,
     return worst
 
 
-def _stand_in(seen: NDArray[np.float32], row: ScheduleRow, prediction_type: str) -> NDArray[np.float32]:
+def _stand_in(seen: NDArray[Any], row: ScheduleRow, prediction_type: str) -> NDArray[Any]:
     """What a UNet would return if tanh(seen) were the clean latents (v: Salimans & Ho 2022, appendix D)."""
-    total = float(np.hypot(row.signal, row.noise_level))
+    total = math.hypot(row.signal, row.noise_level)
     signal, level = row.signal / total, row.noise_level / total
-    clean = np.tanh(seen)
-    noise = (seen - signal * clean) / level
-    return {"epsilon": noise, "v_prediction": signal * noise - level * clean}.get(prediction_type, clean)
+    clean: NDArray[Any] = np.tanh(seen)
+    noise: NDArray[Any] = (seen - signal * clean) / level
+    v: NDArray[Any] = signal * noise - level * clean
+    return {"epsilon": noise, "v_prediction": v}.get(prediction_type, clean)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from ..pipeline.errors import CheckpointError
+from ..pipeline.errors import CheckpointError, NoRoom
 from .safetensors_file import StoredTensor, read_header
 
 CHUNK_BYTES: Final = 16 * 2**20
@@ -24,7 +24,7 @@ MEMO_VERSION: Final = 1  # +1 whenever a survey of equal bytes may say something
 # stored dtype -> (unsigned integers of its width, bits without the sign, bits of +infinity). IEEE 754 magnitudes
 # order like their bit patterns, so one AND and one integer maximum find the largest value, infinities and NaN at
 # memory speed for every width; numpy has no fast float16 arithmetic.
-_PATTERNS: Final = {
+_PATTERNS: Final[Mapping[str, tuple[np.dtype[np.unsignedinteger[Any]], int, int]]] = {
     "float64": (np.dtype("<u8"), 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
     "float32": (np.dtype("<u4"), 0x7FFF_FFFF, 0x7F80_0000),
     "float16": (np.dtype("<u2"), 0x7FFF, 0x7C00),
@@ -65,8 +65,10 @@ def survey(file: Path, *, memo: Path | None = None) -> Survey:
     entry = memo / f"{hashlib.sha256(json.dumps(before).encode()).hexdigest()}.json" if memo is not None else None
     if entry is not None and (known := _recall(entry)) is not None:
         return known
-    tensors = sorted(read_header(file).values(), key=lambda tensor: tensor.start)
-    found = _one_pass(file, tensors)
+    try:
+        found = _one_pass(file, list(read_header(file).values()))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check the disk") from error
     if _identity(file) != before:
         raise CheckpointError(f"{file}: changed while it was read", hint="wait until the file is completely written")
     if entry is not None:
@@ -92,17 +94,17 @@ def refuse_non_finite(file: Path, found: Survey) -> None:
 def _one_pass(file: Path, tensors: list[StoredTensor]) -> Survey:
     digest = hashlib.sha256()
     largest, largest_tensor, first, affected = 0.0, "", None, 0
-    buffer = np.empty(CHUNK_BYTES, np.uint8)
+    buffer = memoryview(bytearray(CHUNK_BYTES))
     # hashlib and numpy both release the interpreter lock: hashing, the slower half, hides the scan.
-    with file.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as hashing:
-        digest.update(_exactly(stream, np.empty(tensors[0].start if tensors else file.stat().st_size, np.uint8), file))
+    with FileIO(file) as stream, ThreadPoolExecutor(1) as hashing:
+        digest.update(_fill(memoryview(bytearray(tensors[0].start if tensors else file.stat().st_size)), stream))
         for tensor in tensors:
             scan = _Scan(tensor.dtype)
             for offset in range(0, tensor.bytes, CHUNK_BYTES):
-                chunk = _exactly(stream, buffer[: min(CHUNK_BYTES, tensor.bytes - offset)], file)
-                pending = hashing.submit(digest.update, chunk)
+                chunk = _fill(buffer[: min(CHUNK_BYTES, tensor.bytes - offset)], stream)
+                hashed = hashing.submit(digest.update, chunk)
                 scan.add(chunk)
-                pending.result()
+                hashed.result()
             if scan.count:
                 affected += 1
                 first = first or NonFinite(tensor.name, scan.first, scan.count, 0)
@@ -123,11 +125,11 @@ class _Scan:
         self.first = -1
         self.count = 0
 
-    def add(self, chunk: NDArray[np.uint8]) -> None:
+    def add(self, chunk: memoryview) -> None:
         if self._dtype.name not in _PATTERNS:
             return  # integers are always finite
         unsigned, without_sign, infinity = _PATTERNS[self._dtype.name]
-        magnitudes = chunk.view(unsigned) & unsigned.type(without_sign)
+        magnitudes = np.frombuffer(chunk, unsigned) & unsigned.type(without_sign)
         top = magnitudes.max()
         if top >= infinity:
             bad = np.flatnonzero(magnitudes >= infinity)
@@ -135,39 +137,49 @@ class _Scan:
                 self.first = self._seen + int(bad[0])
             self.count += bad.size
         else:
-            self.abs_max = max(self.abs_max, float(np.array([top], unsigned).view(self._dtype)[0]))
+            self.abs_max = max(self.abs_max, float(np.frombuffer(top.tobytes(), self._dtype)[0]))
         self._seen += magnitudes.size
 
 
-def _exactly(stream: BinaryIO, into: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
-    """Fill `into` from the unbuffered `stream`; one call may return less than asked for."""
-    view, filled = memoryview(into), 0
+def _fill(view: memoryview, stream: FileIO) -> memoryview:
+    """Read `view` full; one call of an unbuffered stream may return less than asked for."""
+    filled = 0
     while filled < len(view):
-        count = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        count = stream.readinto(view[filled:])
         if not count:
-            raise CheckpointError(f"{file}: shrank while it was read", hint="wait until the file is completely written")
+            raise CheckpointError(
+                f"{stream.name}: shrank while it was read", hint="wait until the file is completely written"
+            )
         filled += count
-    return into
+    return view
 
 
 def _identity(file: Path) -> list[str | int]:
     """What changes when a file's content does, short of forging: HF caches swap symlinks, hence the real path."""
     real = file.resolve()
-    state = os.stat(real)
+    state = real.stat()
     return [MEMO_VERSION, str(real), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
 
 
 def _recall(entry: Path) -> Survey | None:
     try:
         return TypeAdapter(Survey).validate_json(entry.read_bytes(), strict=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError:
         return None  # cut short by a crash, or hand-edited: survey again and replace it
 
 
 def _remember(entry: Path, found: Survey) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
     scratch = entry.with_name(f".{entry.name}.{uuid4().hex}")
-    scratch.write_bytes(TypeAdapter(Survey).dump_json(found))
-    os.replace(scratch, entry)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            scratch.write_bytes(TypeAdapter(Survey).dump_json(found))
+            scratch.replace(entry)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise NoRoom(
+            f"{entry.parent}: cannot be written: {error.strerror}", hint="free space, or use another cache folder"
+        ) from error

@@ -63,8 +63,9 @@ def explained(place: Path, *, needed: int = 0) -> Iterator[None]:
             if error.errno in _FORBIDDEN:
                 hint = "choose another place, or give yourself the right to write there"
                 raise UsageError(f"{_named(error, place)}: cannot be written: {error.strerror}", hint=hint) from error
-            if error.errno in _NOT_A_PLACE:
-                what = f"{_named(error, place)}: cannot be written: {error.strerror}"
+            if error.errno in _NOT_A_PLACE or _is_file_above(error, place):
+                reason = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror
+                what = f"{_named(error, place)}: cannot be written: {reason}"
                 raise UsageError(what, hint="choose another place") from error
         raise
 
@@ -87,13 +88,17 @@ def copy_file(source: Path, target: Path) -> None:
     with reading:
         size = os.fstat(reading.fileno()).st_size
         with explained(target, needed=size), target.open("xb") as writing:
-            if not _copied_by_kernel(reading.fileno(), writing.fileno(), size):
-                shutil.copyfileobj(reading, writing, _CHUNK)
-            copied = os.fstat(writing.fileno()).st_size
-    if copied != size:
-        target.unlink()
-        hint = "nothing may write it meanwhile; try again"
-        raise ModelError(f"{source}: {size} bytes long, but {copied} could be copied", hint=hint)
+            try:
+                if not _copied_by_kernel(reading.fileno(), writing.fileno(), size):
+                    shutil.copyfileobj(reading, writing, _CHUNK)
+                    writing.flush()
+                copied = os.fstat(writing.fileno()).st_size
+                if copied != size:
+                    hint = "nothing may write it meanwhile; try again"
+                    raise ModelError(f"{source}: {size} bytes long, but {copied} could be copied", hint=hint)
+            except BaseException:
+                target.unlink()
+                raise
 
 
 def flush(path: Path) -> None:
@@ -156,6 +161,11 @@ def _concerns(error: OSError, place: Path) -> bool:
         return True
     below = at.relative_to(place.parent).parts if at.is_relative_to(place.parent) else ()
     return bool(below) and (below[0] == place.name or below[0].startswith(f".{place.name}."))
+
+
+def _is_file_above(error: OSError, place: Path) -> bool:
+    """True when a folder above `place` was to be made and is a file; mkdir calls that "File exists"."""
+    return error.errno == errno.EEXIST and Path(os.path.realpath(error.filename)) in place.parents
 
 
 def _named(error: OSError, place: Path) -> str:

@@ -61,6 +61,10 @@ class ExportError(ModelError):
     """PyTorch could not be exported to a graph."""
 
 
+class UnsupportedPrecision(ModelError):
+    """A runtime does not execute the scheme that was asked for."""
+
+
 class ToolCrashed(ModelError):
     """A native converter or runtime ended with a signal or a failure status."""
 

@@ -25,6 +25,10 @@ class Progress(Protocol):
         """A stage came from the cache; `measured` says what it once cost."""
         ...
 
+    def advance(self, part: str, done: int, total: int) -> None:
+        """Within the running stage, `done` of `total` pieces of `part` are finished."""
+        ...
+
     def say(self, text: str) -> None:
         """One line for people."""
         ...
@@ -60,6 +64,9 @@ class Silent:
     def reused(self, label: str, measured: Mapping[str, Any]) -> None:
         self.stages.append({"stage": label, "seconds": 0.0, "tree_peak_mib": 0, "cached": True})
         self.end(label, 0.0, 0.0, "cached")
+
+    def advance(self, part: str, done: int, total: int) -> None:
+        """Shows nothing here."""
 
     def say(self, text: str) -> None:
         """Shows nothing here."""

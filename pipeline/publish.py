@@ -60,13 +60,14 @@ def published(folder: Path, *, existing: Existing = "keep", needed: int = 0) -> 
         require_room(folder, needed)
         scratch = _beside(folder, "scratch")
         scratch.mkdir()
-        try:
+    try:
+        with explained(folder, needed=needed):  # before the scratch is removed: it tells how full the disk was
             yield scratch
             flush(scratch)
             _install(scratch, folder, existing)
             flush_parent(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)  # what stays is swept later; the block's own error matters more
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # what stays is swept later; the block's own error matters more
 
 
 @contextmanager
@@ -80,14 +81,15 @@ def written(file: Path, *, needed: int = 0) -> Iterator[Path]:
     with explained(file, needed=needed):
         file.parent.mkdir(parents=True, exist_ok=True)
         require_room(file, needed)
-        scratch = _beside(file, "scratch")
-        try:
+    scratch = _beside(file, "scratch")
+    try:
+        with explained(file, needed=needed):
             yield scratch
             flush(scratch)
             scratch.replace(file)
             flush_parent(file)
-        finally:
-            scratch.unlink(missing_ok=True)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 @contextmanager

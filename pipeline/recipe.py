@@ -132,7 +132,7 @@ _USUAL_STEPS: Final = (10, 20, 25, 30, 50)
 class ScheduleChoice(Strict):
     """`[schedule]`: the default, and what else the bundle carries ready-made."""
 
-    default: SchedulerName | Literal["checkpoint"] = "checkpoint"
+    default: Literal["checkpoint", SchedulerName] = "checkpoint"
     steps: Steps = 20
     also: tuple[Compiled, ...] = tuple(Compiled(name=name, steps=_USUAL_STEPS) for name in _USUAL)
 
@@ -152,7 +152,7 @@ class ValidateChoice(Strict):
 class Recipe(Strict):
     """A recipe file. `name` is the file's, `text` what it says word for word."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: Annotated[int, Field(ge=1, le=1)] = Field(alias="schema")  # no Literal[1]: true equals 1
     model: ModelChoice = ModelChoice()
     export: ExportChoice = ExportChoice()
     quantize: QuantizeChoice = QuantizeChoice()
@@ -190,6 +190,11 @@ class Recipe(Strict):
             chosen.update(dict.fromkeys(matched, rule.scheme))
         return chosen
 
+    def target_options(self, name: str) -> dict[str, Any]:
+        """The keys of `[target.NAME]`, as the runtime's constructor takes them."""
+        section = getattr(self.target, name, None)
+        return section.model_dump() if isinstance(section, Strict) else {}
+
     def size_for(self, checkpoint: Checkpoint) -> tuple[int, int]:
         """Height and width in pixels: the recipe's, else what the UNet was trained on."""
         if self.export.size is not None:
@@ -215,7 +220,7 @@ class Recipe(Strict):
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of each recipe that comes with diffusette, in the order of their names."""
-    return {file.stem: file for file in sorted(_SHELF.glob("*.toml"))}
+    return {file.stem: file for file in sorted(_SHELF.glob("*.toml"), key=lambda file: file.stem)}
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

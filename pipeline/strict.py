@@ -45,8 +45,8 @@ def parsed(model: type[Model], data: Mapping[str, Any], where: Where, error: typ
         raise error(f"{where(())}: {unusual}", hint="use plain strings, numbers, booleans, arrays and tables") from None
     for problem in problems:
         if problem["type"] == "extra_forbidden":
-            *table, key = problem["loc"]
-            refuse_unknown([str(key)], sorted(_keys_at(model, tuple(table))), where(tuple(table)), error)
+            table, key = problem["loc"][:-1], problem["loc"][-1]
+            refuse_unknown([str(key)], sorted(_keys_at(model, table)), where(table), error)
     problem = problems[0]
     location, context = problem["loc"], problem.get("ctx", {})
     # A location ends with an index for one bad element; people look for the key.
@@ -88,8 +88,7 @@ def _values_of_mapping(annotation: Any) -> Any | None:
 
 def _model(annotation: Any) -> type[BaseModel]:
     """The model inside `annotation`: of `tuple[Rule, ...] | None` it is Rule."""
-    found = next(_models(annotation))
-    return found
+    return next(_models(annotation))
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

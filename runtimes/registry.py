@@ -18,19 +18,19 @@ TARGETS: Final = {
 PLUGINS: Final = "diffusette.targets"  # entry-point group
 
 
-def get_target(name: str) -> Target:
-    """The runtime of that name.
+def get_target(name: str, **options: Any) -> Target:
+    """The runtime of that name; `options` are those of the recipe's `[target.NAME]`.
 
     Raises:
         UnknownTarget: neither the table nor an installed package knows it.
     """
     if name in TARGETS:
         module, _, kind = TARGETS[name].partition(":")
-        target: Target = getattr(import_module(module, __package__), kind)()
+        target: Target = getattr(import_module(module, __package__), kind)(**options)
         return target
     plugins = {point.name: point for point in entry_points(group=PLUGINS)}
     if name in plugins:
-        plugin: Target = plugins[name].load()()
+        plugin: Target = plugins[name].load()(**options)
         return plugin
     raise UnknownTarget(f"no target named {name!r}", hint=f"one of: {', '.join([*TARGETS, *plugins])}")
 

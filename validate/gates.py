@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import numpy as np
 
 from ..pipeline.errors import ModelError, ParityError, ToolCrashed, UsageError
 from ..runtimes.inputs import native_feeds
 from ..runtimes.protocol import Array, Session
-from .oracle import Scene, grade
 from .parity import Parity, compare, worst
 from .probes import Picture, ProbePlan, Probes, RoundedAnswers
 from .report import ComponentReport, ImageReport, OracleReport, PictureReport
+from .scenes import Scene
 from .tolerances import image_tolerance, tolerance
 
 ORACLE_POINTS: Final = 1.0
@@ -72,7 +74,9 @@ def _answers(component: str, precision: str, rounded: Mapping[str, RoundedAnswer
     found = rounded.get(component)
     if found is None or found.precision != precision:
         has = f"only {found.precision}" if found else "none"
-        raise UsageError(f"{component} at {precision} needs PyTorch's answers with equally rounded weights; there is {has}")
+        raise UsageError(
+            f"{component} at {precision} needs PyTorch's answers with equally rounded weights; there is {has}"
+        )
     return found
 
 
@@ -127,14 +131,52 @@ def _compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:
 
     latents = compare(reference.latents, drawn.latents, where=f"latents of {reference.prompt!r}")
     image = compare(reference.image, drawn.image, peak=1.0, where=f"picture of {reference.prompt!r}")
-    ssim = structural_similarity(
+    ssim = structural_similarity(  # type: ignore[no-untyped-call]
         reference.image.astype(np.float64), drawn.image.astype(np.float64), channel_axis=2, data_range=1.0
     )
     return PictureReport(reference.prompt, reference.seed, latents, image, float(ssim))
 
 
+@contextmanager
+def kept_open(open_component: OpenComponent) -> Iterator[OpenComponent]:
+    """Yield an opener that loads each component once and closes them all at the end.
+
+    For many pictures of a small model: starting three processes a picture would cost more than drawing it.
+    All components are in memory at once.
+    """
+    with ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+
+        def borrow(component: str) -> Session:
+            if component not in sessions:
+                sessions[component] = stack.enter_context(open_component(component))
+            return _Borrowed(sessions[component])
+
+        yield borrow
+
+
+class _Borrowed:
+    """A session that its borrower cannot close."""
+
+    def __init__(self, session: Session) -> None:
+        self.inputs, self.outputs, self.run = session.inputs, session.outputs, session.run
+
+    def close(self) -> None:
+        """Nothing: the lender closes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 def check_oracle(draw: Draw, probes: Probes, scenes: Sequence[Scene]) -> OracleReport:
     """Grade the conversion's pictures and PyTorch's; `scenes` are those whose captions are the plan's prompts."""
+    from .oracle import grade
+
     if tuple(scene.caption for scene in scenes) != probes.plan.prompts:
         raise UsageError("the oracle's scenes are not the captions that PyTorch has drawn")
     ours, theirs = [], []

@@ -59,7 +59,8 @@ def compare(reference: Array, candidate: Array, *, peak: float | None = None, wh
     r, c = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
     if bad := _not_finite(r):
         raise ModelError(
-            f"{where}: PyTorch itself gives {bad}", hint="the checkpoint's weights overflow; no conversion can mend them"
+            f"{where}: PyTorch itself gives {bad}",
+            hint="the checkpoint's weights overflow; no conversion can mend them",
         )
     if bad := _not_finite(c):
         raise ParityError(f"{where}: the runtime gives {bad} where PyTorch is finite")

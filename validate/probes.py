@@ -6,7 +6,7 @@ last step, and a converter's mistake may show at one end only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -17,6 +17,7 @@ from ..pipeline.artifacts import Checkpoint
 from ..pipeline.errors import ModelError
 from ..runtimes.protocol import Array
 from .prompts import prompts_for, too_long
+from .scenes import Scene
 
 Branch = Literal["conditional", "unconditional"]
 
@@ -42,6 +43,15 @@ class ProbePlan:
     seed: int = 0
     scheduler: str = ""  # a key of export.schedule.SCHEDULERS; empty for the checkpoint's own
 
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("a plan without prompts proves nothing")
+        if self.guidance <= 1:
+            raise ValueError(f"guidance {self.guidance} makes no unconditional run, the plan asks for both branches")
+        late = [step for step, _ in self.picked if not 0 <= step < self.steps]
+        if late:
+            raise ValueError(f"steps {late} are not among the {self.steps} of the schedule")
+
 
 def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
     """A thorough plan for a small model, a frugal one where a single UNet call takes many seconds.
@@ -64,6 +74,11 @@ def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
         steps=4,
         picked=((0, "conditional"), (2, "unconditional"), (3, "conditional")),
     )
+
+
+def oracle_plan(scenes: Sequence[Scene], steps: int = 20, guidance: float = 4.0) -> ProbePlan:
+    """Pictures for the oracle: the captions of `scenes`, no single calls kept."""
+    return ProbePlan(tuple(scene.caption for scene in scenes), steps=steps, guidance=guidance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from . import oracle
+from .scenes import knows, oracle_prompts
 
 GENERAL: Final = (
     "a photograph of a red bicycle leaning against a brick wall",
@@ -24,8 +24,8 @@ _REPEATS: Final = 12
 
 def prompts_for(digests: Iterable[str], count: int) -> tuple[str, ...]:
     """`count` prompts from the world of the checkpoint whose files have these sha256 digests."""
-    if oracle.knows(digests):
-        return tuple(scene.caption for scene in oracle.oracle_prompts(count, seed=0))
+    if knows(digests):
+        return tuple(scene.caption for scene in oracle_prompts(count, seed=0))
     return tuple(GENERAL[index % len(GENERAL)] for index in range(count))
 
 

@@ -24,8 +24,7 @@ from .probes import ProbePlan, Probes, RoundedAnswers
 from .prompts import EMPTY
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
 ROUNDINGS: Final = ("fp32", "fp16")
 
@@ -69,7 +68,9 @@ class TorchSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -153,8 +154,8 @@ class ReferenceProbes:
         tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.tokenizer)
         states = {}
         for prompt in dict.fromkeys((EMPTY, *self.plan.prompts, *self.plan.texts)):
-            ids = tokenizer(prompt, padding="max_length", max_length=modules.MAX_TOKENS, truncation=True, return_tensors="np")
-            feeds = {"input_ids": ids["input_ids"].astype(np.int64)}
+            ids = tokenizer(prompt, padding="max_length", max_length=modules.MAX_TOKENS, truncation=True).input_ids
+            feeds = {"input_ids": np.array([ids], np.int64)}
             states[prompt] = written.ask(session, "text_encoder", repr(_shorten(prompt)), feeds)
         return states
 
@@ -177,7 +178,7 @@ class ReferenceProbes:
             sample = scheduler.scale_model_input(latents, t).numpy()
             noise = {}
             for branch, state in branches.items():
-                feeds = {"sample": sample, "timestep": np.array(t, np.float32), "encoder_hidden_states": state}
+                feeds = {"sample": sample, "timestep": np.array(float(t), np.float32), "encoder_hidden_states": state}
                 label = f"{prompt!r} step {step} (t = {float(t):g}) {branch}" if (step, branch) in plan.picked else ""
                 noise[branch] = torch.from_numpy(written.ask(session, "unet", label, feeds))
             guided = noise["unconditional"] + plan.guidance * (noise["conditional"] - noise["unconditional"])
@@ -242,12 +243,10 @@ def _scheduler(config: Mapping[str, Any], name: str) -> Any:
     """diffusers' scheduler as its own pipeline holds it: the pipeline repairs outdated configurations."""
     import diffusers
 
-    kind = getattr(diffusers, SCHEDULERS[name or default_scheduler(config)])
+    scheduler = getattr(diffusers, SCHEDULERS[name or default_scheduler(config)]).from_config(dict(config))
+    pipeline: Any = diffusers.StableDiffusionPipeline
     absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
-    pipeline = diffusers.StableDiffusionPipeline(
-        **absent, scheduler=kind.from_config(dict(config)), requires_safety_checker=False
-    )
-    return pipeline.scheduler
+    return pipeline(**absent, scheduler=scheduler, requires_safety_checker=False).scheduler
 
 
 def _scaling_factor(session: TorchSession) -> float:

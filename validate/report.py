@@ -35,7 +35,9 @@ class ComponentReport:
         margin = self.loss.snr_db - self.tolerance.min_snr_db
         if self.fidelity_tolerance is None:
             return margin
-        return min(margin, -math.inf if self.fidelity is None else self.fidelity.snr_db - self.fidelity_tolerance.min_snr_db)
+        if self.fidelity is None:
+            return -math.inf
+        return min(margin, self.fidelity.snr_db - self.fidelity_tolerance.min_snr_db)
 
     @property
     def ok(self) -> bool:
@@ -47,7 +49,8 @@ class ComponentReport:
         if self.problem or self.loss is None:
             return self.problem
         if self.loss.snr_db < self.tolerance.min_snr_db:
-            return f"{self.loss.snr_db:.1f} dB from PyTorch, {self.tolerance.min_snr_db:g} dB needed, at {self.worst_probe}"
+            needed = self.tolerance.min_snr_db
+            return f"{self.loss.snr_db:.1f} dB from PyTorch, {needed:g} dB needed, at {self.worst_probe}"
         if self.fidelity_tolerance and not self.ok:
             got = f"{self.fidelity.snr_db:.1f} dB" if self.fidelity else "nothing"
             return (

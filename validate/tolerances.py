@@ -82,5 +82,6 @@ def image_tolerance(target: str, precision: str) -> ImageTolerance:
 
 def _unknown(what: str) -> UsageError:
     return UsageError(
-        f"no {what} is written down, so nothing can be gated", hint="add a row with its reason to validate/tolerances.py"
+        f"no {what} is written down, so nothing can be gated",
+        hint="add a row with its reason to validate/tolerances.py",
     )

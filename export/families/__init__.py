@@ -9,9 +9,21 @@ from .family import Family, Headers, Part, Shape, Signature, Unsupported
 from .sd1 import SD1
 from .unsupported import UNSUPPORTED
 
-__all__ = ["FAMILIES", "Family", "Headers", "Part", "Shape", "Signature", "get_family", "recognise", "refuse_unsupported"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Headers",
+    "Part",
+    "Shape",
+    "Signature",
+    "Unsupported",
+    "get_family",
+    "recognise",
+    "refuse_unsupported",
+]
 
 FAMILIES: Final[tuple[Family, ...]] = (SD1,)  # most specific first
+_WITHOUT_CONFIG: Final = ("tokenizer",)  # parts without a config that detection could need
 
 
 def get_family(name: str) -> Family:
@@ -35,8 +47,7 @@ def refuse_unsupported(headers: Headers, where: str) -> None:
     for kind in UNSUPPORTED:
         evidence = kind.detect(headers)
         if evidence is not None:
-            supported = f"supported: {', '.join(f.title for f in FAMILIES)} as a diffusers folder"
-            raise CheckpointError(f"{where} is {kind.name} ({evidence}): {kind.why}", hint=kind.hint or supported)
+            raise CheckpointError(f"{where}: {kind.name} ({evidence}): {kind.why}", hint=kind.hint or _supported())
 
 
 def recognise(headers: Headers, where: str) -> tuple[Family, str]:
@@ -46,9 +57,34 @@ def recognise(headers: Headers, where: str) -> tuple[Family, str]:
         CheckpointError: it is something known but unsupported, or nothing known; names the facts that speak against.
     """
     refuse_unsupported(headers, where)
+    _refuse_absent(headers, where)
     for family in FAMILIES:
         evidence = family.detect(headers)
         if evidence is not None:
             return family, evidence
-    against = [f"not {f.title}: {'; '.join(f.signature.compare(headers)[1])}" for f in FAMILIES]
-    raise CheckpointError(f"{where}: no supported family\n  " + "\n  ".join(against), hint="see docs: adding a family")
+    against = ""
+    for family in FAMILIES:
+        found = family.signature.compare(headers)
+        if found.holds and not found.fails:
+            raise CheckpointError(
+                f"{where}: component {found.missing[0]!r} is missing: a {family.title} checkpoint without "
+                f"{', '.join(found.missing)} ({', '.join(found.holds)})",
+                hint="download the whole folder, or add the component from the base checkpoint",
+            )
+        against += f"\n  not {family.title}: {'; '.join((*found.fails, *(f'no {part}' for part in found.missing)))}"
+    raise CheckpointError(
+        f"{where}: {headers.pipeline or 'a model'} of no supported family{against}", hint=_supported()
+    )
+
+
+def _refuse_absent(headers: Headers, where: str) -> None:
+    for part in (part for family in FAMILIES for part in family.signature.parts):
+        if part in headers.parts and part not in headers.configs and part not in _WITHOUT_CONFIG:
+            raise CheckpointError(
+                f"{where}: component {part!r} is missing: model_index.json lists it, its folder has no configuration",
+                hint="download the whole folder again",
+            )
+
+
+def _supported() -> str:
+    return f"supported: {', '.join(family.title for family in FAMILIES)}, as a diffusers folder"

@@ -29,7 +29,8 @@ class Headers:
         yield from self.parts.values()
         for config in self.configs.values():
             yield str(config.get("_class_name", ""))
-            yield from map(str, config.get("architectures") or ())
+            architectures = config.get("architectures")
+            yield from map(str, architectures if isinstance(architectures, list) else ())
 
     def setting(self, path: str) -> Any:
         """A config value by "part.key"; None when the part or the key is absent, as diffusers treats it."""
@@ -43,48 +44,72 @@ class Headers:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """A signature held against headers, fact by fact, in words."""
+
+    holds: tuple[str, ...]
+    fails: tuple[str, ...]
+    missing: tuple[str, ...]  # parts that the signature asks for and model_index.json does not list
+
+
+@dataclass(frozen=True, slots=True)
 class Signature:
     """Facts that give a kind of checkpoint away. It fits when every fact that it states holds."""
 
-    parts: tuple[str, ...] = ()  # folders that model_index.json lists
+    lone: bool = False  # one file, or the folder of one model, without a pipeline around it
+    parts: tuple[str, ...] = ()  # components that model_index.json lists
     classes: str = ""  # regular expression that some class name fully matches
-    settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # "part.key" -> values allowed
+    settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # "part.key" -> values that fit
+    given: tuple[str, ...] = ()  # "part.key" with any value but null
     equal: tuple[tuple[str, str], ...] = ()  # pairs of "part.key" with one value
     tensors: tuple[str, ...] = ()  # regular expressions, each found in some tensor name
 
-    def compare(self, headers: Headers) -> tuple[list[str], list[str]]:
-        """The facts that hold and those that do not, in words."""
-        held: list[str] = []
-        failed: list[str] = []
-        for part in self.parts:
-            (held if part in headers.parts else failed).append(f"{part}/ in model_index.json")
-        if self.classes:
-            found = next((name for name in headers.classes() if re.fullmatch(self.classes, name)), None)
-            if found is not None:
-                held.append(f"class {found}")
-            else:
-                failed.append(f"a class like {self.classes}")
-        for path, allowed in self.settings.items():
-            value = headers.setting(path)
-            if value in allowed:
-                held.append(f"{path} = {value!r}")
-            else:
-                failed.append(f"{path} = {value!r}, not {' or '.join(map(repr, allowed))}")
-        for one, other in self.equal:
-            a, b = headers.setting(one), headers.setting(other)
-            (held if a == b else failed).append(f"{one} = {a!r} {'=' if a == b else '!='} {other}" + ("" if a == b else f" = {b!r}"))
-        for pattern in self.tensors:
-            name = headers.tensor(pattern)
-            if name is not None:
-                held.append(f"tensor {name}")
-            else:
-                failed.append(f"a tensor like {pattern}")
-        return held, failed
+    def compare(self, headers: Headers) -> Comparison:
+        """Check every stated fact. What concerns a missing part neither holds nor fails."""
+        missing = tuple(part for part in self.parts if part not in headers.parts)
+        facts = [*self._stated(headers), *self._compared(headers, missing)]
+        present = [part for part in self.parts if part not in missing]
+        if present:
+            facts.insert(0, (True, f"{', '.join(present)} in model_index.json"))
+        return Comparison(
+            holds=tuple(words for holds, words in facts if holds and words),
+            fails=tuple(words for holds, words in facts if not holds),
+            missing=missing,
+        )
 
     def evidence(self, headers: Headers) -> str | None:
         """The facts, in words, if all of them hold."""
-        held, failed = self.compare(headers)
-        return None if failed or not held else ", ".join(held)
+        found = self.compare(headers)
+        return None if found.fails or found.missing else ", ".join(found.holds)
+
+    def _stated(self, headers: Headers) -> Iterator[tuple[bool, str]]:
+        if self.lone:
+            yield not headers.pipeline, "" if not headers.pipeline else f"it is a {headers.pipeline}"
+        if self.classes:
+            found = next((name for name in headers.classes() if re.fullmatch(self.classes, name)), None)
+            yield found is not None, f"class {found}" if found else f"no class like {self.classes}"
+        for pattern in self.tensors:
+            name = headers.tensor(pattern)
+            yield name is not None, f"tensor {name}" if name else f"no tensor like {pattern}"
+
+    def _compared(self, headers: Headers, missing: tuple[str, ...]) -> Iterator[tuple[bool, str]]:
+        def is_known(*paths: str) -> bool:
+            return not any(path.partition(".")[0] in missing for path in paths)
+
+        for path, fitting in self.settings.items():
+            if is_known(path):
+                value = headers.setting(path)
+                # that a key may also be absent is no evidence worth telling
+                words = "" if None in fitting else f"{path} = {value!r}"
+                yield (True, words) if value in fitting else (False, f"{path} = {value!r}")
+        for path in self.given:
+            if is_known(path):
+                value = headers.setting(path)
+                yield value is not None, f"{path} = {value!r}"
+        for one, other in self.equal:
+            if is_known(one, other):
+                a, b = headers.setting(one), headers.setting(other)
+                yield (True, f"{one} = {other} = {a!r}") if a == b else (False, f"{one} = {a!r}, {other} = {b!r}")
 
 
 @dataclass(frozen=True, slots=True)

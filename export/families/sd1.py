@@ -91,6 +91,7 @@ SD1: Final = Family(
             "unet.encoder_hid_dim_type": (None,),
             "unet.attention_type": (None, "default"),
             "text_encoder.hidden_act": (None, "quick_gelu"),
+            "text_encoder.max_position_embeddings": (None, 77),
         },
         equal=(("unet.cross_attention_dim", "text_encoder.hidden_size"),),
     ),

@@ -6,4 +6,198 @@ from typing import Final
 
 from .family import Signature, Unsupported
 
-UNSUPPORTED: Final[tuple[Unsupported, ...]] = ()
+_NOT_YET: Final = "this family is not supported yet"
+_TRANSFORMER: Final = "its denoiser is a transformer, and only UNets are supported"
+_ADD_ON: Final = "it only changes a checkpoint and holds no model of its own"
+_GIVE_BASE: Final = "give the checkpoint that it was made for, as a diffusers folder"
+_LONE: Final = "one model of a pipeline cannot be converted alone"
+_GIVE_WHOLE: Final = "give the whole diffusers folder, the one with model_index.json"
+_SINGLE: Final = "single files are not supported yet: convert to a diffusers folder"
+
+
+def _to_folder(pipeline: str) -> str:
+    return (
+        f'python -c "import sys; from diffusers import {pipeline} as P; '
+        'P.from_single_file(sys.argv[1]).save_pretrained(sys.argv[2])" FILE FOLDER'
+    )
+
+
+UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
+    # Add-ons
+    Unsupported(
+        "a LoRA or LyCORIS adapter",
+        _ADD_ON,
+        (
+            Signature(tensors=(r"(^|[._])lora_?([AB]|up|down|unet|te\d?|linear_layer|magnitude_vector)([._]|$)",)),
+            Signature(tensors=(r"\.lora\.(up|down)\.",)),
+            Signature(tensors=(r"\.(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_(blocks|diag))$",)),
+            Signature(lone=True, given=(".peft_type",)),
+        ),
+        _GIVE_BASE,
+    ),
+    Unsupported("an IP-Adapter", _ADD_ON, (Signature(lone=True, tensors=(r"^ip_adapter\.",)),), _GIVE_BASE),
+    Unsupported(
+        "a textual inversion (an embedding of new words)",
+        _ADD_ON,
+        (Signature(lone=True, tensors=(r"^(emb_params|string_to_param(\..*)?|clip_[lg]|<[^>]+>)$",)),),
+        _GIVE_BASE,
+    ),
+    Unsupported(
+        "a ControlNet alone",
+        _ADD_ON,
+        (
+            Signature(lone=True, classes="(Flux|SD3)?ControlNet(XS|Union)?.*Model"),
+            Signature(
+                lone=True, tensors=(r"(^|\.)(controlnet_cond_embedding|controlnet_down_blocks|input_hint_block)\.",)
+            ),
+        ),
+        _GIVE_BASE,
+    ),
+    # Single files with the key names of the original latent-diffusion code
+    Unsupported(
+        "a single-file SDXL checkpoint in LDM format",
+        _SINGLE,
+        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.", r"^conditioner\.embedders\.")),),
+    ),
+    Unsupported(
+        "a single-file SD3 checkpoint",
+        _SINGLE,
+        (Signature(lone=True, tensors=(r"^(model\.diffusion_model\.)?joint_blocks\.",)),),
+    ),
+    Unsupported(
+        "a single-file Flux checkpoint",
+        _SINGLE,
+        (Signature(lone=True, tensors=(r"^(model\.diffusion_model\.)?double_blocks\.",)),),
+    ),
+    Unsupported(
+        "a single-file Stable Diffusion 2.x checkpoint in LDM format",
+        _SINGLE,
+        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.", r"^cond_stage_model\.model\.")),),
+    ),
+    Unsupported(
+        "a single-file Stable Diffusion 1.x checkpoint in LDM format",
+        _SINGLE,
+        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.", r"^cond_stage_model\.transformer\.")),),
+        _to_folder("StableDiffusionPipeline"),
+    ),
+    Unsupported(
+        "a single-file checkpoint in LDM format",
+        _SINGLE,
+        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.",)),),
+        _to_folder("DiffusionPipeline"),
+    ),
+    # Pipelines of other families
+    Unsupported(
+        "Stable Diffusion 3",
+        _TRANSFORMER,
+        (Signature(classes=r"StableDiffusion3.*|SD3Transformer2DModel"), Signature(parts=("text_encoder_3",))),
+    ),
+    Unsupported("Flux", _TRANSFORMER, (Signature(classes=r"Flux.*"),)),
+    Unsupported("PixArt", _TRANSFORMER, (Signature(classes=r"PixArt.*"),)),
+    Unsupported("DiT", _TRANSFORMER, (Signature(classes=r"DiT.*"),)),
+    Unsupported(
+        "a video model",
+        "it draws frames, and only single pictures are supported",
+        (
+            Signature(
+                classes=r"UNet3DConditionModel|UNetMotionModel|UNetSpatioTemporalConditionModel|MotionAdapter"
+                r"|.*Transformer3DModel|.*Video.*(Pipeline|Model)|AnimateDiff.*|TextToVideo.*"
+            ),
+            # a config that hides its class: temporal layers exist in video UNets only
+            Signature(tensors=(r"\.(temp_convs|temp_attentions|motion_modules|temporal_transformer_blocks)\.",)),
+        ),
+    ),
+    Unsupported(
+        "a diffusion transformer",
+        _TRANSFORMER,
+        (Signature(parts=("transformer",)), Signature(classes=r".*Transformer(2D)?Model|.*DiT.*Model")),
+    ),
+    Unsupported(
+        "Stable Diffusion XL",
+        _NOT_YET,
+        (
+            Signature(parts=("text_encoder_2",)),
+            Signature(classes=r"StableDiffusionXL.*"),
+            Signature(settings={"unet.addition_embed_type": ("text_time",)}),
+        ),
+    ),
+    Unsupported("Kandinsky", _NOT_YET, (Signature(parts=("movq",)), Signature(classes=r"Kandinsky.*"))),
+    Unsupported("Stable Cascade or Würstchen", _NOT_YET, (Signature(classes=r"(StableCascade|Wuerstchen|Paella).*"),)),
+    Unsupported("DeepFloyd IF", _NOT_YET, (Signature(classes=r"IF(Img2Img|Inpainting)?(SuperResolution)?Pipeline"),)),
+    Unsupported(
+        "a ControlNet pipeline", "extra conditioning is not supported yet", (Signature(parts=("controlnet",)),)
+    ),
+    Unsupported(
+        "an inpainting checkpoint",
+        "its UNet also takes a mask and a masked picture, which no bundle can feed yet",
+        (Signature(settings={"unet.in_channels": (9,)}),),
+    ),
+    Unsupported(
+        "an InstructPix2Pix checkpoint",
+        "its UNet also takes a picture to edit, which no bundle can feed yet",
+        (Signature(settings={"unet.in_channels": (8,)}),),
+    ),
+    Unsupported(
+        "a Stable Diffusion upscaler",
+        "its UNet also takes the picture to enlarge, which no bundle can feed yet",
+        (Signature(settings={"unet.in_channels": (7,)}), Signature(classes=r"StableDiffusion.*Upscale.*")),
+    ),
+    Unsupported("Stable Diffusion 2 depth-to-image", _NOT_YET, (Signature(parts=("depth_estimator",)),)),
+    Unsupported(
+        "Stable Diffusion 2.x",
+        _NOT_YET,
+        (
+            # OpenCLIP ViT-H: 1024 wide, exact GELU; SD1's CLIP ViT-L is 768 wide with quick_gelu
+            Signature(settings={"text_encoder.hidden_size": (1024,)}),
+            Signature(settings={"unet.cross_attention_dim": (1024,)}),
+            Signature(settings={"text_encoder.hidden_act": ("gelu",)}),
+        ),
+    ),
+    Unsupported(
+        "a v-prediction checkpoint",
+        "only models that predict noise are supported yet",
+        (Signature(settings={"scheduler.prediction_type": ("v_prediction",)}),),
+    ),
+    Unsupported(
+        "a latent consistency model",
+        "guidance embedded in the timestep is not supported yet",
+        (Signature(given=("unet.time_cond_proj_dim",)),),
+    ),
+    # One model where a pipeline belongs
+    Unsupported(
+        "a language model",
+        "it writes text and draws nothing",
+        (
+            Signature(lone=True, classes=r".*For(CausalLM|ConditionalGeneration|SequenceClassification|MaskedLM)"),
+            Signature(lone=True, tensors=(r"^(model\.|transformer\.|language_model\.)+(layers|h)\.\d+\.",)),
+        ),
+        "give a Stable Diffusion checkpoint",
+    ),
+    Unsupported(
+        "a UNet alone",
+        _LONE,
+        (
+            Signature(lone=True, classes=r"UNet2D(Condition)?Model"),
+            Signature(lone=True, tensors=(r"^down_blocks\.0\.", r"^mid_block\.")),
+        ),
+        _GIVE_WHOLE,
+    ),
+    Unsupported(
+        "a VAE alone",
+        _LONE,
+        (
+            Signature(lone=True, classes=r"Autoencoder.*|VQModel"),
+            Signature(lone=True, tensors=(r"^decoder\.conv_in\.", r"^decoder\.conv_out\.")),
+        ),
+        _GIVE_WHOLE,
+    ),
+    Unsupported(
+        "a text encoder alone",
+        _LONE,
+        (
+            Signature(lone=True, classes=r"CLIP.*Model.*|T5.*Model"),
+            Signature(lone=True, tensors=(r"(^|\.)embeddings\.token_embedding\.",)),
+        ),
+        _GIVE_WHOLE,
+    ),
+)

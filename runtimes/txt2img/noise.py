@@ -39,7 +39,10 @@ class TorchNoise:
         if seed not in SEEDS:
             raise UsageError(f"seed {seed} does not fit in 64 bits", hint="use 0 to 18446744073709551615")
         self._engine = np.random.MT19937()
-        self._engine.state = {"bit_generator": "MT19937", "state": {"key": _init_genrand(seed & 0xFFFFFFFF), "pos": 624}}
+        self._engine.state = {
+            "bit_generator": "MT19937",
+            "state": {"key": _init_genrand(seed & 0xFFFFFFFF), "pos": 624},
+        }
         self._spare: float | None = None  # the second half of a scalar Box-Muller pair
 
     def normal(self, shape: Sequence[int]) -> NDArray[np.float32]:

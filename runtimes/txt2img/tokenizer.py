@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import BundleError
+from ...pipeline.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -68,6 +68,18 @@ class PromptTokenizer:
         self.pad_id = pad_id
 
     def __call__(self, prompt: str) -> TokenizedPrompt:
+        """Tokenize one prompt; whatever exceeds `max_tokens` is cut off its end and reported.
+
+        Raises:
+            UsageError: the prompt is not text, as when a terminal passes bytes that are not UTF-8.
+        """
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise UsageError(
+                f"the prompt has a character that is no Unicode text at position {problem.start}: {prompt!r:.80}",
+                hint="pass the prompt as UTF-8",
+            ) from None
         whole: Encoding = self._tokenizer.encode(prompt)
         ids, surplus = list(whole.ids), len(whole.ids) - self.max_tokens
         if surplus <= 0:

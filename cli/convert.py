@@ -1,0 +1,65 @@
+"""diffusette convert: a checkpoint becomes bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..pipeline.errors import UsageError
+from .options import Json, parse_size
+
+
+def convert(
+    checkpoint: Annotated[str, typer.Argument(help="A diffusers folder, or the word demo.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the bundle; several targets get a folder each in it.")
+    ],
+    recipe: Annotated[str | None, typer.Option("-r", "--recipe", help="A shipped recipe's name, or a TOML file.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="ort, ncnn or mnn; repeat for several. [default: ort]")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32 or fp16, for all components.")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", help="HEIGHTxWIDTH of the pictures. [default: the checkpoint's own]")
+    ] = None,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Do not compare with PyTorch; the manifest says so.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are already there.")] = False,
+    ignore_forecast: Annotated[
+        bool, typer.Option("--ignore-forecast", help="Start even if memory or disk will not do by the forecast.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Convert CHECKPOINT for mobile runtimes, compare each model with PyTorch, and write bundles.
+
+    Exits with 5 when a component drifted past its tolerance; the bundle is then at OUTPUT.rejected.
+    """
+    from ..pipeline.convert import convert as run
+    from .report import show_conversion
+    from .terminal import TerminalProgress, print_json
+
+    sizes = [parse_size(text) for text in size or []]
+    if len(sizes) > 1:
+        raise UsageError("one --size a conversion in this release", hint="convert once per size, into different folders")
+    progress = TerminalProgress()
+    conversion = run(
+        checkpoint,
+        output,
+        recipe=recipe,
+        targets=tuple(target or ()),
+        precision=precision,
+        size=sizes[0] if sizes else None,
+        gate=not no_gate,
+        overwrite=overwrite,
+        ignore_forecast=ignore_forecast,
+        progress=progress,
+    )
+    if as_json:
+        document: dict[str, Any] = conversion.to_json()
+        print_json(document)
+    else:
+        show_conversion(conversion)
+    return 0 if conversion.ok else 5

@@ -1,0 +1,43 @@
+"""diffusette demo: the whole tool on the embedded checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundles and pictures.")] = Path("demo-out"),
+    prompt: Annotated[str, typer.Option("--prompt", help="What the three runtimes draw.")] = (
+        "a large red star in the center, on a blue background"
+    ),
+    seed: Annotated[int, typer.Option("--seed", help="Of the noise.")] = 7,
+) -> int:
+    """Convert the embedded checkpoint for every runtime, compare, profile, and draw one picture with each."""
+    from ..pipeline.bundle import open_bundle
+    from ..pipeline.convert import convert
+    from ..pipeline.draw import draw_with_bundle, save_drawing
+    from ..pipeline.measure import measure_bundle
+    from ..runtimes.registry import TARGETS
+    from .report import show_conversion, show_profile
+    from .terminal import TerminalProgress
+
+    progress = TerminalProgress()
+    progress.say("1. convert: one checkpoint, three runtimes, each compared with PyTorch")
+    conversion = convert("demo", output, targets=tuple(TARGETS), progress=progress, overwrite=True)
+    show_conversion(conversion)
+    if not conversion.ok:
+        return 5
+    progress.say("\n2. profile: next to PyTorch eager, run by run")
+    for name in TARGETS:
+        report = measure_bundle(open_bundle(output / name), versus_torch=True, runs=10, progress=progress)
+        show_profile(report)
+    progress.say(f"\n3. generate: {prompt!r}, seed {seed}, by each bundle alone")
+    for name in TARGETS:
+        bundle = open_bundle(output / name)
+        drawing = draw_with_bundle(bundle, prompt, seed=seed, progress=progress)
+        save_drawing(drawing, bundle, output / f"{name}.png")
+        print(output / f"{name}.png")
+    return 0

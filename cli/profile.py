@@ -1,0 +1,46 @@
+"""diffusette profile: how fast, how large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..pipeline.errors import UsageError
+from .options import Json, Threads
+
+
+def profile(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs a component, after one to warm up.")] = 5,
+    threads: Threads = 2,
+    versus: Annotated[str | None, typer.Option("--vs", help="torch: run PyTorch eager between the runs.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="The checkpoint, for --vs torch. [default: where it was converted]")
+    ] = None,
+    form: Annotated[str | None, typer.Option("--form", help="Another form of the models, such as ort.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure each component of BUNDLE in a process of its own: latency, load time, peak memory, size on disk."""
+    from ..pipeline.bundle import open_bundle
+    from ..pipeline.measure import measure_bundle
+    from .report import show_profile
+    from .terminal import TerminalProgress, print_json
+
+    if versus not in (None, "torch"):
+        raise UsageError(f"--vs {versus!r} is not known", hint="--vs torch")
+    report = measure_bundle(
+        open_bundle(bundle),
+        runs=runs,
+        threads=threads,
+        versus_torch=versus == "torch",
+        reference=reference,
+        form=form,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show_profile(report)
+    return 0

@@ -1,0 +1,53 @@
+"""Reports as people read them in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .terminal import size_text, stdout
+
+if TYPE_CHECKING:
+    from ..pipeline.convert import Conversion
+    from ..validate.latency import ProfileReport
+    from ..validate.report import ParityReport
+
+
+def show_conversion(conversion: Conversion) -> None:
+    """A parity table a target, then where each bundle lies."""
+    console = stdout()
+    for each in conversion.converted:
+        if each.parity:
+            show_parity(each.parity)
+    for each in conversion.converted:
+        facts = each.bundle.manifest
+        size = size_text(sum(file.bytes for file in dict.fromkeys(facts.files())))
+        verdict = {"passed": "parity passed", "failed": "PARITY FAILED", "skipped by --no-gate": "parity not checked"}
+        console.print(f"{facts.target.name:<5} {size:>8}  {verdict[facts.gate]:<18} {each.bundle.path}", markup=False)
+        for name, component in facts.components.items():
+            for note in component.notes:
+                console.print(f"      {name}: {note}", markup=False)
+    console.print(
+        f"{len(conversion.converted)} bundles in {conversion.seconds:.0f} s, peak memory {conversion.peak_mib:.0f} MiB "
+        "(this process and its children together)"
+        if conversion.peak_mib
+        else f"{len(conversion.converted)} bundles in {conversion.seconds:.1f} s, all from the cache",
+        markup=False,
+    )
+
+
+def show_parity(report: ParityReport) -> None:
+    """The table, then a line for each failure, worst first."""
+    from ..validate.report import parity_table
+
+    console = stdout()
+    console.print(parity_table(report))
+    for line in report.failures():
+        console.print(f"FAILED {line}", markup=False)
+    console.print()
+
+
+def show_profile(report: ProfileReport) -> None:
+    """The table; its caption says how it was measured."""
+    from ..validate.latency import profile_table
+
+    stdout().print(profile_table(report))

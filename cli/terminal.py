@@ -1,0 +1,103 @@
+"""Results on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from ..pipeline.errors import DiffusetteError
+from ..pipeline.progress import Silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_REDRAW: Final = 0.2  # seconds
+
+
+def stdout() -> Console:
+    """A console for results; tables keep their columns when piped."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a `--json` run. NaN and infinities have no JSON and are refused."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def warn(text: str) -> None:
+    """A line on stderr that the user should read."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def show_error(error: DiffusetteError, as_json: bool = False) -> None:
+    """What, where, and what to do, on stderr; with `--json` also as the document on stdout."""
+    print(f"error: {error.what}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)
+    if as_json:
+        facts = {"kind": type(error).__name__, "what": error.what, "hint": error.hint, "exit_code": error.exit_code}
+        print_json({"ok": False, "error": facts})
+
+
+class TerminalProgress(Silent):
+    """Draws stages on stderr: a live line on a terminal, else a line when a stage ends."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        super().__init__()
+        self._live = sys.stderr.isatty() and not quiet
+        self._quiet = quiet
+        self._drawn = 0.0
+        self._part = ""
+
+    def begin(self, label: str) -> None:
+        self._part = ""
+
+    def advance(self, part: str, done: int, total: int) -> None:
+        self._part = f"{part} {done}/{total}"
+        self._drawn = 0.0
+
+    def tick(self, label: str, seconds: float, rss_mib: float) -> None:
+        now = time.monotonic()
+        if self._live and now - self._drawn >= _REDRAW:
+            self._drawn = now
+            spin = "|/-\\"[int(seconds * 4) % 4]
+            self._write(f"\r\x1b[2K{spin} {label:<34}{_clock(seconds):>8}  {_size(rss_mib) if rss_mib else self._part:>9}")
+
+    def end(self, label: str, seconds: float, peak_mib: float, outcome: str) -> None:
+        if self._quiet:
+            return
+        start = "\r\x1b[2K" if self._live else ""
+        mark = {"done": "+", "cached": "=", "failed": "x"}[outcome]
+        cost = "from the cache" if outcome == "cached" else f"{_clock(seconds):>8}  {_size(peak_mib):>9}"
+        self._write(f"{start}{mark} {label:<34}{cost}\n")
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._write(("\r\x1b[2K" if self._live else "") + text + "\n")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
+
+
+def _size(mib: float) -> str:
+    return f"{mib / 1024:.1f} GiB" if mib >= 1000 else f"{mib:.0f} MiB"
+
+
+def size_text(number: float) -> str:
+    """Bytes for people, in powers of 1000: 1.72 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"

@@ -1,0 +1,47 @@
+"""diffusette validate: does a bundle still compute what PyTorch computes?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, Threads
+
+
+def validate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="The checkpoint it was made from. [default: where it was converted]")
+    ] = None,
+    image: Annotated[
+        bool | None,
+        typer.Option("--image/--no-image", help="Also draw whole pictures. [default: where that takes seconds]"),
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=1, help="With --image on the demo: captions for the oracle.")
+    ] = None,
+    threads: Threads = 2,
+    as_json: Json = False,
+) -> int:
+    """Run every component of BUNDLE on inputs from PyTorch's own denoising trajectory and compare.
+
+    Exits with 5 when one drifted past its tolerance, the worst first; with 6 when a file is damaged.
+    """
+    from ..pipeline.bundle import open_bundle
+    from ..pipeline.check import check_bundle
+    from .report import show_parity
+    from .terminal import TerminalProgress, print_json, warn
+
+    opened = open_bundle(bundle)
+    report, remarks = check_bundle(
+        opened, reference=reference, image=image, oracle_prompts=prompts, threads=threads, progress=TerminalProgress()
+    )
+    for remark in remarks:
+        warn(remark)
+    if as_json:
+        print_json({"bundle": opened.manifest.name, **report.to_json()})
+    else:
+        show_parity(report)
+    return 0 if report.ok else 5

@@ -1,0 +1,108 @@
+"""Rewrite the generated parts of README.md and docs/ from the code: `python docs/generate.py [--check]`.
+
+A part stands between `<!-- generated: NAME -->` and `<!-- end generated -->`, NAME being a key of `PARTS`.
+With --check nothing is written, and the exit status is 1 when a part is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PART: Final = re.compile(
+    r"(?P<start><!-- generated: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(?P<end><!-- end generated -->)", re.DOTALL
+)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(header)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as typer itself documents them."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "typer", "diffusette.cli.app", "utils", "docs", "--name", "diffusette"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "docs",
+    )
+    if done.returncode != 0:
+        sys.exit(f"typer could not document the command line, status {done.returncode}:\n{done.stderr}")
+    _, _, below_title = done.stdout.partition("\n")
+    return re.sub(r"^(#+) ", r"\1# ", below_title.strip(), flags=re.MULTILINE) + "\n"
+
+
+def targets() -> str:
+    """Targets against families: the precisions that a target runs for a family it supports."""
+    from diffusette.export.families import FAMILIES
+    from diffusette.runtimes.registry import TARGETS, get_target
+
+    rows = []
+    for name in TARGETS:
+        target = get_target(name)
+        runs = ", ".join(target.precisions)
+        supported = [runs if family.name in target.families else "-" for family in FAMILIES]
+        rows.append([f"`{name}`", *supported, target.min_runtime])
+    return table(["target", *(family.title for family in FAMILIES), "needs runtime"], rows)
+
+
+def tolerances() -> str:
+    """The gates, with their reasons."""
+    from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES
+
+    def each(name: str) -> str:
+        return "every" if name == "*" else f"`{name}`"
+
+    components = [
+        [gate, each(component), each(target), f"`{precision}`", f"SNR {row.min_snr_db:g} dB", row.why]
+        for (gate, component, target, precision), row in TOLERANCES.items()
+    ]
+    pictures = [
+        ["picture", "", each(target), f"`{precision}`", f"PSNR {row.min_psnr_db:g} dB", row.why]
+        for (target, precision), row in IMAGE_TOLERANCES.items()
+    ]
+    return table(["gate", "component", "target", "precision", "at least", "because"], components + pictures)
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {"cli": commands, "targets": targets, "tolerances": tolerances}
+
+
+def regenerated(file: Path) -> str:
+    """The text that `file` should have."""
+    text = file.read_text()
+    if text.count("<!-- generated:") != len(PART.findall(text)):
+        sys.exit(f"{file.relative_to(ROOT)}: a generated part has no end, or a name that is no word")
+
+    def fill(part: re.Match[str]) -> str:
+        if part["name"] not in PARTS:
+            sys.exit(f"{file.relative_to(ROOT)}: no generated part {part['name']!r}; known: {', '.join(PARTS)}")
+        return part["start"] + PARTS[part["name"]]() + part["end"]
+
+    return PART.sub(fill, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Rewrite the generated parts of the docs.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a part is stale")
+    check = parser.parse_args().check
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    stale = {file: text for file in files if (text := regenerated(file)) != file.read_text()}
+    for file, text in stale.items():
+        if not check:
+            file.write_text(text)
+        print(f"{file.relative_to(ROOT)}: {'stale' if check else 'rewritten'}", file=sys.stderr)
+    if check and stale:
+        print("run `make docs`", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

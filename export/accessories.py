@@ -1,0 +1,110 @@
+"""What a bundle carries beside its models: a tokenizer and compiled schedules, as stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..pipeline.errors import CheckpointError, UsageError
+from ..pipeline.schedule import CompiledSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A folder with tokenizer.json, and what an app must know to use it."""
+
+    folder: Path
+    kind: str
+    files: tuple[str, ...]
+    max_tokens: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class WriteTokenizer:
+    """The checkpoint's tokenizer folder -> tokenizer.json."""
+
+    folder: Path
+    sources: Mapping[str, str]  # file name -> sha256
+
+    name: ClassVar[str] = "tokenizer"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("transformers", "tokenizers")
+    output: ClassVar[type] = Tokenizer
+
+    def key(self) -> Mapping[str, object]:
+        return {"sources": dict(self.sources)}
+
+    def run(self, into: Path) -> Tokenizer:
+        from .tokenizer import write_tokenizer
+
+        facts = write_tokenizer(self.folder, into)
+        return Tokenizer(into, facts["kind"], tuple(facts["files"]), *(facts[k] for k in _TOKENIZER_NUMBERS))
+
+
+_TOKENIZER_NUMBERS = ("max_tokens", "pad_id", "bos_id", "eos_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedules:
+    """A folder with one JSON file a compiled schedule, `NAME-STEPS.json`."""
+
+    folder: Path
+    compiled: tuple[tuple[str, int], ...]  # (scheduler, steps), the default first
+    skipped: Mapping[str, str]  # scheduler -> why the checkpoint cannot be sampled with it
+    digest: str = ""
+
+    def read(self, scheduler: str, steps: int) -> CompiledSchedule:
+        """One of `compiled`."""
+        return CompiledSchedule.from_json(json.loads((self.folder / f"{scheduler}-{steps}.json").read_text()))
+
+    @property
+    def default(self) -> CompiledSchedule:
+        return self.read(*self.compiled[0])
+
+
+@dataclass(frozen=True)
+class CompileSchedules:
+    """A scheduler's configuration -> coefficient tables for each wanted (scheduler, steps).
+
+    The first of `wanted` is the bundle's default and must compile; another that cannot be compiled for this
+    checkpoint is skipped, with the reason kept.
+    """
+
+    config: Mapping[str, Any]
+    wanted: tuple[tuple[str, int], ...]  # "checkpoint" stands for the scheduler that the checkpoint names
+
+    name: ClassVar[str] = "schedules"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("diffusers", "torch", "numpy")
+    output: ClassVar[type] = Schedules
+
+    def key(self) -> Mapping[str, object]:
+        config = {name: value for name, value in self.config.items() if name != "_diffusers_version"}
+        return {"config": config, "wanted": [list(pair) for pair in self.wanted]}
+
+    def run(self, into: Path) -> Schedules:
+        from .schedule import compile_schedule, default_scheduler
+
+        own = default_scheduler(self.config) if any(name == "checkpoint" for name, _ in self.wanted) else ""
+        pairs = dict.fromkeys((own if name == "checkpoint" else name, steps) for name, steps in self.wanted)
+        compiled: list[tuple[str, int]] = []
+        skipped: dict[str, str] = {}
+        for scheduler, steps in pairs:
+            try:
+                schedule = compile_schedule(self.config, scheduler, steps)
+            except (CheckpointError, UsageError) as error:
+                if not compiled:
+                    raise
+                skipped[f"{scheduler} {steps}"] = error.what
+                continue
+            compiled.append((scheduler, steps))
+            text = json.dumps(schedule.to_json(), sort_keys=True, separators=(",", ":"))
+            (into / f"{scheduler}-{steps}.json").write_text(text + "\n")
+        return Schedules(into, tuple(compiled), skipped)

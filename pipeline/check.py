@@ -1,0 +1,137 @@
+"""`validate`: run what lies in a bundle, every time, and hold it against PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..validate.gates import Drawn, check_components, check_oracle, check_pictures
+from ..validate.probes import Picture, ProbePlan, plan_for
+from ..validate.report import ParityReport
+from .bundle import Bundle
+from .cache import Cache
+from .errors import CheckpointError, UsageError
+from .gate import ask_pytorch, coarsest, pictures_are_cheap
+from .progress import Progress
+from .sessions import opener, painter
+from .stage import run_stage
+
+if TYPE_CHECKING:
+    from .artifacts import Checkpoint
+    from .stage import Runner
+
+
+def open_reference_checkpoint(bundle: Bundle, reference: str | None, cache: Cache) -> Checkpoint:
+    """The checkpoint that `bundle` was made from: `reference`, else where this machine converted it.
+
+    Raises:
+        CheckpointError: it is unknown here, or it is another one than the bundle's.
+    """
+    from ..export.checkpoint import open_checkpoint
+
+    wanted = bundle.manifest.provenance.checkpoint
+    place = reference if reference is not None else cache.find_source(wanted)
+    checkpoint = open_checkpoint(place, memo=cache.memo)
+    if checkpoint.digest != wanted:
+        raise CheckpointError(
+            f"{place} is not the checkpoint that {bundle.path} was made from: its digest is "
+            f"{checkpoint.digest[:12]}, the manifest says {wanted[:12]}",
+            hint="name the right one with --reference, or convert this one",
+        )
+    return checkpoint
+
+
+def check_bundle(
+    bundle: Bundle,
+    *,
+    reference: str | None = None,
+    image: bool | None = None,
+    oracle_prompts: int | None = None,
+    threads: int = 2,
+    cache: Cache | None = None,
+    progress: Progress,
+) -> tuple[ParityReport, list[str]]:
+    """Compare every component, and pictures where asked for or cheap; return the report and remarks for people.
+
+    Raises:
+        BundleError: a file differs from the manifest.
+        CheckpointError: there is no reference to compare with.
+    """
+    from ..validate.reference import RoundedReference
+
+    bundle.refuse_damage()
+    open_component = opener(bundle, threads)
+    cache = cache or Cache.default()
+    checkpoint = open_reference_checkpoint(bundle, reference, cache)
+    run: Runner = partial(run_stage, cache=cache, progress=progress)
+    facts = bundle.manifest
+    models = {name: bundle.model(name) for name in bundle.components}
+    probes = ask_pytorch(checkpoint, facts.size, run)
+    rounded = {
+        name: run(RoundedReference(probes, checkpoint.components[name], model.precision))
+        for name, model in models.items()
+        if model.precision != "fp32"
+    }
+    remarks: list[str] = []
+    with progress.running(f"{facts.target.name} components"):
+        components = check_components(
+            open_component,
+            probes,
+            target=facts.target.name,
+            precisions={name: model.precision for name, model in models.items()},
+            time_embedding=facts.time_embedding.model_dump(),
+            rounded=rounded,
+        )
+    report = ParityReport(facts.target.name, components)
+    if image is None and not pictures_are_cheap(checkpoint, facts.size):
+        remarks.append("no pictures were drawn, which takes long for a model of this size: ask for them with --image")
+    if image is False or (image is None and not pictures_are_cheap(checkpoint, facts.size)):
+        if oracle_prompts:
+            raise UsageError("--prompts needs pictures", hint="add --image")
+        return report, remarks
+    if not all(part.ok for part in components) and not image:
+        remarks.append("no pictures were drawn, because a component failed: force them with --image")
+        return report, remarks
+    return _with_pictures(report, bundle, checkpoint, coarsest(models), threads, oracle_prompts, run, progress), remarks
+
+
+def _with_pictures(
+    report: ParityReport,
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    precision: str,
+    threads: int,
+    oracle_count: int | None,
+    run: Runner,
+    progress: Progress,
+) -> ParityReport:
+    from ..validate import oracle
+    from ..validate.reference import ReferenceProbes
+
+    target = bundle.manifest.target.name
+    probes = ask_pytorch(checkpoint, bundle.manifest.size, run)
+
+    def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
+        from ..runtimes.txt2img.generate import draw
+
+        schedule = bundle.schedule(plan.scheduler or None, plan.steps)
+        result = draw(painter(bundle, schedule, threads), picture.prompt, guidance=plan.guidance, seed=picture.seed)
+        return Drawn(result.latents, result.image)
+
+    with progress.running(f"{target} pictures"):
+        report = replace(report, image=check_pictures(drawn, probes, target=target, precision=precision))
+    if oracle_count is None:
+        return report
+    if not oracle.knows(checkpoint.sources.values()):
+        raise UsageError(
+            "--prompts counts captions for the oracle, which knows only the embedded demo checkpoint",
+            hint="leave it out for other checkpoints",
+        )
+    scenes = oracle.oracle_prompts(oracle_count, seed=0)
+    plan = replace(
+        plan_for(checkpoint, bundle.manifest.size), prompts=tuple(scene.caption for scene in scenes), picked=()
+    )
+    pictures = run(ReferenceProbes(checkpoint, bundle.manifest.size, plan))
+    with progress.running(f"{target} oracle, {oracle_count} pictures"):
+        return replace(report, oracle=check_oracle(drawn, pictures, scenes))

@@ -1,0 +1,236 @@
+"""The whole conversion, in order, on one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from .artifacts import Checkpoint, TargetModel
+from .bundle import Bundle
+from .cache import Cache
+from .errors import UnsupportedPrecision, UsageError
+from .progress import Progress, Silent
+from .recipe import DEFAULT_RECIPE, Recipe, load_recipe, merged
+
+if TYPE_CHECKING:
+    from ..export.accessories import Schedules, Tokenizer
+    from ..runtimes.protocol import Target
+    from ..validate.report import ParityReport
+    from .forecast import Forecast
+    from .stage import Runner
+
+_TOOLS: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxsim", "onnxruntime", "pnnx", "ncnn", "MNN")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One target's bundle, and what the gate found (None with `--no-gate`)."""
+
+    bundle: Bundle
+    parity: ParityReport | None
+
+    @property
+    def ok(self) -> bool:
+        return self.parity is None or self.parity.ok
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """All bundles of one command, and what it took."""
+
+    converted: tuple[Converted, ...]
+    forecast: Forecast
+    seconds: float
+    peak_mib: float  # of this process and its children together
+    stages: tuple[Mapping[str, Any], ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(each.ok for each in self.converted)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "bundles": [
+                {
+                    "target": each.bundle.manifest.target.name,
+                    "path": str(each.bundle.path),
+                    "ok": each.ok,
+                    "bytes": sum(file.bytes for file in dict.fromkeys(each.bundle.manifest.files())),
+                    "gate": each.bundle.manifest.gate,
+                    "parity": each.parity.to_json() if each.parity else None,
+                }
+                for each in self.converted
+            ],
+            "seconds": round(self.seconds, 1),
+            "peak_mib": round(self.peak_mib),
+            "forecast": self.forecast.to_json(),
+            "stages": [dict(stage) for stage in self.stages],
+        }
+
+
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    targets: tuple[str, ...] = (),
+    precision: str | None = None,
+    size: tuple[int, int] | None = None,
+    gate: bool = True,
+    overwrite: bool = False,
+    ignore_forecast: bool = False,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert `checkpoint` as `recipe` says; each bundle appears whole or not at all.
+
+    Args:
+        checkpoint: a diffusers folder, or "demo".
+        output: the bundle's folder; with several targets, the parent of one folder a target.
+        targets: names of runtimes; none: the recipe's, else all of them.
+        gate: compare every model with PyTorch; a bundle that drifted is put at `OUTPUT.rejected`.
+        overwrite: replace bundles that are already at `output`.
+    Raises:
+        DiffusetteError: see `errors`; nothing at `output` has changed then.
+    """
+    from ..export.checkpoint import open_checkpoint
+    from ..runtimes.registry import TARGETS, get_target
+    from .destination import Destination
+    from .forecast import forecast, refuse_if_too_small
+    from .stage import run_stage
+
+    started = time.monotonic()
+    progress = progress or Silent()
+    cache = cache or Cache.default()
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or _recipe_for(checkpoint))
+    names = targets or ((chosen.target.name,) if chosen.target.name else tuple(TARGETS))
+    chosen = merged(chosen, precision=precision, size=size)
+    runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
+    for runtime in runtimes.values():
+        runtime.require()  # fail in the first second, not after the export
+
+    source = open_checkpoint(checkpoint, memo=cache.memo)
+    chosen.check_family(source)
+    precisions = chosen.precisions(tuple(source.components))
+    for runtime in runtimes.values():
+        _refuse_unsupported(runtime, source, precisions)
+    pixels = chosen.size_for(source)
+    places = {
+        name: Destination(Path(output) / name if len(runtimes) > 1 else Path(output), overwrite) for name in runtimes
+    }
+    for place in places.values():
+        place.refuse_if_taken()
+    needed = forecast(source, tuple(runtimes), precisions, pixels, gate=gate)
+    if not ignore_forecast:
+        refuse_if_too_small(needed, cache.root, Path(output))
+    cache.remember_source(source.digest, source.root)
+
+    run: Runner = partial(run_stage, cache=cache, progress=progress)
+    tokenizer, schedules = _accessories(source, chosen, run)
+    converted = []
+    for name, runtime in runtimes.items():
+        models = {part: runtime.build(source.components[part], pixels, precisions[part], run) for part in source.components}
+        parity = _prove(models, source, runtime, pixels, tokenizer, schedules, run) if gate else None
+        inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
+        bundle = places[name].publish(inputs, accepted=parity is None or parity.ok, parity=parity)
+        converted.append(Converted(bundle, parity))
+    took = time.monotonic() - started
+    peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
+    return Conversion(tuple(converted), needed, took, peak, stages)
+
+
+def _recipe_for(checkpoint: str | Path) -> str:
+    return "demo" if str(checkpoint) == "demo" else DEFAULT_RECIPE
+
+
+def _refuse_unsupported(runtime: Target, source: Checkpoint, precisions: Mapping[str, str]) -> None:
+    if source.family not in runtime.families:
+        raise UsageError(
+            f"target {runtime.name!r} does not run family {source.family!r}", hint=f"it runs: {', '.join(runtime.families)}"
+        )
+    for part, precision in precisions.items():
+        if precision not in runtime.precisions:
+            raise UnsupportedPrecision(
+                f"target {runtime.name!r} does not run {part} at {precision!r}",
+                hint=f"it runs: {', '.join(runtime.precisions)}",
+            )
+
+
+def _accessories(source: Checkpoint, recipe: Recipe, run: Runner) -> tuple[Tokenizer, Schedules]:
+    from ..export.accessories import CompileSchedules, WriteTokenizer
+    from ..validate.probes import plan_for
+
+    files = {f.removeprefix("tokenizer/"): h for f, h in source.sources.items() if f.startswith("tokenizer/")}
+    tokenizer = run(WriteTokenizer(source.tokenizer, files))
+    # the gate draws its pictures with the default scheduler at its own step count
+    gates = plan_for(source, recipe.size_for(source)).steps
+    wanted = [(recipe.schedule.default, recipe.schedule.steps), (recipe.schedule.default, gates)]
+    wanted += [(other.name, steps) for other in recipe.schedule.also for steps in other.steps]
+    return tokenizer, run(CompileSchedules(source.scheduler, tuple(dict.fromkeys(wanted))))
+
+
+def _prove(
+    models: Mapping[str, TargetModel],
+    source: Checkpoint,
+    runtime: Target,
+    pixels: tuple[int, int],
+    tokenizer: Tokenizer,
+    schedules: Schedules,
+    run: Runner,
+) -> ParityReport:
+    from .gate import ask_pytorch, prove
+
+    return prove(models, source, runtime, ask_pytorch(source, pixels, run), tokenizer, schedules, run)
+
+
+def _pack_inputs(
+    source: Checkpoint,
+    recipe: Recipe,
+    runtime: Target,
+    models: Mapping[str, TargetModel],
+    tokenizer: Tokenizer,
+    schedules: Schedules,
+    pixels: tuple[int, int],
+    parity: ParityReport | None,
+    needed: Forecast,
+) -> Any:
+    from ..runtimes.inputs import time_embedding_facts
+    from .optimum_layout import optimum_assets
+    from .manifest import GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
+    from .pack import PackInputs, vae_entry
+
+    proven = {p.component: p.loss for p in parity.components if p.loss} if parity else {}
+    gate = "skipped by --no-gate" if parity is None else "passed" if parity.ok else "failed"
+    return PackInputs(
+        checkpoint=source,
+        target=TargetEntry(name=runtime.name, version=runtime.version(), min_runtime=runtime.min_runtime),
+        models=tuple(models.values()),
+        tokenizer_folder=tokenizer.folder,
+        tokenizer={
+            "kind": tokenizer.kind,
+            "files": list(tokenizer.files),
+            "max_tokens": tokenizer.max_tokens,
+            "pad_id": tokenizer.pad_id,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        schedules=tuple(schedules.read(name, steps) for name, steps in schedules.compiled),
+        guidance=GuidanceEntry(mode="cfg", default=recipe.guidance.default),
+        vae=vae_entry(source.components["vae_decoder"].config),
+        time_embedding=TimeEmbedding(**time_embedding_facts(source.components["unet"].config)),
+        size=pixels,
+        recipe=recipe.to_toml(),
+        tools={name: version_of(name) for name in _TOOLS},
+        gate=gate,
+        parity={
+            name: ParityEntry(max_abs=p.max_abs, snr_db=p.snr_db, psnr_db=p.psnr_db) for name, p in proven.items()
+        },
+        memory=MemoryEntry(forecast=needed.run_mib(runtime.name)),
+        assets=optimum_assets(source, tokenizer.folder / "tokenizer.json") if runtime.name == "ort" else {},
+    )

@@ -1,0 +1,128 @@
+"""What a path is: a checkpoint (and what converting it would cost), an ONNX graph, or a bundle."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+from .manifest import MANIFEST
+from .recipe import DEFAULT_RECIPE, load_recipe, merged
+
+
+def describe(
+    path: str,
+    *,
+    targets: tuple[str, ...] = (),
+    precision: str | None = None,
+    size: tuple[int, int] | None = None,
+    gate: bool = True,
+) -> dict[str, Any]:
+    """Facts about `path`, JSON-able; `kind` says which sort. No weight is read.
+
+    Raises:
+        CheckpointError, BundleError, ModelError: it is none of them, or a damaged one.
+    """
+    place = Path(path)
+    if place.is_file() and place.suffix == ".onnx":
+        return _onnx(place)
+    if (place / MANIFEST).is_file():
+        return _bundle(place)
+    return _checkpoint(path, targets, precision, size, gate)
+
+
+def _checkpoint(
+    path: str, targets: tuple[str, ...], precision: str | None, size: tuple[int, int] | None, gate: bool
+) -> dict[str, Any]:
+    from ..export.checkpoint import open_checkpoint
+    from ..runtimes.registry import TARGETS, get_target
+    from .forecast import forecast, memory_available_mib
+
+    source = open_checkpoint(path, survey=False)
+    recipe = merged(load_recipe(DEFAULT_RECIPE), precision=precision, size=size)
+    names = targets or tuple(TARGETS)
+    for name in names:
+        get_target(name)
+    pixels = recipe.size_for(source)
+    needed = forecast(source, names, recipe.precisions(tuple(source.components)), pixels, gate=gate)
+    return {
+        "kind": "checkpoint",
+        "name": source.name,
+        "family": source.family,
+        "why": source.why,
+        "size": list(pixels),
+        "scheduler": source.scheduler["_class_name"],
+        "prediction_type": source.scheduler.get("prediction_type", "epsilon"),
+        "components": {
+            name: {"parameters": part.parameters, "dtype": part.dtype} for name, part in source.components.items()
+        },
+        "targets": list(names),
+        "precision": recipe.quantize.precision,
+        "forecast": needed.to_json(),
+        "available_mib": round(memory_available_mib()),
+    }
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from .bundle import open_bundle
+
+    bundle = open_bundle(path)
+    facts = bundle.manifest
+    schedules: dict[str, list[int]] = {}
+    for scheduler, steps in bundle.schedules():
+        schedules.setdefault(scheduler, []).append(steps)
+    return {
+        "kind": "bundle",
+        "name": facts.name,
+        "family": facts.family,
+        "target": facts.target.model_dump(),
+        "gate": facts.gate,
+        "size": list(facts.size),
+        "components": {
+            name: {
+                "precision": part.precision,
+                "bits_per_weight": part.bits_per_weight,
+                "bytes": sum(file.bytes for file in part.files),
+                "forms": sorted(part.forms),
+                "inputs": [tensor.model_dump(mode="json") for tensor in part.inputs],
+                "outputs": [tensor.model_dump(mode="json") for tensor in part.outputs],
+                "notes": list(part.notes),
+            }
+            for name, part in facts.components.items()
+        },
+        "schedules": schedules,
+        "guidance": facts.guidance.model_dump(),
+        "parity": {name: entry.model_dump() for name, entry in facts.parity.items()},
+    }
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX file", hint="its content could not be parsed as protobuf") from None
+    ops = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    return {
+        "kind": "onnx",
+        "name": path.name,
+        "opset": max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=None),
+        "nodes": len(model.graph.node),
+        "parameters": sum(weights.values()),
+        "inputs": [_value(value) for value in model.graph.input if value.name not in weights],
+        "outputs": [_value(value) for value in model.graph.output],
+        "ops": dict(ops.most_common()),
+    }
+
+
+def _value(value: Any) -> dict[str, Any]:
+    from onnx import helper
+
+    kind = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+    return {"name": value.name, "dtype": str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), "shape": shape}

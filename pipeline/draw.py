@@ -1,0 +1,66 @@
+"""A picture from a bundle alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..runtimes.txt2img.generate import Drawing
+from ..runtimes.txt2img.generate import Progress as Event
+from ..runtimes.txt2img.generate import draw
+from ..runtimes.txt2img.picture import write_picture
+from .bundle import Bundle
+from .progress import Progress
+from .sessions import painter
+
+
+def draw_with_bundle(
+    bundle: Bundle,
+    prompt: str,
+    *,
+    negative: str = "",
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    scheduler: str | None = None,
+    threads: int = 2,
+    progress: Progress,
+) -> Drawing:
+    """Draw `prompt` with the bundle's runtime, its tokenizer and a compiled schedule; see `txt2img.generate`.
+
+    Raises:
+        UsageError: the bundle carries no such schedule.
+        BundleError: a file of the bundle has changed since it was made.
+    """
+    bundle.refuse_damage()
+    schedule = bundle.schedule(scheduler, steps)
+    with progress.running("drawing") as watch:
+
+        def follow(event: Event) -> None:
+            progress.advance(event.component, event.done, event.total)
+            watch(0.0)
+
+        return draw(
+            painter(bundle, schedule, threads), prompt, negative, guidance=guidance, seed=seed, watch=follow
+        )
+
+
+def save_drawing(drawing: Drawing, bundle: Bundle, file: Path) -> dict[str, Any]:
+    """Write the PNG; return what `generate --json` prints."""
+    import hashlib
+
+    write_picture(drawing, file)
+    return {
+        "ok": True,
+        "file": str(file),
+        "target": bundle.manifest.target.name,
+        "prompt": drawing.prompt,
+        "negative": drawing.negative,
+        "seed": drawing.seed,
+        "steps": drawing.steps,
+        "scheduler": drawing.scheduler,
+        "guidance": drawing.guidance,
+        "size": list(drawing.image.shape[:2]),
+        "sha256_of_float_image": hashlib.sha256(drawing.image.tobytes()).hexdigest(),
+        "warnings": list(drawing.warnings),
+    }

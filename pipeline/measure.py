@@ -1,0 +1,100 @@
+"""`profile`: how fast and how large each component of a bundle is on this machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..runtimes.inputs import native_feeds
+from ..runtimes.isolation import open_isolated
+from ..validate.latency import ComponentProfile, Contestant, ProfileReport, profile_component
+from ..validate.memory import bytes_on_disk
+from .bundle import Bundle
+from .cache import Cache
+from .progress import Progress
+from .sessions import opener
+
+if TYPE_CHECKING:
+    from ..runtimes.protocol import Array, Feeds, Session
+    from .artifacts import Checkpoint
+
+TORCH = "diffusette.validate.reference:open_reference"
+
+
+def measure_bundle(
+    bundle: Bundle,
+    *,
+    runs: int = 5,
+    threads: int = 2,
+    versus_torch: bool = False,
+    reference: str | None = None,
+    form: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress,
+) -> ProfileReport:
+    """Time every component in a process of its own, taking turns with PyTorch eager if asked to.
+
+    Raises:
+        BundleError: a file differs from the manifest.
+        CheckpointError: PyTorch was asked for and the checkpoint is not known here.
+    """
+    bundle.refuse_damage()
+    open_component = opener(bundle, threads, form)
+    checkpoint = None
+    if versus_torch:
+        from .check import open_reference_checkpoint
+
+        checkpoint = open_reference_checkpoint(bundle, reference, cache or Cache.default())
+    profiles: list[ComponentProfile] = []
+    for name in bundle.components:
+        model = bundle.model(name, form)
+        with progress.running(f"{name} x {runs}"):
+            profiles.append(
+                profile_component(
+                    name,
+                    model.precision,
+                    Contestant(partial(open_component, name), partial(_feeds, bundle)),
+                    disk_bytes=bytes_on_disk(Path(bundle.path, file) for file in model.files),
+                    threads=threads,
+                    runs=runs,
+                    torch=_torch(checkpoint, name, bundle, threads) if checkpoint else None,
+                )
+            )
+    return ProfileReport(bundle.manifest.target.name, tuple(profiles), machine())
+
+
+def _torch(checkpoint: Checkpoint, name: str, bundle: Bundle, threads: int) -> Contestant:
+    from ..validate.reference import TorchModel
+
+    model = TorchModel(checkpoint.components[name], bundle.manifest.size)
+    open_torch: Callable[[], Session] = partial(open_isolated, TORCH, model, threads=threads, name=f"torch {name}")
+    return Contestant(open_torch, partial(_feeds, bundle))  # type: ignore[arg-type]
+
+
+def _feeds(bundle: Bundle, session: Session) -> Feeds:
+    """Feeds of the right kind for any session: time depends on shapes, not on values, in these models."""
+    rng = np.random.default_rng(0)
+    canonical: dict[str, Array] = {"timestep": np.array(500.0, np.float32)}
+    for spec in session.inputs:
+        if spec.dtype.startswith("int"):
+            canonical[spec.name] = np.full(spec.shape, bundle.manifest.tokenizer.eos_id, spec.dtype)
+        elif spec.name not in ("timestep", "timestep_embedding"):
+            canonical[spec.name] = rng.standard_normal(spec.shape).astype(spec.dtype)
+    return native_feeds(canonical, session.inputs, bundle.manifest.time_embedding.model_dump())
+
+
+def machine() -> str:
+    """Processor and cores, for people."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,48 @@
+"""Models of a bundle, opened where they can be watched: each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..runtimes.isolation import IsolatedSession, open_isolated
+from ..runtimes.registry import get_target
+from ..runtimes.txt2img.generate import TextToImage
+from ..runtimes.txt2img.tokenizer import PromptTokenizer
+from .bundle import Bundle
+from .schedule import CompiledSchedule
+
+OPENER = "diffusette.runtimes.registry:open_model"
+
+
+def opener(bundle: Bundle, threads: int, form: str | None = None) -> Callable[[str], IsolatedSession]:
+    """A function that loads a component of `bundle` by name.
+
+    Raises:
+        MissingTool: the bundle's runtime is not installed.
+    """
+    target = bundle.manifest.target.name
+    get_target(target).require()
+
+    def open_component(name: str) -> IsolatedSession:
+        return open_isolated(OPENER, bundle.model(name, form), threads=threads, name=f"{target} {name}")
+
+    return open_component
+
+
+def painter(bundle: Bundle, schedule: CompiledSchedule, threads: int) -> TextToImage:
+    """What `runtimes.txt2img` needs to draw with `bundle`."""
+    facts = bundle.manifest
+    return TextToImage(
+        tokenizer=PromptTokenizer(
+            Path(bundle.path, facts.tokenizer.files[0].path).parent, facts.tokenizer.max_tokens, facts.tokenizer.pad_id
+        ),
+        open=opener(bundle, threads),
+        schedules=(schedule,),
+        guidance_mode=facts.guidance.mode,
+        default_guidance=facts.guidance.default,
+        scaling_factor=facts.vae.scaling_factor,
+        shift=facts.vae.shift,
+        size=facts.size,
+        time_embedding=facts.time_embedding.model_dump(),
+    )

@@ -1,0 +1,46 @@
+"""MNN (https://github.com/alibaba/MNN), run on the CPU."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar
+
+from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...pipeline.errors import MissingTool
+from ..protocol import Session
+
+if TYPE_CHECKING:
+    from ...pipeline.stage import Runner
+
+
+class MnnTarget:
+    """Satisfies `Target`."""
+
+    name: ClassVar[str] = "mnn"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    families: ClassVar[tuple[str, ...]] = ("sd1",)
+    min_runtime: ClassVar[str] = "3.6.1"
+
+    def require(self) -> None:
+        missing = [module for module in ("MNN", "_tools", "_mnncengine") if find_spec(module) is None]
+        if missing:
+            raise MissingTool(f"target 'mnn' needs the package MNN; {missing[0]} is absent", hint="pip install MNN")
+
+    def version(self) -> str:
+        try:
+            return version("MNN")
+        except PackageNotFoundError:
+            raise MissingTool("the package MNN is not installed", hint="pip install MNN") from None
+
+    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+        from ...export.onnx_model import onnx_model
+        from .convert import BuildMnn
+
+        return run(BuildMnn(onnx_model(source, size, precision, run)))
+
+    def open(self, model: TargetModel, *, threads: int) -> Session:
+        from .session import MnnSession
+
+        self.require()
+        return MnnSession(model, threads)

@@ -1,0 +1,103 @@
+"""The PyTorch modules in the form that pnnx digests, with fingerprints for weights.
+
+Two of the four components differ from the canonical modules of `export.modules`: the UNet takes a ready-made
+timestep embedding (ncnn has no int64 casts, and t * frequency is beyond float16), and the text encoder gives its
+causal mask to the attention as a tensor (pnnx knows no `is_causal`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from ...export import modules
+from ...pipeline.artifacts import ComponentSource, TensorSpec
+from ..inputs import TIMESTEP_EMBEDDING
+from .fingerprints import Fingerprints
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# AutoencoderKL's other half: forward never reads it, and pnnx dies on parameters without storage.
+_UNUSED: Final = {"vae_decoder": ("encoder", "quant_conv"), "vae_encoder": ("decoder", "post_quant_conv")}
+
+# Entries of config.json that change no graph, and that fine-tunes of one model differ in.
+_INCIDENTAL: Final = (
+    "_name_or_path",
+    "_diffusers_version",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+)
+
+_ATTENTION: Final = "diffusette_explicit_causal_mask"
+_MASKED: Final = -1e4  # exp(-1e4) is 0 in float32, and unlike -inf it survives float16 and bfloat16
+
+
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's configuration without what does not decide its graph."""
+    return {name: value for name, value in config.items() if name not in _INCIDENTAL}
+
+
+def without_weights(component: str, config: Mapping[str, Any]) -> ComponentSource:
+    """A source that names an architecture only."""
+    return ComponentSource(component, family="", config=config, files=(), digest="", parameters=0, dtype="float32")
+
+
+def native_inputs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
+    """Inputs of the ncnn model: `timestep_embedding` float32 [1, C0] for the timestep, int32 for int64."""
+    return tuple(_native(spec, source.config) for spec in modules.input_specs(source, size))
+
+
+def _native(spec: TensorSpec, config: Mapping[str, Any]) -> TensorSpec:
+    if spec.name == "timestep":
+        return TensorSpec(TIMESTEP_EMBEDDING, "float32", (1, int(config["block_out_channels"][0])))
+    return dataclasses.replace(spec, dtype="int32") if spec.dtype == "int64" else spec
+
+
+def lowered(source: ComponentSource) -> tuple[nn.Module, Fingerprints]:
+    """The wrapped module of `source.config` with fingerprints in place of its parameters, and these.
+
+    Names are those of the bare module's state_dict, as `export.weights` has them.
+    """
+    from torch import nn
+
+    module: Any = modules.build(source)
+    for name in _UNUSED.get(source.component, ()):
+        if hasattr(module, name):
+            delattr(module, name)
+    fingerprints = Fingerprints({name: tuple(parameter.shape) for name, parameter in module.named_parameters()})
+    for name in fingerprints.shapes:
+        owner, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(fingerprints.stub(name), requires_grad=False)
+        module.get_submodule(owner)._parameters[leaf] = parameter
+    if source.component == "unet":
+        module.get_time_embed = lambda sample, timestep: timestep
+    if source.component == "text_encoder":
+        _use_explicit_mask(module)
+    return modules.wrap(source, module), fingerprints
+
+
+def _use_explicit_mask(module: Any) -> None:
+    import torch
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,  # [1, heads, tokens, D / heads]
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        tokens = query.shape[-2]
+        mask = torch.full((tokens, tokens), _MASKED).triu(1)
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        return attended.transpose(1, 2).contiguous(), None
+
+    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, attend)
+    module.set_attn_implementation(_ATTENTION)

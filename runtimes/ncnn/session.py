@@ -1,0 +1,101 @@
+"""ncnn in this process. It crashes on damaged files and wrong calls: callers want `isolation.open_isolated`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from ...pipeline.artifacts import TargetModel, TensorSpec
+from ...pipeline.errors import ModelError, ToolCrashed
+from ..checks import checked_feeds, checked_results
+from ..protocol import Array, Feeds
+from .param import parse
+from .slots import check_bin
+
+# ncnn turns these on by default where the CPU has them. Parity is judged in float32; an app may choose otherwise.
+_REDUCED: Final = (
+    "use_fp16_packed",
+    "use_fp16_storage",
+    "use_fp16_arithmetic",
+    "use_bf16_packed",
+    "use_bf16_storage",
+)
+
+
+class NcnnSession:
+    """A loaded ncnn model.
+
+    Winograd convolution is off: at SD 1.5 size it takes 10.7 GB for 5.0 and gains about a tenth of the time.
+
+    Raises:
+        ModelError: the files do not fit each other, or ncnn refuses them.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __init__(self, model: TargetModel, threads: int) -> None:
+        import ncnn
+
+        self.inputs, self.outputs = model.inputs, model.outputs
+        self._name = f"ncnn {model.component}"
+        param, weights = (model.folder / file for file in model.files)
+        check_files(param, weights, self.inputs, self.outputs)
+        self._ncnn: Any = ncnn
+        self._net: Any = ncnn.Net()
+        self._net.opt.num_threads = threads
+        self._net.opt.use_winograd_convolution = False
+        for option in _REDUCED:
+            setattr(self._net.opt, option, False)
+        # after a failed load the net must never be run: it would take the process down
+        for load, file in ((self._net.load_param, param), (self._net.load_model, weights)):
+            if status := load(str(file)):
+                self.close()
+                raise ModelError(f"ncnn refuses {file.name} (status {status})", hint="convert again")
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once on batch 1; ncnn itself knows no batch, so the leading axis is taken off and put back."""
+        if self._net is None:
+            raise ModelError(f"{self._name} is closed")
+        extractor = self._net.create_extractor()
+        for name, array in checked_feeds(feeds, self.inputs, self._name).items():
+            # a Mat does not own the memory of the array that it is made from
+            mat = self._ncnn.Mat(np.ascontiguousarray(array[0])).clone()
+            if status := extractor.input(name, mat):
+                raise ToolCrashed(f"{self._name} does not take {name} (status {status})")
+        results = {}
+        for spec in self.outputs:
+            status, mat = extractor.extract(spec.name)
+            if status:
+                raise ToolCrashed(f"{self._name} gave no {spec.name} (status {status})", hint="is memory short?")
+            results[spec.name] = np.array(mat)[None]
+        return checked_results(results, self.outputs, self._name)
+
+    def close(self) -> None:
+        if self._net is not None:
+            self._net.clear()
+            self._net = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_files(param: Path, weights: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Refuse files that are missing, cut, or not those of a model with these inputs and outputs."""
+    for file in (param, weights):
+        if not file.is_file():
+            raise ModelError(f"no file {file}", hint="convert again")
+    layers = parse(param.read_text(errors="replace"), param.name)
+    made = {blob for layer in layers for blob in layer.outputs}
+    taken = sorted(layer.name for layer in layers if layer.type == "Input")
+    if taken != sorted(spec.name for spec in inputs) or not {spec.name for spec in outputs} <= made:
+        raise ModelError(f"{param.name} has the inputs {', '.join(taken)}: it is another model's graph")
+    check_bin(layers, weights)

@@ -1,0 +1,144 @@
+"""ncnn's `.bin` file: weights without names, in the order of the layers and, within one, of its `load_model`.
+
+Source: Tencent/ncnn, `src/layer/*.cpp` (`load_param`, `load_model`) and `src/modelbin.cpp`. A *tagged* weight starts
+with four bytes that say how it is stored; an untagged one is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...pipeline.errors import ModelError
+from .param import Layer
+
+TAG_FP32: Final = (0).to_bytes(4, "little")
+TAG_FP16: Final = (0x01306B47).to_bytes(4, "little")
+TAG_INT8: Final = (0x000D4B38).to_bytes(4, "little")
+_BYTES_PER_ELEMENT: Final = {TAG_FP32: 4, TAG_FP16: 2, TAG_INT8: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one array of weights."""
+
+    layer: str
+    type: str
+    role: str  # weight, bias, q_weight, ...: ncnn's member name without `_data`
+    tagged: bool
+    elements: int
+
+
+def _convolution(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    yield "weight", True, layer.number(6)
+    if layer.number(5):
+        yield "bias", False, layer.number(0)
+
+
+def _inner_product(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    yield "weight", True, layer.number(2)
+    if layer.number(1):
+        yield "bias", False, layer.number(0)
+
+
+def _gemm(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    m, n, k = (layer.number(key) for key in (7, 8, 9))
+    if layer.number(4):
+        yield "A", True, m * k
+    if layer.number(5):
+        yield "B", True, n * k
+    broadcast = layer.number(10)  # -1: no C
+    if layer.number(6) and broadcast != -1:
+        yield "C", True, (1, m, m, n * m, n)[broadcast]
+
+
+def _multi_head_attention(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    embed_dim = layer.number(0)
+    q_dim = layer.number(2) // embed_dim
+    k_dim, v_dim = layer.number(3, embed_dim), layer.number(4, embed_dim)
+    for role, columns in (("q", q_dim), ("k", k_dim), ("v", v_dim)):
+        yield f"{role}_weight", True, embed_dim * columns
+        yield f"{role}_bias", False, embed_dim
+    yield "out_weight", True, q_dim * embed_dim
+    yield "out_bias", False, q_dim
+
+
+def _group_norm(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    if layer.number(3, 1):
+        yield "gamma", False, layer.number(1)
+        yield "beta", False, layer.number(1)
+
+
+def _layer_norm(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    if layer.number(2, 1):
+        yield "gamma", False, layer.number(0)
+        yield "beta", False, layer.number(0)
+
+
+def _embed(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    yield "weight", True, layer.number(3)
+    if layer.number(2):
+        yield "bias", False, layer.number(0)
+
+
+def _memory_data(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    w, h, d, c = (layer.number(key) for key in (0, 1, 11, 2))
+    yield "data", layer.number(21, 1) == 0, w * (h or 1) * (d or 1) * (c or 1)
+
+
+# Layers that are not here have no weights. A mistake cannot pass: every blob is compared with the parameter that it
+# must be, and the walk must end where the file ends.
+WEIGHTED: Final[dict[str, Callable[[Layer], Iterator[tuple[str, bool, int]]]]] = {
+    "Convolution": _convolution,
+    "InnerProduct": _inner_product,
+    "Gemm": _gemm,
+    "MultiHeadAttention": _multi_head_attention,
+    "GroupNorm": _group_norm,
+    "LayerNorm": _layer_norm,
+    "Embed": _embed,
+    "MemoryData": _memory_data,
+}
+
+
+def slots_of(layers: Iterable[Layer]) -> Iterator[Slot]:
+    """The weights of `layers`, in the order of the `.bin` file."""
+    for layer in layers:
+        for role, tagged, elements in WEIGHTED.get(layer.type, lambda _: iter(()))(layer):
+            yield Slot(layer.name, layer.type, role, tagged, elements)
+
+
+def check_bin(layers: Iterable[Layer], file: Path) -> None:
+    """Compare the length of a `.bin` file with what the graph and the tags in the file say.
+
+    ncnn itself accepts trailing bytes and another model's file without a word, and crashes when a model is run
+    after a failed load.
+
+    Raises:
+        ModelError: the file is too short, too long, or holds an unknown tag.
+    """
+    size = file.stat().st_size
+    position = 0
+    with file.open("rb") as stream:
+        for slot in slots_of(layers):
+            width = 4
+            if slot.tagged:
+                stream.seek(position)
+                tag = stream.read(4)
+                if tag not in _BYTES_PER_ELEMENT:
+                    raise ModelError(
+                        f"{file.name}: no weight starts at byte {position} of {size}, where the graph puts {slot.role} "
+                        f"of {slot.layer} ({slot.type}): it holds {tag.hex() or 'nothing'}",
+                        hint="the file is damaged or belongs to another .param: convert again",
+                    )
+                position += 4
+                width = _BYTES_PER_ELEMENT[tag]
+            position += -(-slot.elements * width // 4) * 4  # padded to whole words
+            if position > size:
+                break
+    if position != size:
+        raise ModelError(
+            f"{file.name} has {size} bytes, the graph needs {position}{' or more' if position > size else ''}",
+            hint="the file is cut or belongs to another .param: convert again",
+        )

@@ -1,0 +1,46 @@
+"""The ncnn target: TorchScript -> pnnx -> `.param` + `.bin`."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import version as version_of
+from typing import ClassVar
+
+from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...pipeline.errors import MissingTool, UsageError
+from ...pipeline.stage import Runner
+from . import pnnx
+from .session import NcnnSession
+from .trace import trace_of
+from .write import WriteNcnn
+
+
+class NcnnTarget:
+    """ncnn on the CPU. `.param` and `.bin` are what an app loads; inputs and outputs bear our names."""
+
+    name: ClassVar[str] = "ncnn"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    families: ClassVar[tuple[str, ...]] = ("sd1",)
+    min_runtime: ClassVar[str] = "1.0.20261020"
+
+    def require(self) -> None:
+        if importlib.util.find_spec("ncnn") is None:
+            raise MissingTool("target 'ncnn' needs the package ncnn", hint="pip install ncnn pnnx")
+        pnnx.program()
+        runtime, converter = version_of("ncnn").rpartition(".")[2], version_of("pnnx").rpartition(".")[2]
+        if converter > runtime:  # both are dates
+            raise MissingTool(
+                f"pnnx {converter} writes layers that ncnn {runtime} may not know",
+                hint=f"pip install ncnn==1.0.{converter}",
+            )
+
+    def version(self) -> str:
+        return version_of("ncnn")
+
+    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+        if precision not in self.precisions:
+            raise UsageError(f"ncnn has no precision {precision!r}", hint=f"one of: {', '.join(self.precisions)}")
+        return run(WriteNcnn(run(trace_of(source, size)), source, precision))
+
+    def open(self, model: TargetModel, *, threads: int) -> NcnnSession:
+        return NcnnSession(model, threads)

@@ -1,0 +1,120 @@
+"""An ncnn graph and the places of its weights, learned without any weights.
+
+pnnx is the slow and hungry step of a conversion. It runs once an architecture and picture size, on fingerprints;
+fine-tunes and precisions share the result. docs/decisions/0011-ncnn-fingerprints.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from ...export import modules
+from ...pipeline.artifacts import ComponentSource, TensorSpec
+from ...pipeline.errors import ExportError
+from . import layout, param, pnnx
+from .lower import lowered, native_inputs, without_weights
+
+_THREADS: Final = 2  # the module is run once; more threads take more memory than they save time
+
+
+@dataclass(frozen=True)
+class TracedNcnn:
+    """An ncnn graph (`model.param`), the sources of its weights (`layout.json`), and its constants (`literals.bin`)."""
+
+    folder: Path
+    component: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    digest: str = ""
+
+    @property
+    def param(self) -> Path:
+        return self.folder / "model.param"
+
+    @property
+    def literals(self) -> Path:
+        return self.folder / "literals.bin"
+
+    def blobs(self) -> tuple[layout.Blob, ...]:
+        """The weights in the order of the `.bin` file."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(tuple[layout.Blob, ...]).validate_json((self.folder / "layout.json").read_bytes())
+
+
+@dataclass(frozen=True)
+class TraceNcnn:
+    """Trace a component's module with fingerprints for weights, let pnnx convert it, and find them again."""
+
+    component: str
+    config: Mapping[str, Any]  # from `lower.architecture`
+    size: tuple[int, int]  # height, width in pixels
+
+    name: ClassVar[str] = "pnnx"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
+    output: ClassVar[type] = TracedNcnn
+
+    def key(self) -> Mapping[str, object]:
+        return {"component": self.component, "config": dict(self.config), "size": list(self.size)}
+
+    def run(self, into: Path) -> TracedNcnn:
+        from pydantic import TypeAdapter
+
+        source = without_weights(self.component, self.config)
+        module, fingerprints = lowered(source)
+        inputs, outputs = native_inputs(source, self.size), modules.output_specs(source, self.size)
+        with tempfile.TemporaryDirectory(prefix="pnnx.", dir=into) as private:
+            scratch = Path(private)
+            script = scratch / "model.pt"
+            _trace(module, native_inputs(source, small_size(source, self.size)), script)
+            del module
+            graph, weights = pnnx.convert(script, inputs, scratch)
+            layers = param.parse(graph.read_text())
+            with (into / "literals.bin").open("wb") as literals:
+                blobs = layout.learn(layers, weights, fingerprints, literals)
+        names = {f"in{index}": spec.name for index, spec in enumerate(inputs)}
+        names |= {f"out{index}": spec.name for index, spec in enumerate(outputs)}
+        (into / "model.param").write_text(param.render(param.rename_blobs(layers, names)))
+        pnnx.check_layers(into / "model.param")
+        (into / "layout.json").write_bytes(TypeAdapter(tuple[layout.Blob, ...]).dump_json(blobs, indent=1))
+        return TracedNcnn(into, self.component, inputs, outputs)
+
+
+def small_size(source: ComponentSource, size: tuple[int, int]) -> tuple[int, int]:
+    """A small picture size at which PyTorch runs the same operations as at `size`.
+
+    A trace asks tensors for their sizes, so one made at a small size serves for all, and pnnx fills in the real
+    ones. What must agree is whether each level divides by two, for diffusers decides on that in Python.
+    """
+    if "block_out_channels" not in source.config:
+        return size
+    unit = 8 * 2 ** (len(source.config["block_out_channels"]) - 1)  # pixels that the deepest level sees as one
+    height, width = (min(side, 2 * unit + side % unit) for side in size)
+    return height, width
+
+
+def _trace(module: Any, inputs: tuple[TensorSpec, ...], script: Path) -> None:
+    """Write the module as TorchScript. The weights' windows are saved as they are: a UNet's file has 7 MB."""
+    import torch
+
+    torch.set_num_threads(min(_THREADS, torch.get_num_threads()))
+    examples = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    try:
+        with torch.no_grad():
+            # pnnx would insist on the size of stored inputs
+            traced: Any = torch.jit.trace(module, examples, check_trace=False, _store_inputs=False)
+    except RuntimeError as error:
+        raise ExportError(f"torch could not trace the module for ncnn: {error}") from error
+    traced.save(str(script))
+
+
+def trace_of(source: ComponentSource, size: tuple[int, int]) -> TraceNcnn:
+    """The stage for the architecture of `source`."""
+    from .lower import architecture
+
+    return TraceNcnn(source.component, architecture(source.config), size)

@@ -1,0 +1,95 @@
+"""A checkpoint's weights into the places that an ncnn graph has for them, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...export.weights import Weights
+from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...quantize.cast import to_float16
+from . import layout
+from .layout import Blob
+from .param import parse
+from .slots import TAG_FP16, TAG_FP32, check_bin
+from .trace import TracedNcnn
+
+_CHUNK: Final = 1 << 22  # elements cast and written at once: 16 MiB of float32
+
+
+@dataclass(frozen=True)
+class WriteNcnn:
+    """Stream the weights of `source` into the layout of `traced`.
+
+    At "fp16", weights that have two or more dimensions in PyTorch, and that ncnn can store so, are float16 in
+    the file; ncnn widens them when it loads. Biases, norms and position embeddings stay float32.
+    """
+
+    traced: TracedNcnn
+    source: ComponentSource
+    precision: str  # "fp32" or "fp16"
+
+    name: ClassVar[str] = "weights"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("numpy",)
+    output: ClassVar[type] = TargetModel
+
+    def key(self) -> Mapping[str, object]:
+        return {"traced": self.traced.digest, "source": self.source.digest, "precision": self.precision}
+
+    def run(self, into: Path) -> TargetModel:
+        component = self.source.component
+        param, weights = into / f"{component}.param", into / f"{component}.bin"
+        shutil.copyfile(self.traced.param, param)
+        blobs = self.traced.blobs()
+        with weights.open("wb") as stream, self.traced.literals.open("rb") as literals:
+            self._write(blobs, stream, literals)
+        check_bin(parse(param.read_text()), weights)
+        parameters = sum(blob.slot.elements for blob in blobs if blob.kind == layout.PARAMETER)
+        return TargetModel(
+            into,
+            component,
+            "ncnn",
+            self.precision,
+            (param.name, weights.name),
+            self.traced.inputs,
+            self.traced.outputs,
+            bits_per_weight=round(8 * weights.stat().st_size / parameters, 3),
+        )
+
+    def _write(self, blobs: tuple[Blob, ...], stream: BinaryIO, literals: BinaryIO) -> None:
+        weights = Weights(self.source)
+        weights.check(layout.expected_shapes(blobs))
+        for blob in blobs:
+            half = self.precision == "fp16" and is_halved(blob)
+            if blob.slot.tagged:
+                stream.write(TAG_FP16 if half else TAG_FP32)
+            for chunk in _chunks(blob, weights, literals):
+                whole = f"{self.source.component}/{blob.name}"
+                stream.write((to_float16(chunk, whole) if half else chunk).tobytes())
+            stream.write(bytes(-stream.tell() % 4))
+
+
+def is_halved(blob: Blob) -> bool:
+    """Whether "fp16" stores a blob as float16: a parameter with two or more dimensions, where ncnn reads a tag."""
+    return blob.slot.tagged and blob.kind == layout.PARAMETER and len(blob.shape) >= 2
+
+
+def _chunks(blob: Blob, weights: Weights, literals: BinaryIO) -> Iterator[NDArray[Any]]:
+    """The float32 values of a blob in the order of the file."""
+    if blob.kind == layout.ZEROS:
+        yield np.zeros(blob.slot.elements, np.float32)
+        return
+    if blob.kind == layout.LITERAL:
+        literals.seek(blob.offset)
+        yield np.fromfile(literals, np.float32, blob.slot.elements)
+        return
+    flat = weights.read(blob.name).transpose(blob.axes).reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        yield flat[start : start + _CHUNK].astype(np.float32, copy=False)

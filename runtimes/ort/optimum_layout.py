@@ -1,0 +1,108 @@
+"""The small files that make a bundle a folder which optimum's `ORTStableDiffusionPipeline` opens.
+
+optimum-onnx 0.1.0 reads, beside each component's `model.onnx`: `model_index.json`, a `config.json` a component,
+the scheduler's config, and a tokenizer. It runs with transformers 4, whose CLIPTokenizer needs `vocab.json` and
+`merges.txt` and stumbles over some of what transformers 5 writes into `tokenizer_config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ...pipeline.artifacts import Checkpoint
+from ...pipeline.errors import CheckpointError
+
+# Paths of the author's disk, and versions. A UNet of diffusers < 0.9 with sample_size < 64 is "corrected" to 64
+# by diffusers' own pipeline (StableDiffusionPipeline.__init__), which would break small pictures.
+_LEFT_OUT: Final = {"_name_or_path", "_diffusers_version", "transformers_version"}
+# OpenAI's CLIP; every SD 1.x tokenizer has them.
+_SPECIAL_TOKENS: Final = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+}
+_MERGES_HEADER: Final = "#version: 0.2"
+
+
+def write_layout(checkpoint: Checkpoint, into: Path, size: tuple[int, int] | None = None) -> tuple[str, ...]:
+    """Write the files below `into`; return their paths, sorted. See `layout_files`."""
+    files = layout_files(checkpoint, size)
+    for path, content in files.items():
+        (into / path).parent.mkdir(parents=True, exist_ok=True)
+        (into / path).write_bytes(content)
+    return tuple(files)
+
+
+def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dict[str, bytes]:
+    """Path -> content of each file, sorted by path. Equal checkpoints give equal bytes.
+
+    Args:
+        size: height and width in pixels that the graphs were exported for; None when it is the checkpoint's own.
+    """
+    configs = {f"{name}/config.json": dict(source.config) for name, source in checkpoint.components.items()}
+    if size is not None and "unet/config.json" in configs:
+        configs["unet/config.json"]["sample_size"] = [side // checkpoint.vae_scale for side in size]
+    configs["scheduler/scheduler_config.json"] = dict(checkpoint.scheduler)
+    configs["model_index.json"] = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", checkpoint.scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    public = {
+        path: {key: value for key, value in config.items() if key not in _LEFT_OUT} for path, config in configs.items()
+    }
+    files = {path: _json(config) for path, config in public.items()} | _tokenizer(checkpoint)
+    return dict(sorted(files.items()))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+    folder = checkpoint.tokenizer
+    config = {**_SPECIAL_TOKENS, **_special_tokens(folder)}
+    config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    vocabulary, merges = _vocabulary(folder)
+    return {
+        "tokenizer/tokenizer_config.json": _json(config),
+        "tokenizer/vocab.json": vocabulary,
+        "tokenizer/merges.txt": merges,
+    }
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            for key, token in json.loads((folder / name).read_bytes()).items():
+                text = token.get("content") if isinstance(token, dict) else token  # a dict is a serialised AddedToken
+                if key in _SPECIAL_TOKENS and isinstance(text, str):
+                    found[key] = text
+    return found
+
+
+def _vocabulary(folder: Path) -> tuple[bytes, bytes]:
+    """vocab.json and merges.txt, made of tokenizer.json where transformers 5 left them out."""
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocabulary.is_file() and merges.is_file():
+        return vocabulary.read_bytes(), merges.read_bytes()
+    try:
+        model = json.loads((folder / "tokenizer.json").read_bytes())["model"]
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        return _json(model["vocab"], sort=False), "\n".join([_MERGES_HEADER, *pairs, ""]).encode()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: neither vocab.json with merges.txt nor a byte-pair tokenizer.json: {error}"
+        ) from None
+
+
+def _json(value: Mapping[str, Any], *, sort: bool = True) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=sort, ensure_ascii=False) + "\n").encode()

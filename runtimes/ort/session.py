@@ -1,0 +1,113 @@
+"""ONNX Runtime behind the protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ...pipeline.artifacts import TargetModel, TensorSpec
+from ...pipeline.errors import BundleError, FeedError, ToolCrashed
+from ..protocol import Array, Feeds
+from .external_data import read_graph
+from .free_batch import BATCH
+
+_DTYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}
+_ERRORS_ONLY: Final = 3  # ort's severities: 0 verbose ... 4 fatal
+
+
+class OrtSession:
+    """A loaded `.onnx` or `.ort` file.
+
+    Raises:
+        BundleError: the file is damaged, or takes other inputs than `model` says.
+    """
+
+    def __init__(self, model: TargetModel, threads: int) -> None:
+        import onnxruntime
+
+        file = model.folder / model.files[0]
+        if file.suffix != ".ort":
+            read_graph(file)  # refuses external data that is outside the folder or too short
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self._name = f"ort {model.component}"
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(file), session_options(file, threads), providers=["CPUExecutionProvider"]
+            )
+        except _ort_errors() as error:
+            raise BundleError(
+                f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}",
+                hint="run `diffusette verify` on the bundle; if it is whole, convert again and report this",
+            ) from None
+        for kind, promised, found in (
+            ("inputs", model.inputs, self._session.get_inputs()),
+            ("outputs", model.outputs, self._session.get_outputs()),
+        ):
+            real = tuple(_spec(argument) for argument in found)
+            if real != promised:
+                raise BundleError(f"{file}: its {kind} are {_list(real)}, the manifest says {_list(promised)}")
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once; feeds and results as `inputs` and `outputs` say.
+
+        Raises:
+            FeedError: a feed has another name, dtype or shape.
+            ToolCrashed: ONNX Runtime failed inside the model.
+        """
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+        if self._session is None:
+            raise ToolCrashed(f"{self._name}: the session is closed")
+        names = [spec.name for spec in self.outputs]
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except (InvalidArgument, ValueError) as error:  # ValueError: a feed is missing
+            raise FeedError(f"{self._name}: {_first_line(error)}") from None
+        except _ort_errors() as error:
+            raise ToolCrashed(f"{self._name}: {_first_line(error)}") from None
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def session_options(file: Path, threads: int) -> Any:
+    """ONNX Runtime's options for `file`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_free_dimension_override_by_name(BATCH, 1)
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    return options
+
+
+def _spec(argument: Any) -> TensorSpec:
+    shape = tuple(dim if isinstance(dim, int) else -1 for dim in argument.shape)
+    return TensorSpec(argument.name, _DTYPES.get(argument.type, argument.type), shape)
+
+
+def _list(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs)
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    """All exceptions of the native side; they have no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    found = [value for value in vars(native).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*found, RuntimeError)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,56 @@
+"""ONNX Runtime as a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from typing import ClassVar
+
+from ...export.onnx_model import onnx_model
+from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
+from ...pipeline.errors import MissingTool
+from ...pipeline.stage import Runner
+from ..protocol import Session
+from .build import FORMS, BuildOrt
+from .optimum_layout import layout_files
+from .session import OrtSession
+
+
+class OrtTarget:
+    """ONNX Runtime on the CPU, desktop or phone.
+
+    float16 is a way to store weights: arithmetic stays float32, and the runtime widens the weights when it loads
+    them (`.onnx`) or as it goes (`.ort`).
+    """
+
+    name: ClassVar[str] = "ort"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    families: ClassVar[tuple[str, ...]] = ("sd1",)
+    min_runtime: ClassVar[str] = "1.18"
+
+    def __init__(self, forms: Sequence[str] = FORMS) -> None:
+        self._forms = tuple(forms)
+
+    def require(self) -> None:
+        """Raise `MissingTool` unless onnxruntime, onnx and onnx-ir are installed."""
+        for package in ("onnxruntime", "onnx", "onnx-ir"):
+            try:
+                version_of(package)
+            except PackageNotFoundError:
+                raise MissingTool(
+                    f"target 'ort' needs the package {package}", hint=f"pip install {package}"
+                ) from None
+
+    def version(self) -> str:
+        return version_of("onnxruntime")
+
+    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+        return run(BuildOrt(onnx_model(source, size, precision, run), self._forms))
+
+    def open(self, model: TargetModel, *, threads: int) -> Session:
+        return OrtSession(model, threads)
+
+    def assets(self, checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dict[str, bytes]:
+        """Files for the bundle (path -> content) with which optimum opens it: see `optimum_layout`."""
+        return layout_files(checkpoint, size)

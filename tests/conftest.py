@@ -1,0 +1,36 @@
+"""Checkpoints for all tests: tiny random ones, and the trained one that the package embeds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from diffusette.export.checkpoint import open_checkpoint
+from diffusette.pipeline.artifacts import Checkpoint
+
+from .models import write_tiny_sd1
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of a tiny random SD1.x. Read only: tests that change it take `tiny_copy`."""
+    return write_tiny_sd1(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture
+def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_folder` for this test alone."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_folder: Path) -> Checkpoint:
+    """`tiny_folder`, opened."""
+    return open_checkpoint(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Checkpoint:
+    """The embedded, really trained checkpoint, opened."""
+    return open_checkpoint("demo")

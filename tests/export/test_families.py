@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from diffusette.export.families import FAMILIES, Headers, get_family, recognise
+from diffusette.export.families.unsupported import UNSUPPORTED
+from diffusette.pipeline.artifacts import COMPONENTS
+from diffusette.pipeline.errors import CheckpointError
+
+SD1_PARTS = {
+    "text_encoder": "CLIPTextModel",
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "scheduler": "PNDMScheduler",
+    "tokenizer": "CLIPTokenizer",
+}
+
+
+def sd1(parts: dict[str, str] | None = None, pipeline: str = "StableDiffusionPipeline", **settings: Any) -> Headers:
+    """SD1.5's headers, with more parts and with `part__key` settings changed."""
+    configs: dict[str, dict[str, Any]] = {
+        "unet": {"_class_name": "UNet2DConditionModel", "in_channels": 4, "cross_attention_dim": 768},
+        "text_encoder": {"architectures": ["CLIPTextModel"], "hidden_size": 768, "hidden_act": "quick_gelu"},
+        "vae": {"_class_name": "AutoencoderKL"},
+        "scheduler": {"_class_name": "PNDMScheduler"},
+    }
+    for path, value in settings.items():
+        part, _, key = path.partition("__")
+        configs[part][key] = value
+    return Headers(pipeline, SD1_PARTS | (parts or {}), configs)
+
+
+def lone(*names: str, **config: Any) -> Headers:
+    """One file with tensors of these names, or one model's folder with this config."""
+    return Headers(configs={"": config} if config else {}, tensors={"": dict.fromkeys(names, (1,))} if names else {})
+
+
+def pipeline(name: str, **parts: str) -> Headers:
+    return Headers(name, parts, {part: {"_class_name": kind} for part, kind in parts.items()})
+
+
+LDM = "model.diffusion_model.input_blocks.0.0.weight"
+EXAMPLES: tuple[tuple[str, Headers], ...] = (
+    ("a LoRA or LyCORIS adapter", lone("lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight")),
+    ("a LoRA or LyCORIS adapter", lone("unet.down_blocks.0.attentions.0.to_k.lora_A.weight")),
+    (
+        "a LoRA or LyCORIS adapter",
+        lone("unet.down_blocks.0.attn1.processor.to_q_lora.down.weight", "x.lora.down.weight"),
+    ),
+    ("a LoRA or LyCORIS adapter", lone("text_model_encoder_layers_0_mlp_fc1.hada_w1_a")),
+    ("a LoRA or LyCORIS adapter", lone("base_model.model.model.layers.0.q_proj.lora_B.default.weight")),
+    ("a LoRA or LyCORIS adapter", lone(peft_type="LORA")),
+    ("an IP-Adapter", lone("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight")),
+    ("a textual inversion (an embedding of new words)", lone("emb_params")),
+    ("a textual inversion (an embedding of new words)", lone("<cat-toy>")),
+    ("a ControlNet alone", lone(_class_name="ControlNetModel")),
+    ("a ControlNet alone", lone("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.x", "mid_block.x")),
+    ("a ControlNet alone", lone("control_model.input_hint_block.0.weight")),
+    ("a single-file SDXL checkpoint in LDM format", lone(LDM, "conditioner.embedders.0.transformer.x")),
+    ("a single-file SD3 checkpoint", lone("model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight")),
+    ("a single-file Flux checkpoint", lone("double_blocks.0.img_attn.proj.weight")),
+    ("a single-file Stable Diffusion 2.x checkpoint in LDM format", lone(LDM, "cond_stage_model.model.positional")),
+    ("a single-file Stable Diffusion 1.x checkpoint in LDM format", lone(LDM, "cond_stage_model.transformer.x")),
+    ("a single-file checkpoint in LDM format", lone(LDM)),
+    ("Stable Diffusion 3", pipeline("StableDiffusion3Pipeline", transformer="SD3Transformer2DModel")),
+    ("Flux", pipeline("FluxPipeline", transformer="FluxTransformer2DModel")),
+    ("PixArt", pipeline("PixArtAlphaPipeline", transformer="PixArtTransformer2DModel")),
+    ("DiT", pipeline("DiTPipeline", transformer="DiTTransformer2DModel")),
+    ("a video model", pipeline("TextToVideoSDPipeline", unet="UNet3DConditionModel")),
+    ("a video model", pipeline("StableVideoDiffusionPipeline", unet="UNetSpatioTemporalConditionModel")),
+    ("a video model", pipeline("WanPipeline", transformer="WanTransformer3DModel")),
+    ("a diffusion transformer", pipeline("SanaPipeline", transformer="SanaTransformer2DModel")),
+    ("Stable Diffusion XL", sd1({"text_encoder_2": "CLIPTextModelWithProjection"}, unet__cross_attention_dim=2048)),
+    ("Stable Diffusion XL", sd1(pipeline="StableDiffusionXLImg2ImgPipeline")),
+    ("Stable Diffusion XL", sd1(unet__addition_embed_type="text_time")),
+    ("Kandinsky", pipeline("KandinskyV22Pipeline", unet="UNet2DConditionModel", movq="VQModel")),
+    ("Stable Cascade or Würstchen", pipeline("StableCascadeDecoderPipeline", decoder="StableCascadeUNet")),
+    ("DeepFloyd IF", pipeline("IFPipeline", text_encoder="T5EncoderModel", unet="UNet2DConditionModel")),
+    ("a ControlNet pipeline", sd1({"controlnet": "ControlNetModel"}, "StableDiffusionControlNetPipeline")),
+    ("an inpainting checkpoint", sd1(unet__in_channels=9)),
+    ("an InstructPix2Pix checkpoint", sd1(unet__in_channels=8)),
+    ("a Stable Diffusion upscaler", sd1(unet__in_channels=7)),
+    ("Stable Diffusion 2 depth-to-image", sd1({"depth_estimator": "DPTForDepthEstimation"}, unet__in_channels=5)),
+    ("Stable Diffusion 2.x", sd1(text_encoder__hidden_size=1024, unet__cross_attention_dim=1024)),
+    ("Stable Diffusion 2.x", sd1(text_encoder__hidden_act="gelu")),
+    ("a v-prediction checkpoint", sd1(scheduler__prediction_type="v_prediction")),
+    ("a latent consistency model", sd1(unet__time_cond_proj_dim=256)),
+    ("a language model", lone(architectures=["LlamaForCausalLM"])),
+    ("a language model", lone("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight")),
+    ("a UNet alone", lone(_class_name="UNet2DConditionModel")),
+    ("a UNet alone", lone("down_blocks.0.resnets.0.conv1.weight", "mid_block.resnets.0.conv1.weight")),
+    ("a VAE alone", lone("decoder.conv_in.weight", "decoder.conv_out.weight")),
+    ("a VAE alone", lone(_class_name="AutoencoderKL")),
+    ("a text encoder alone", lone("text_model.embeddings.token_embedding.weight")),
+    ("a text encoder alone", lone(architectures=["CLIPTextModel"])),
+)
+
+
+@pytest.mark.parametrize(("name", "headers"), EXAMPLES)
+def test_an_unsupported_checkpoint_is_refused_by_its_name(name: str, headers: Headers) -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        recognise(headers, "model")
+    assert refusal.value.what.startswith(f"model: {name} (")
+    assert refusal.value.hint
+
+
+def test_every_refusal_has_an_example() -> None:
+    assert {name for name, _ in EXAMPLES} == {kind.name for kind in UNSUPPORTED}
+
+
+def test_names_of_families_and_refusals_are_unique() -> None:
+    names = [family.name for family in FAMILIES] + [kind.name for kind in UNSUPPORTED]
+    assert len(names) == len(set(names))
+
+
+def test_sd1_is_recognised_with_its_evidence() -> None:
+    family, why = recognise(sd1(), "model")
+    assert family.name == "sd1"
+    assert "unet.cross_attention_dim = text_encoder.hidden_size = 768" in why
+
+
+def test_configs_of_the_first_releases_which_leave_keys_out_are_recognised() -> None:
+    headers = sd1()
+    del headers.configs["text_encoder"]["hidden_act"]  # type: ignore[attr-defined]
+    assert recognise(headers, "model")[0].name == "sd1"
+
+
+@pytest.mark.parametrize("part", sorted(SD1_PARTS))
+def test_a_part_that_the_index_does_not_list_is_named(part: str) -> None:
+    headers = sd1()
+    del headers.parts[part]  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match=f"component '{part}' is missing"):
+        recognise(headers, "model")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unet__cross_attention_dim": 640}, "unet.cross_attention_dim = 640, text_encoder.hidden_size = 768"),
+        ({"unet__class_embed_type": "timestep"}, "unet.class_embed_type = 'timestep'"),
+        ({"unet__in_channels": 3}, "unet.in_channels = 3"),
+        ({"unet__encoder_hid_dim_type": "ip_image_proj"}, "unet.encoder_hid_dim_type"),
+        ({"text_encoder__max_position_embeddings": 248}, "max_position_embeddings = 248"),
+    ],
+)
+def test_an_architecture_that_is_no_family_is_refused_with_the_facts(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match="StableDiffusionPipeline of no supported family") as refusal:
+        recognise(sd1(**settings), "model")
+    assert message in refusal.value.what
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_families_have_every_component_and_are_found_by_name(family: Any) -> None:
+    assert get_family(family.name) is family
+    assert tuple(family.components) == COMPONENTS
+    assert {part.folder for part in family.components.values()} <= set(family.signature.parts)
+
+
+def test_an_unknown_family_is_an_error_with_the_list() -> None:
+    with pytest.raises(CheckpointError, match="no family named 'sd9'") as refusal:
+        get_family("sd9")
+    assert "sd1" in refusal.value.hint

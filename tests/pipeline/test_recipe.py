@@ -1,0 +1,278 @@
+"""A recipe says what it means, or is refused in the words of its own file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource
+from diffusette.pipeline.errors import RecipeError, UsageError
+from diffusette.pipeline.recipe import (
+    DEFAULT_RECIPE,
+    Compiled,
+    Recipe,
+    load_recipe,
+    merged,
+    parse_recipe,
+    shipped_recipes,
+)
+from pydantic import BaseModel
+
+
+def recipe(body: str = "") -> Recipe:
+    return parse_recipe(f"schema = 1\n{body}", "my.toml")
+
+
+def checkpoint(sample_size: object, family: str = "sd1") -> Checkpoint:
+    def part(name: str, **config: object) -> ComponentSource:
+        return ComponentSource(name, family, config, (), "", 0, "float32")
+
+    parts = {
+        "unet": part("unet", sample_size=sample_size),
+        "vae_decoder": part("vae_decoder", block_out_channels=[1, 2, 3, 4]),
+    }
+    return Checkpoint("tiny", Path("tiny"), family, "a test says so", parts, {}, Path("tiny"), {}, "")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid_explained_and_kept_word_for_word(name: str) -> None:
+    shipped = load_recipe(name)
+    text = shipped_recipes()[name].read_text()
+    assert shipped.name == f"{name}.toml"
+    assert shipped.to_toml() == text
+    assert text.startswith("# ")
+    assert set(shipped.precisions(COMPONENTS)) == set(COMPONENTS)
+
+
+def test_the_shelf_is_sorted_and_holds_the_default() -> None:
+    names = list(shipped_recipes())
+    assert names == sorted(names)
+    assert {"sd1-fp16", "sd1-fp16-vae32", "sd1-fp32"} <= set(names)
+    assert load_recipe(DEFAULT_RECIPE).quantize.precision == "fp16"
+
+
+def test_vae32_keeps_only_the_decoder_in_float32() -> None:
+    found = load_recipe("sd1-fp16-vae32").precisions(COMPONENTS)
+    assert found == {"text_encoder": "fp16", "unet": "fp16", "vae_decoder": "fp32", "vae_encoder": "fp16"}
+
+
+def test_an_empty_recipe_has_sensible_defaults() -> None:
+    empty = recipe()
+    assert empty.quantize.precision == "fp16"
+    assert empty.target.ort.forms == ("onnx", "ort")
+    assert (empty.schedule.default, empty.schedule.steps) == ("checkpoint", 20)
+    assert empty.schedule.also[0] == Compiled(name="ddim", steps=(10, 20, 25, 30, 50))
+    assert [also.name for also in empty.schedule.also] == ["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm"]
+    assert empty.guidance.default == 7.5
+    assert empty.validate_.plan == "auto"
+    assert (empty.export.size, empty.model.family, empty.target.name) == (None, None, None)
+    assert empty.target_options("ort") == {"forms": ("onnx", "ort")}
+    assert empty.target_options("ncnn") == empty.target_options("name") == {}
+
+
+def test_scheduler_names_are_those_that_can_be_compiled() -> None:
+    from diffusette.export.schedule import SCHEDULERS
+
+    for name in SCHEDULERS:
+        assert recipe(f'[schedule]\ndefault = "{name}"').schedule.default == name
+    with pytest.raises(RecipeError) as caught:
+        recipe('[schedule]\ndefault = "nonesuch"')
+    assert all(repr(name) in caught.value.what for name in [*SCHEDULERS, "checkpoint"])
+    assert caught.value.what.count("'") == 2 * (len(SCHEDULERS) + 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "what", "hint"),
+    [
+        ("[export]\nsiez = [64, 64]", "my.toml [export]: unknown 'siez'", "did you mean 'size'?"),
+        ("[export]\nopset = 18", "my.toml [export]: unknown 'opset'", "known: size"),
+        ("[exprot]\nsize = [64, 64]", "my.toml: unknown 'exprot'", "did you mean 'export'?"),
+        ("[export]\nsize = [512, 500]", "size = [512, 500]: both sides must be positive multiples of 8", "[512, 512]"),
+        ("[export]\nsize = [0, 8]", "my.toml [export]: size = [0, 8]: both sides", ""),
+        ('[export]\nsize = "512x512"', 'my.toml [export]: size = "512x512": should be a valid array', ""),
+        ("[export]\nsize = [512]", "my.toml [export]: 'size[1]' is missing", ""),
+        ('[quantize]\nprecision = "w8c_afp"', 'my.toml [quantize]: precision = "w8c_afp"', "schemes: fp16, fp32"),
+        ('[quantize]\nprecision = "auto"', "this release executes no such scheme", "schemes: fp16, fp32"),
+        ("[[quantize.rules]]\nmatch = 'unet/.*'", "my.toml [[quantize.rules]] 1: 'scheme' is missing", ""),
+        (
+            "[[quantize.rules]]\nmatch = '.*'\nscheme = 'fp32'\n[[quantize.rules]]\nmatch = '.*'\nshceme = 'fp32'",
+            "my.toml [[quantize.rules]] 2: unknown 'shceme'",
+            "did you mean 'scheme'?",
+        ),
+        ("[[quantize.rules]]\nmatch = 'unet/(.*'\nscheme = 'fp32'", "not a regular expression: missing )", "escape"),
+        (
+            "[[quantize.rules]]\nmatch = 'unett/.*'\nscheme = 'fp32'",
+            "my.toml [[quantize.rules]] 1: 'unett/.*' matches nothing",
+            "components here: text_encoder, unet",
+        ),
+        (
+            "[[quantize.rules]]\nmatch = 'unet/conv_in.*'\nscheme = 'fp32'",
+            "'unet/conv_in.*' addresses a part of unet",
+            'match = "unet/.*" with scheme fp16 or fp32',
+        ),
+        ("[target.ort]\nforms = ['onxn']", "[target.ort]: forms[0] = \"onxn\"", "did you mean 'onnx'?"),
+        ("[target.ort]\nforms = []", "my.toml [target.ort]: forms = []", ""),
+        ("[target.ort]\nforms = ['ort', 'ort']", "the same value is listed twice", ""),
+        ("[schedule]\nsteps = 0", "my.toml [schedule]: steps = 0", ""),
+        ("[schedule]\nsteps = true", "my.toml [schedule]: steps = true", ""),
+        ("[schedule]\nsteps = 20.5", "my.toml [schedule]: steps = 20.5", ""),
+        ('[schedule]\ndefault = "eular"', 'my.toml [schedule]: default = "eular"', "did you mean 'euler'?"),
+        ('[schedule]\nalso = [{name = "ddim", steps = [0]}]', "my.toml [[schedule.also]] 1: steps[0] = 0", ""),
+        ("[guidance]\ndefault = -1", "my.toml [guidance]: default = -1", ""),
+        ("[guidance]\ndefault = nan", "my.toml: Out of range float", ""),
+        ("[guidance]\ndefault = 2026-11-22", "my.toml: Object of type date", ""),
+        ('[validate]\nplan = "none"', 'my.toml [validate]: plan = "none"', ""),
+        ("[validate]\nplan = ", "my.toml: not TOML", "toml.io"),
+        ("export = 3", "my.toml: export = 3", ""),
+    ],
+)
+def test_what_cannot_be_done_is_refused_where_it_stands(body: str, what: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(body)
+    assert what in caught.value.what
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "my.toml: 'schema' is missing"),
+        ("schema = 2\nnew = 1", "my.toml: schema = 2: this version reads schema 1"),
+        ("schema = true", "my.toml: schema = true"),
+        ('schema = "1"', 'my.toml: schema = "1"'),
+    ],
+)
+def test_another_schema_is_refused_before_its_keys(text: str, what: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "my.toml")
+    assert what in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("match", "fp32"),
+    [
+        ("unet/.*", {"unet"}),
+        (".*", set(COMPONENTS)),
+        ("vae_.*", {"vae_decoder", "vae_encoder"}),
+        ("(unet|vae_decoder)/.*", {"unet", "vae_decoder"}),
+        ("unet/.*|vae_decoder/.*", {"unet", "vae_decoder"}),
+    ],
+)
+def test_a_rule_takes_the_components_that_its_regex_matches_as_a_whole(match: str, fp32: set[str]) -> None:
+    found = recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'").precisions(COMPONENTS)
+    assert {name for name, scheme in found.items() if scheme == "fp32"} == fp32
+
+
+@pytest.mark.parametrize("match", ["unet/[a-z_]*", r"unet/.*\.weight", ".*conv_in.*", "unet/conv_in", "unet/none_such"])
+def test_a_rule_that_would_split_a_component_is_refused(match: str) -> None:
+    with pytest.raises(RecipeError, match="addresses a part of"):
+        recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'")
+
+
+def test_the_last_rule_that_matches_wins() -> None:
+    rules = "".join(
+        f"[[quantize.rules]]\nmatch = '{match}'\nscheme = '{scheme}'\n"
+        for match, scheme in [(".*", "fp32"), ("unet/.*", "fp16"), ("vae_.*", "fp32")]
+    )
+    found = recipe(rules).precisions(COMPONENTS)
+    assert found == {"text_encoder": "fp32", "unet": "fp16", "vae_decoder": "fp32", "vae_encoder": "fp32"}
+
+
+def test_a_rule_for_a_component_that_the_checkpoint_lacks_matches_nothing() -> None:
+    rule = recipe("[[quantize.rules]]\nmatch = 'vae_encoder/.*'\nscheme = 'fp32'")
+    with pytest.raises(RecipeError, match="matches nothing"):
+        rule.precisions(("unet", "vae_decoder"))
+
+
+def test_size_comes_from_the_recipe_else_from_the_unet() -> None:
+    assert recipe("[export]\nsize = [256, 512]").size_for(checkpoint(8)) == (256, 512)
+    assert recipe().size_for(checkpoint(8)) == (64, 64)
+    assert recipe().size_for(checkpoint([8, 16])) == (64, 128)
+    with pytest.raises(RecipeError, match=r"'size' is missing, and the UNet of tiny states no sample_size"):
+        recipe().size_for(checkpoint(None))
+
+
+def test_a_recipe_for_another_family_is_refused() -> None:
+    recipe("[model]\nfamily = 'sd1'").check_family(checkpoint(8))
+    recipe().check_family(checkpoint(8, family="sd2"))
+    with pytest.raises(RecipeError, match=r"my.toml \[model\]: family = 'sd1', but tiny is 'sd2' \(a test says so\)"):
+        recipe("[model]\nfamily = 'sd1'").check_family(checkpoint(8, family="sd2"))
+
+
+def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("schema = 1")
+    assert load_recipe(tmp_path / "mine.toml").name == "mine.toml"
+    assert load_recipe(str(shipped_recipes()["sd1-fp32"])) == load_recipe("sd1-fp32")
+    with pytest.raises(RecipeError, match="recipe: unknown 'sd1-fp61'") as caught:
+        load_recipe("sd1-fp61")
+    assert caught.value.hint == "did you mean 'sd1-fp16'?"
+    with pytest.raises(RecipeError, match=r"nowhere.toml: cannot be read: No such file"):
+        load_recipe(tmp_path / "nowhere.toml")
+    with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
+        load_recipe(f"{tmp_path}/")
+    (tmp_path / "latin.toml").write_bytes("# für\nschema = 1".encode("latin-1"))
+    with pytest.raises(RecipeError, match="not UTF-8 at byte 3"):
+        load_recipe(tmp_path / "latin.toml")
+
+
+def test_the_command_line_overrules_and_the_text_says_so_and_reproduces_it() -> None:
+    changed = merged(load_recipe("sd1-fp16-vae32"), precision="fp32", size=(64, 128), target="ncnn")
+    assert changed.precisions(COMPONENTS) == dict.fromkeys(COMPONENTS, "fp32")
+    assert changed.export.size == (64, 128)
+    assert changed.target.name == "ncnn"
+    first, *_ = changed.to_toml().splitlines()
+    assert first == "# sd1-fp16-vae32.toml with --precision fp32 --size 64x128 --target ncnn"
+    again = parse_recipe(changed.to_toml(), changed.name)
+    assert again == changed
+    assert tomllib.loads(changed.to_toml())["quantize"] == {"precision": "fp32"}
+
+
+def test_nothing_on_the_command_line_changes_nothing() -> None:
+    plain = load_recipe("sd1-fp16")
+    assert merged(plain) is plain
+    kept = merged(load_recipe("sd1-fp16-vae32"), size=(64, 64))
+    assert kept.precisions(COMPONENTS)["vae_decoder"] == "fp32"
+
+
+def test_a_wrong_option_is_blamed_on_the_option() -> None:
+    with pytest.raises(UsageError, match=r"^--precision w4: precision") as caught:
+        merged(load_recipe("sd1-fp16"), precision="w4")
+    assert caught.value.hint == "schemes: fp16, fp32"
+    with pytest.raises(UsageError, match=r"^--size 512x500: size = \[512, 500\]: both sides"):
+        merged(load_recipe("sd1-fp16"), size=(512, 500))
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+
+
+def keys(model: type[BaseModel], table: str = "") -> Iterator[str]:
+    """`[export] size`, in the way of docs/recipes.md."""
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")]
+        if not inner or key == "also":
+            yield f"[{table}] {key}" if table else key
+        else:
+            below = f"{table}.{key}" if table else key
+            for found in keys(inner[0], below):
+                yield f"[{found.replace('] ', ']] ', 1)}" if key == "rules" else found
+
+
+def test_the_page_about_recipes_lists_every_key_and_no_other() -> None:
+    listed = re.findall(r"^\| `([^`]*)` \|", DOCS.read_text().split("## Keys")[1], flags=re.MULTILINE)
+    assert listed == list(keys(Recipe))
+
+
+def test_the_page_about_recipes_lists_every_shipped_recipe() -> None:
+    listed = re.findall(r"^\| `([^`]*)` \|", DOCS.read_text().split("## Keys")[0], flags=re.MULTILINE)
+    assert sorted(listed) == list(shipped_recipes())
+
+
+@pytest.mark.parametrize("block", re.findall(r"```toml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL))
+def test_recipes_in_the_docs_are_valid(block: str) -> None:
+    assert parse_recipe(block, "docs/recipes.md").to_toml() == block

@@ -1,0 +1,312 @@
+"""The ncnn target on the embedded demo checkpoint, against PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusette.export import modules
+from diffusette.export.checkpoint import open_checkpoint
+from diffusette.pipeline.artifacts import COMPONENTS, ComponentSource, TargetModel
+from diffusette.pipeline.errors import FeedError, ModelError, UsageError
+from diffusette.pipeline.stage import digest_of
+from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
+from diffusette.runtimes.ncnn import param, pnnx
+from diffusette.runtimes.ncnn.lower import lowered, native_inputs
+from diffusette.runtimes.ncnn.session import NcnnSession
+from diffusette.runtimes.ncnn.target import NcnnTarget
+from diffusette.runtimes.ncnn.trace import TracedNcnn, small_size, trace_of
+from diffusette.runtimes.ncnn.write import WriteNcnn, is_halved
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+# torch.jit is deprecated, and the modules branch on sizes that are fixed here
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+DEMO = Path(modules.__file__).parents[1] / "demo"
+SIZE = (64, 64)
+Array = NDArray[Any]
+
+
+class Workshop:
+    """Runs stages in this process, equal ones once a test session."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._done: dict[Path, Any] = {}
+        self.sources = open_checkpoint(DEMO).components
+        self.module = cache(lambda component: modules.load(self.sources[component]))
+
+    def run(self, stage: Any) -> Any:
+        into = self.root / digest_of(stage)
+        if not into.is_dir():
+            into.mkdir()
+            self._done[into] = dataclasses.replace(stage.run(into), digest=into.name)
+        return self._done[into]
+
+    def traced(self, component: str, size: tuple[int, int] = SIZE) -> TracedNcnn:
+        traced: TracedNcnn = self.run(trace_of(self.sources[component], size))
+        return traced
+
+    def model(self, component: str, precision: str, size: tuple[int, int] = SIZE) -> TargetModel:
+        model: TargetModel = self.run(WriteNcnn(self.traced(component, size), self.sources[component], precision))
+        return model
+
+    def feeds(self, component: str, size: tuple[int, int] = SIZE) -> dict[str, Array]:
+        """Feeds of PyTorch's module: unit Gaussians, a timestep amid the schedule, token ids."""
+        generator = np.random.default_rng(7)
+        feeds: dict[str, Array] = {}
+        for spec in modules.input_specs(self.sources[component], size):
+            if spec.dtype == "int64":
+                feeds[spec.name] = generator.integers(0, 600, spec.shape)
+            elif spec.name == "timestep":
+                feeds[spec.name] = np.array(481, np.float32)
+            else:
+                feeds[spec.name] = generator.standard_normal(spec.shape).astype(np.float32)
+        return feeds
+
+    def native(self, component: str, feeds: Mapping[str, Array], size: tuple[int, int] = SIZE) -> dict[str, Array]:
+        source = self.sources[component]
+        facts = time_embedding_facts(source.config) if component == "unet" else {}
+        return native_feeds(feeds, native_inputs(source, size), facts)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("ncnn"))
+
+
+def torch_output(module: Any, feeds: Mapping[str, Array]) -> Array:
+    import torch
+
+    with torch.no_grad():
+        output: Array = module(*map(torch.from_numpy, feeds.values())).numpy()
+    return output
+
+
+def ncnn_output(model: TargetModel, feeds: Mapping[str, Array]) -> Array:
+    with NcnnSession(model, threads=2) as session:
+        (output,) = session.run(feeds).values()
+    return output
+
+
+def snr_db(reference: Array, candidate: Array) -> float:
+    r, c = reference.astype(np.float64), candidate.astype(np.float64)
+    return float(10 * np.log10((r**2).sum() / ((r - c) ** 2).sum()))
+
+
+# --- parity -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_fp32_model_computes_what_pytorch_computes(component: str, workshop: Workshop) -> None:
+    feeds = workshop.feeds(component)
+    output = ncnn_output(workshop.model(component, "fp32"), workshop.native(component, feeds))
+    assert snr_db(torch_output(workshop.module(component), feeds), output) >= 100
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_fp16_file_costs_the_rounding_of_its_weights_and_nothing_else(component: str, workshop: Workshop) -> None:
+    import torch
+
+    feeds = workshop.feeds(component)
+    model = workshop.model(component, "fp16")
+    output = ncnn_output(model, workshop.native(component, feeds))
+    assert snr_db(torch_output(workshop.module(component), feeds), output) >= 45
+
+    rounded = modules.load(workshop.sources[component])
+    halved = [blob.name for blob in workshop.traced(component).blobs() if is_halved(blob)]
+    with torch.no_grad():
+        for name in halved:
+            parameter = rounded.get_parameter(f"m.{name}")
+            parameter.copy_(parameter.half().float())
+    assert snr_db(torch_output(rounded, feeds), output) >= 90
+    assert model.bits_per_weight < 17
+
+
+def test_pictures_need_not_be_square(workshop: Workshop) -> None:
+    size = (64, 96)
+    feeds = workshop.feeds("unet", size)
+    output = ncnn_output(workshop.model("unet", "fp32", size), workshop.native("unet", feeds, size))
+    assert output.shape == (1, 4, 8, 12)
+    assert snr_db(torch_output(workshop.module("unet"), feeds), output) >= 100
+
+
+# --- fingerprints tell the truth --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_file_is_the_one_that_pnnx_writes_from_the_real_weights(
+    component: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    """Fingerprints could hide what pnnx does with real values only. So here it gets them, at the full size."""
+    import torch
+
+    source = workshop.sources[component]
+    module, fingerprints = lowered(source)
+    real = workshop.module(component)
+    for name in fingerprints.shapes:
+        owner, _, leaf = f"m.{name}".rpartition(".")
+        module.get_submodule(owner)._parameters[leaf] = real.get_parameter(f"m.{name}")
+    inputs = native_inputs(source, SIZE)
+    examples = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    with torch.no_grad():
+        torch.jit.trace(module, examples, check_trace=False).save(str(tmp_path / "real.pt"))
+    graph, weights = pnnx.convert(tmp_path / "real.pt", inputs, tmp_path)
+
+    ours = workshop.model(component, "fp32")
+    assert (ours.folder / ours.files[1]).read_bytes() == weights.read_bytes()
+    unnamed = [(layer.type, layer.params) for layer in param.parse(graph.read_text())]
+    assert [(layer.type, layer.params) for layer in param.parse((ours.folder / ours.files[0]).read_text())] == unnamed
+
+
+def test_trace_at_a_small_size_gives_the_graph_of_the_real_size(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    size = (96, 128)
+    source = workshop.sources["unet"]
+    assert small_size(source, size) == (64, 64)
+    small = workshop.traced("unet", size)
+    monkeypatch.setattr("diffusette.runtimes.ncnn.trace.small_size", lambda source, size: size)
+    full = trace_of(source, size).run(tmp_path)
+    assert small.param.read_text() == full.param.read_text()
+    assert small.blobs() == full.blobs()
+
+
+def test_small_size_divides_by_two_as_often_as_the_real_one(workshop: Workshop) -> None:
+    unet = workshop.sources["unet"]  # three levels: 32 pixels are one at the deepest
+    assert small_size(unet, (512, 768)) == (64, 64)
+    assert small_size(unet, (520, 48)) == (72, 48)
+    assert small_size(workshop.sources["text_encoder"], (512, 512)) == (512, 512)
+
+
+def test_fine_tunes_share_a_trace(workshop: Workshop) -> None:
+    source = workshop.sources["unet"]
+    tuned = dataclasses.replace(
+        source, digest="another", config={**source.config, "_name_or_path": "x", "dtype": "float16"}
+    )
+    wider = dataclasses.replace(source, config={**source.config, "cross_attention_dim": 96})
+    assert trace_of(tuned, SIZE).key() == trace_of(source, SIZE).key()
+    assert trace_of(wider, SIZE).key() != trace_of(source, SIZE).key()
+
+
+# --- build ------------------------------------------------------------------------------------------------------------
+
+
+def test_build_makes_files_and_inputs_that_an_app_can_read(workshop: Workshop) -> None:
+    model = NcnnTarget().build(workshop.sources["unet"], SIZE, "fp32", workshop.run)
+    assert model.files == ("unet.param", "unet.bin")
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model.inputs] == [
+        ("sample", "float32", (1, 4, 8, 8)),
+        ("timestep_embedding", "float32", (1, 48)),
+        ("encoder_hidden_states", "float32", (1, 77, 128)),
+    ]
+    layers = param.parse((model.folder / "unet.param").read_text())
+    assert {layer.name for layer in layers if layer.type == "Input"} == {spec.name for spec in model.inputs}
+    assert layers[-1].outputs == ("out_sample",)
+    assert sorted(file.name for file in model.folder.iterdir()) == ["unet.bin", "unet.param"]
+
+
+def test_trace_leaves_no_copy_of_the_stub_weights(workshop: Workshop) -> None:
+    folder = workshop.traced("unet").folder
+    assert sorted(file.name for file in folder.iterdir()) == ["layout.json", "literals.bin", "model.param"]
+
+
+def test_text_encoder_takes_int32_ids(workshop: Workshop) -> None:
+    (spec,) = workshop.traced("text_encoder").inputs
+    assert (spec.name, spec.dtype) == ("input_ids", "int32")
+
+
+def test_unknown_precision_is_refused_with_the_list(workshop: Workshop) -> None:
+    with pytest.raises(UsageError, match="w4g64_afp") as caught:
+        NcnnTarget().build(workshop.sources["unet"], SIZE, "w4g64_afp", workshop.run)
+    assert "fp16" in caught.value.hint
+
+
+def test_weight_beyond_float16_is_refused_by_name(workshop: Workshop, tmp_path: Path) -> None:
+    source = workshop.sources["text_encoder"]
+    name, value = "encoder.layers.1.mlp.fc1.weight", 70000.0
+    tensors = load_file(source.files[0])
+    stored = next(key for key in tensors if key.endswith(name))
+    tensors[stored][3, 5] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    large = dataclasses.replace(source, files=(tmp_path / "model.safetensors",), digest="large")
+    traced = workshop.traced("text_encoder")
+    with pytest.raises(ModelError, match=rf"text_encoder/{name} holds 7e\+04"):
+        workshop.run(WriteNcnn(traced, large, "fp16"))
+    assert workshop.run(WriteNcnn(traced, large, "fp32")).precision == "fp32"
+
+
+def test_checkpoint_of_another_shape_is_refused(workshop: Workshop) -> None:
+    other: ComponentSource = workshop.sources["vae_encoder"]
+    with pytest.raises(ModelError, match="missing"):
+        workshop.run(WriteNcnn(workshop.traced("vae_decoder"), other, "fp32"))
+
+
+# --- session ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda feeds: {**feeds, "latent_sample": np.zeros((1, 4, 16, 16), np.float32)},
+        lambda feeds: {**feeds, "latent_sample": np.zeros((4, 8, 8), np.float32)},
+        lambda feeds: {**feeds, "latent_sample": np.zeros((1, 4, 8, 8), np.float64)},
+        lambda feeds: {**feeds, "latent_sample": np.full((1, 4, 8, 8), np.nan, np.float32)},
+        lambda feeds: {**feeds, "more": np.zeros(1, np.float32)},
+        lambda feeds: {},
+    ],
+    ids=["size", "rank", "dtype", "NaN", "unknown name", "nothing"],
+)
+def test_wrong_feeds_never_reach_ncnn(
+    spoil: Callable[[dict[str, Array]], dict[str, Array]], workshop: Workshop
+) -> None:
+    with NcnnSession(workshop.model("vae_decoder", "fp32"), threads=1) as session, pytest.raises(FeedError):
+        session.run(spoil(workshop.feeds("vae_decoder")))
+
+
+def test_order_in_memory_does_not_matter(workshop: Workshop) -> None:
+    feeds = workshop.feeds("vae_decoder")
+    turned = {name: np.asfortranarray(array) for name, array in feeds.items()}
+    model = workshop.model("vae_decoder", "fp32")
+    assert np.array_equal(ncnn_output(model, feeds), ncnn_output(model, turned))
+
+
+def test_runs_of_one_session_are_equal(workshop: Workshop) -> None:
+    feeds = workshop.native("unet", workshop.feeds("unet"))
+    with NcnnSession(workshop.model("unet", "fp32"), threads=1) as session:
+        first, second = (session.run(feeds)["out_sample"] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "empty", "gone", "another model's", "no graph"])
+def test_damaged_files_are_refused_and_do_not_crash(damage: str, workshop: Workshop, tmp_path: Path) -> None:
+    model = workshop.model("vae_decoder", "fp32")
+    copy = dataclasses.replace(model, folder=Path(shutil.copytree(model.folder, tmp_path / "copy")))
+    weights = copy.folder / "vae_decoder.bin"
+    data = weights.read_bytes()
+    if damage == "gone":
+        weights.unlink()
+    elif damage == "no graph":
+        (copy.folder / "vae_decoder.param").write_bytes(b"\x00not a graph")
+    elif damage == "another model's":
+        other = workshop.model("vae_encoder", "fp32")
+        shutil.copyfile(other.folder / "vae_encoder.bin", weights)
+    else:
+        weights.write_bytes({"cut": data[: len(data) // 2], "longer": data + bytes(16), "empty": b""}[damage])
+    with pytest.raises(ModelError):
+        NcnnSession(copy, threads=1)
+
+
+def test_closed_session_refuses_to_run(workshop: Workshop) -> None:
+    session = NcnnSession(workshop.model("vae_decoder", "fp32"), threads=1)
+    session.close()
+    session.close()
+    with pytest.raises(ModelError, match="closed"):
+        session.run(workshop.feeds("vae_decoder"))

@@ -1,0 +1,88 @@
+"""Reports: strict JSON with the promised keys, verdicts that follow the numbers, tables that render."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+from diffusette.validate.parity import Parity
+from diffusette.validate.report import (
+    ComponentReport,
+    ImageReport,
+    OracleReport,
+    ParityReport,
+    PictureReport,
+    parity_table,
+)
+from diffusette.validate.tolerances import ImageTolerance, Tolerance
+from rich.console import Console
+
+EXACT = Parity(0.0, math.inf, math.inf, 1.0)
+CLOSE = Parity(1e-5, 110.0, 115.0, 1.0)
+FAR = Parity(0.5, 20.0, 25.0, 0.99)
+LIMIT = Tolerance(100.0, "only the order of sums differs")
+PICTURE = PictureReport("a [red] circle", 0, CLOSE, Parity(1e-4, 80.0, 84.0, 1.0), 0.99999)
+IMAGE = ImageReport((PICTURE,), ImageTolerance(70.0, "twenty steps amplify rounding"), 20, 4.0)
+
+
+def component(name: str, loss: Parity | None, fidelity: Parity | None = None, problem: str = "") -> ComponentReport:
+    wanted = LIMIT if fidelity else None
+    return ComponentReport(name, "fp32", LIMIT, loss, "late", 3, fidelity, wanted, problem)
+
+
+def test_json_has_the_promised_keys_and_no_infinity() -> None:
+    report = ParityReport("ort", (component("unet", CLOSE), component("vae_decoder", EXACT)), IMAGE)
+    facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert {"ok", "components", "layers", "first_bad", "image"} <= facts.keys()
+    assert facts["ok"] is True
+    assert list(facts["components"]) == ["unet", "vae_decoder"]
+    unet = facts["components"]["unet"]
+    assert (unet["max_abs"], unet["snr_db"], unet["psnr_db"], unet["ok"], unet["tolerance"]) == (
+        1e-5,
+        110.0,
+        115.0,
+        True,
+        100.0,
+    )
+    assert facts["image"]["psnr_db"] == 84.0
+    assert facts["image"]["ssim"] == 0.99999
+
+
+def test_any_failed_part_fails_the_report() -> None:
+    good = component("unet", CLOSE)
+    dark = ImageReport((), IMAGE.tolerance, 20, 4.0, problem="mnn crashed")
+    assert ParityReport("ort", (good,), IMAGE, OracleReport(96.9, 96.9, 64, 1.0)).ok
+    assert not ParityReport("ort", (component("unet", FAR),)).ok
+    assert not ParityReport("ort", (component("unet", CLOSE, fidelity=FAR),)).ok
+    assert not ParityReport("ort", (component("unet", None, problem="crashed"),)).ok
+    assert not ParityReport("ort", (good,), dark).ok
+    assert not ParityReport("ort", (good,), ImageReport((), IMAGE.tolerance, 20, 4.0)).ok, "no picture was drawn"
+    assert not ParityReport("ort", (good,), IMAGE, OracleReport(90.6, 96.9, 64, 1.0)).ok
+    assert not ParityReport("ort", ()).ok, "nothing was compared"
+
+
+def test_a_fidelity_gate_without_a_measurement_fails() -> None:
+    assert not ComponentReport("unet", "fp16", LIMIT, CLOSE, fidelity=None, fidelity_tolerance=LIMIT).ok
+
+
+def test_failures_name_the_component_and_the_figures() -> None:
+    report = ParityReport("ort", (component("unet", FAR), component("vae_decoder", CLOSE)), IMAGE)
+    assert report.failures() == ["unet: 20.0 dB from PyTorch, 100 dB needed, at late"]
+
+
+def test_a_problem_without_numbers_is_null_in_json() -> None:
+    facts = component("unet", None, problem="ort unet crashed with SIGSEGV").to_json()
+    assert facts["snr_db"] is None
+    assert facts["ok"] is False
+    assert "SIGSEGV" in facts["problem"]
+
+
+def test_the_table_shows_figures_verdicts_and_literal_brackets() -> None:
+    broken = component("text_encoder", None, problem="crashed in [attention]")
+    report = ParityReport("ncnn", (broken, component("unet", CLOSE)), IMAGE, OracleReport(96.9, 96.9, 64, 1.0))
+    out = io.StringIO()
+    Console(file=out, width=200).print(parity_table(report))
+    text = out.getvalue()
+    for words in ("ncnn against PyTorch", "110.0", "crashed in [attention]", "84.0 PSNR", "96.9 %"):
+        assert words in text

@@ -1,0 +1,52 @@
+"""The tolerance table: complete for what ships, never looser than promised, no defaults."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from diffusette.pipeline.artifacts import COMPONENTS
+from diffusette.pipeline.errors import UsageError
+from diffusette.validate import tolerances
+from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES, Tolerance, image_tolerance, tolerance
+
+PROMISED = {("ort", "fp32"): 100, ("ncnn", "fp32"): 100, ("mnn", "fp32"): 80}  # dB, the floors of the first release
+
+
+@pytest.mark.parametrize(("component", "target"), list(product(COMPONENTS, ("ort", "ncnn", "mnn"))))
+def test_no_gate_is_looser_than_promised(component: str, target: str) -> None:
+    assert tolerance("loss", component, target, "fp32").min_snr_db >= PROMISED[target, "fp32"]
+    assert tolerance("loss", component, target, "fp16").min_snr_db >= 45
+    assert tolerance("fidelity", component, target, "fp16").min_snr_db >= 70
+    assert image_tolerance(target, "fp32").min_psnr_db >= 70
+    assert image_tolerance(target, "fp16").min_psnr_db >= 55
+
+
+def test_fidelity_is_always_stricter_than_loss() -> None:
+    """Else it would catch nothing that the loss gate lets through."""
+    for component, target in product(COMPONENTS, ("ort", "ncnn", "mnn")):
+        loss = tolerance("loss", component, target, "fp16").min_snr_db
+        assert tolerance("fidelity", component, target, "fp16").min_snr_db > loss
+
+
+def test_every_row_gives_a_reason() -> None:
+    assert all(len(row.why) > 20 for row in [*TOLERANCES.values(), *IMAGE_TOLERANCES.values()])
+
+
+def test_a_missing_row_is_an_error_and_not_a_default() -> None:
+    with pytest.raises(UsageError, match="loss tolerance for unet on ort at w3c_afp"):
+        tolerance("loss", "unet", "ort", "w3c_afp")
+    with pytest.raises(UsageError, match="image tolerance on ort at w3c_afp"):
+        image_tolerance("ort", "w3c_afp")
+
+
+def test_an_exact_row_goes_before_a_wildcard(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {
+        ("loss", "*", "*", "fp16"): Tolerance(1.0, "any"),
+        ("loss", "*", "ort", "fp16"): Tolerance(2.0, "target"),
+        ("loss", "unet", "*", "fp16"): Tolerance(3.0, "component"),
+        ("loss", "unet", "ort", "fp16"): Tolerance(4.0, "both"),
+    }
+    monkeypatch.setattr(tolerances, "TOLERANCES", table)
+    cases = {("vae_decoder", "mnn"): 1, ("vae_decoder", "ort"): 2, ("unet", "mnn"): 3, ("unet", "ort"): 4}
+    assert {case: tolerance("loss", *case, "fp16").min_snr_db for case in cases} == cases

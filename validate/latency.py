@@ -1,0 +1,202 @@
+"""How long one run of a component takes, next to PyTorch in the same minutes on the same machine.
+
+Method: each model lives in its own process with `threads` threads; `warmup` runs are thrown away; then the models take
+turns, run by run (A B A B ...), so that a machine that heats up or is busy slows both. The time is that of the native
+call, taken inside the process: moving arrays between processes is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from ..pipeline.errors import UsageError
+from ..runtimes.protocol import Feeds, Session
+from .memory import DEFINITION, Memory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+METHOD: Final = (
+    "one component alone in its own process, median and 90th percentile of the native call after a warm-up, batch 1; "
+    "PyTorch eager in float32 took turns with it, run by run"
+)
+
+
+class TimedSession(Session, Protocol):
+    """A session in its own process, as `runtimes.isolation.open_isolated` returns it."""
+
+    load_seconds: float
+    last_seconds: float
+    peak_rss_mib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A model to be timed: how to load it, and feeds that fit its own inputs."""
+
+    open: Callable[[], TimedSession]
+    feeds: Callable[[Session], Feeds]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one run; seconds of loading, from the start of reading files to readiness."""
+
+    median_ms: float
+    p90_ms: float
+    load_s: float
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentProfile:
+    """One component's speed, memory and size. `ratio` is its median over PyTorch's: below 1 it is faster."""
+
+    component: str
+    precision: str
+    timing: Timing
+    disk_bytes: int
+    threads: int
+    runs: int
+    torch: Timing | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.timing.median_ms / self.torch.median_ms if self.torch else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "precision": self.precision,
+            **_timing_json(self.timing),
+            "disk_bytes": self.disk_bytes,
+            "threads": self.threads,
+            "runs": self.runs,
+            "torch": _timing_json(self.torch) if self.torch else None,
+            "ratio_to_torch": round(self.ratio, 4) if self.ratio is not None else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileReport:
+    """All components of a bundle on this machine."""
+
+    target: str
+    components: tuple[ComponentProfile, ...]
+    machine: str  # processor and cores, for people
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "machine": self.machine,
+            "components": {profile.component: profile.to_json() for profile in self.components},
+            "method": METHOD,
+            "memory_definition": DEFINITION,
+        }
+
+
+def profile_component(
+    component: str,
+    precision: str,
+    contestant: Contestant,
+    *,
+    disk_bytes: int,
+    threads: int,
+    runs: int,
+    warmup: int = 1,
+    torch: Contestant | None = None,
+) -> ComponentProfile:
+    """Time a component, taking turns with PyTorch when `torch` is given.
+
+    Both models are loaded at the same time, each in its own process.
+
+    Raises:
+        UsageError: `runs` is below 1 or `warmup` below 0.
+        ToolCrashed, NoRoom, FeedError: from the session.
+    """
+    if runs < 1 or warmup < 0:
+        raise UsageError(f"{runs} runs after {warmup} of warm-up measure nothing", hint="ask for at least one run")
+    timings = race([contestant] + ([torch] if torch else []), runs=runs, warmup=warmup)
+    return ComponentProfile(
+        component, precision, timings[0], disk_bytes, threads, runs, torch=timings[1] if torch else None
+    )
+
+
+def race(contestants: Sequence[Contestant], *, runs: int, warmup: int) -> list[Timing]:
+    """Let the contestants take turns, `runs` times each after `warmup` rounds that do not count."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(contestant.open()) for contestant in contestants]
+        loaded = [session.peak_rss_mib for session in sessions]
+        feeds = [contestant.feeds(session) for contestant, session in zip(contestants, sessions, strict=True)]
+        seconds: list[list[float]] = [[] for _ in sessions]
+        for turn in range(warmup + runs):
+            for session, feed, kept in zip(sessions, feeds, seconds, strict=True):
+                session.run(feed)
+                if turn >= warmup:
+                    kept.append(session.last_seconds)
+        return [
+            Timing(
+                median_ms=float(np.median(kept)) * 1e3,
+                p90_ms=float(np.percentile(kept, 90)) * 1e3,
+                load_s=session.load_seconds,
+                memory=Memory(before, session.peak_rss_mib),
+            )
+            for session, kept, before in zip(sessions, seconds, loaded, strict=True)
+        ]
+
+
+def _timing_json(timing: Timing) -> Mapping[str, float]:
+    return {
+        "median_ms": round(timing.median_ms, 3),
+        "p90_ms": round(timing.p90_ms, 3),
+        "load_s": round(timing.load_s, 3),
+        "loaded_rss_mib": round(timing.memory.loaded_mib, 1),
+        "peak_rss_mib": round(timing.memory.peak_mib, 1),
+    }
+
+
+def profile_table(report: ProfileReport) -> Table:
+    """The report for a terminal; the caption says how it was measured."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report.target} on {report.machine}",
+        title_justify="left",
+        caption=f"{METHOD}. Memory: {DEFINITION}.",
+        caption_justify="left",
+    )
+    table.add_column("")
+    table.add_column("precision")
+    for heading in (
+        "median ms",
+        "p90 ms",
+        "vs torch",
+        "load s",
+        "peak MiB",
+        "torch MiB",
+        "disk MiB",
+        "runs",
+        "threads",
+    ):
+        table.add_column(heading, justify="right")
+    for profile in report.components:
+        timing = profile.timing
+        table.add_row(
+            profile.component,
+            profile.precision,
+            f"{timing.median_ms:.2f}",
+            f"{timing.p90_ms:.2f}",
+            f"{profile.ratio:.2f}x" if profile.ratio is not None else "-",
+            f"{timing.load_s:.2f}",
+            f"{timing.memory.peak_mib:.0f}",
+            f"{profile.torch.memory.peak_mib:.0f}" if profile.torch else "-",
+            f"{profile.disk_bytes / 2**20:.2f}",
+            str(profile.runs),
+            str(profile.threads),
+        )
+    return table

@@ -1,0 +1,138 @@
+"""The gate of `convert` as stages: what was proven once about the same models is not proven again.
+
+`validate` on a bundle does not use them: it runs what lies on the disk, every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..pipeline.artifacts import TargetModel
+from ..pipeline.schedule import CompiledSchedule
+from .gates import Drawn, check_components, check_pictures
+from .probes import Picture, ProbePlan, Probes, RoundedAnswers
+from .report import ComponentReport, ImageReport
+from .tolerances import image_tolerance, tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class GatedComponent:
+    """A component's report."""
+
+    folder: Path
+    report: ComponentReport
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class GateComponent:
+    """Run a model over its probes in this (child) process."""
+
+    model: TargetModel
+    probes: Probes
+    rounded: RoundedAnswers | None
+    time_embedding: Mapping[str, Any]
+    runtime_version: str
+    threads: int = 2
+
+    name: ClassVar[str] = "gate"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("numpy",)
+    output: ClassVar[type] = GatedComponent
+
+    def key(self) -> Mapping[str, object]:
+        model = self.model
+        limits = [tolerance("loss", model.component, model.target, model.precision)]
+        if self.rounded:
+            limits.append(tolerance("fidelity", model.component, model.target, model.precision))
+        return {
+            "model": model.digest,
+            "runtime": self.runtime_version,
+            "probes": self.probes.digest,
+            "rounded": self.rounded.digest if self.rounded else None,
+            "tolerances": [asdict(limit) for limit in limits],
+            "threads": self.threads,
+        }
+
+    def run(self, into: Path) -> GatedComponent:
+        from ..runtimes.registry import get_target
+
+        model = self.model
+        (report,) = check_components(
+            lambda _: get_target(model.target).open(model, threads=self.threads),
+            self.probes,
+            target=model.target,
+            precisions={model.component: model.precision},
+            time_embedding=self.time_embedding,
+            rounded={model.component: self.rounded} if self.rounded else None,
+        )
+        return GatedComponent(into, report)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedPictures:
+    """The pictures' report."""
+
+    folder: Path
+    report: ImageReport
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class GatePictures:
+    """Draw the plan's pictures with a target's models alone and compare them with PyTorch's."""
+
+    models: Mapping[str, TargetModel]
+    probes: Probes
+    precision: str  # the coarsest of the models'
+    tokenizer: Path  # folder with tokenizer.json
+    tokenizer_facts: Mapping[str, int]  # max_tokens, pad_id
+    schedule: CompiledSchedule
+    vae: Mapping[str, float]  # scaling_factor, shift
+    time_embedding: Mapping[str, Any]
+    runtime_version: str
+    threads: int = 2
+
+    name: ClassVar[str] = "pictures"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
+    output: ClassVar[type] = GatedPictures
+
+    def key(self) -> Mapping[str, object]:
+        target = next(iter(self.models.values())).target
+        return {
+            "models": {name: model.digest for name, model in self.models.items()},
+            "runtime": self.runtime_version,
+            "probes": self.probes.digest,
+            "schedule": self.schedule.to_json(),
+            "vae": dict(self.vae),
+            "tolerance": asdict(image_tolerance(target, self.precision)),
+            "threads": self.threads,
+        }
+
+    def run(self, into: Path) -> GatedPictures:
+        from ..runtimes.registry import get_target
+        from ..runtimes.txt2img.generate import TextToImage, draw
+        from ..runtimes.txt2img.tokenizer import PromptTokenizer
+
+        target = next(iter(self.models.values())).target
+        painter = TextToImage(
+            tokenizer=PromptTokenizer(self.tokenizer, **self.tokenizer_facts),
+            open=lambda name: get_target(target).open(self.models[name], threads=self.threads),
+            schedules=(self.schedule,),
+            guidance_mode="cfg",
+            default_guidance=self.probes.plan.guidance,
+            scaling_factor=self.vae["scaling_factor"],
+            shift=self.vae["shift"],
+            size=self.probes.size,
+            time_embedding=self.time_embedding,
+        )
+
+        def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
+            result = draw(painter, picture.prompt, guidance=plan.guidance, seed=picture.seed)
+            return Drawn(result.latents, result.image)
+
+        return GatedPictures(into, check_pictures(drawn, self.probes, target=target, precision=self.precision))

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`| head`): nothing is left to say to it
         return 0
-    except Exception:
+    except Exception:  # noqa: BLE001 - what nobody foresaw is a bug of ours, and is told as one
         import traceback
 
         traceback.print_exc()

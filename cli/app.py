@@ -7,7 +7,7 @@ import typer
 from . import cache, convert, demo, generate, inspect, profile, recipe, targets, validate, verify
 
 app = typer.Typer(
-    help="Turn a Stable Diffusion checkpoint into models that run on phones, and prove that they still compute the same.",
+    help="Turn a Stable Diffusion checkpoint into models for phones, and prove that they still compute the same.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

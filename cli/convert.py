@@ -16,7 +16,9 @@ def convert(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the bundle; several targets get a folder each in it.")
     ],
-    recipe: Annotated[str | None, typer.Option("-r", "--recipe", help="A shipped recipe's name, or a TOML file.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("-r", "--recipe", help="A shipped recipe's name, or a TOML file.")
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option("--target", help="ort, ncnn or mnn; repeat for several. [default: ort]")
     ] = None,
@@ -43,7 +45,9 @@ def convert(
 
     sizes = [parse_size(text) for text in size or []]
     if len(sizes) > 1:
-        raise UsageError("one --size a conversion in this release", hint="convert once per size, into different folders")
+        raise UsageError(
+            "one --size a conversion in this release", hint="convert once per size, into different folders"
+        )
     progress = TerminalProgress()
     conversion = run(
         checkpoint,

@@ -9,7 +9,9 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundles and pictures.")] = Path("demo-out"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundles and pictures.")] = Path(
+        "demo-out"
+    ),
     prompt: Annotated[str, typer.Option("--prompt", help="What the three runtimes draw.")] = (
         "a large red star in the center, on a blue background"
     ),

@@ -16,10 +16,13 @@ def generate(
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")] = Path("picture.png"),
     negative: Annotated[str, typer.Option("--negative", help="What to steer away from.")] = "",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="[default: the bundle's]")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="1 or less: none. [default: the bundle's]")] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="1 or less: none. [default: the bundle's]")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise; as torch's CPU generator.")] = 0,
     scheduler: Annotated[
-        str | None, typer.Option("--scheduler", help="ddim, euler, euler_a, dpmpp_2m, unipc, pndm. [default: the bundle's]")
+        str | None,
+        typer.Option("--scheduler", help="ddim, euler, euler_a, dpmpp_2m, unipc, pndm. [default: the bundle's]"),
     ] = None,
     threads: Threads = 2,
     as_json: Json = False,

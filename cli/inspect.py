@@ -10,7 +10,9 @@ from .options import Json, parse_size
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A checkpoint, an .onnx file, a bundle, or the word demo.", show_default=False)],
+    path: Annotated[
+        str, typer.Argument(help="A checkpoint, an .onnx file, a bundle, or the word demo.", show_default=False)
+    ],
     target: Annotated[list[str] | None, typer.Option("--target", help="Forecast for these. [default: all]")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="Forecast for fp32 or fp16.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH. [default: the checkpoint's own]")] = None,
@@ -39,13 +41,17 @@ def _show_checkpoint(facts: dict[str, Any]) -> None:
     from .terminal import size_text
 
     print(f"{facts['name']}: a checkpoint of family {facts['family']} ({facts['why']})")
-    print(f"  pictures {facts['size'][0]}x{facts['size'][1]}, prediction {facts['prediction_type']}, {facts['scheduler']}")
+    print(
+        f"  pictures {facts['size'][0]}x{facts['size'][1]}, prediction {facts['prediction_type']}, {facts['scheduler']}"
+    )
     for name, part in facts["components"].items():
         print(f"  {name:<13} {part['parameters'] / 1e6:8.2f} M parameters, stored as {part['dtype']}")
     needed = facts["forecast"]
     print(f"\nconverting it to {', '.join(facts['targets'])} at {facts['precision']} needs about")
     print(f"  memory {needed['peak_mib']} MiB at its peak ({facts['available_mib']:.0f} MiB are available)")
-    print(f"  disk   {size_text(needed['output_bytes'])} for the bundles, {size_text(needed['cache_bytes'])} in the cache")
+    print(
+        f"  disk   {size_text(needed['output_bytes'])} for the bundles, {size_text(needed['cache_bytes'])} in the cache"
+    )
     print(f"  time   {_minutes(needed['seconds'])} (rough: on two cores)")
     print("\n  the largest stages")
     for stage in sorted(needed["stages"], key=lambda s: -s["peak_mib"])[:5]:
@@ -55,7 +61,8 @@ def _show_checkpoint(facts: dict[str, Any]) -> None:
 def _show_bundle(facts: dict[str, Any]) -> None:
     from .terminal import size_text
 
-    print(f"{facts['name']}: a bundle for {facts['target']['name']} {facts['target']['version']}, family {facts['family']}")
+    target = facts["target"]
+    print(f"{facts['name']}: a bundle for {target['name']} {target['version']}, family {facts['family']}")
     print(f"  parity gate: {facts['gate']}")
     for name, part in facts["components"].items():
         inputs = ", ".join(f"{i['name']} {i['dtype']}{i['shape']}" for i in part["inputs"])
@@ -65,7 +72,8 @@ def _show_bundle(facts: dict[str, Any]) -> None:
 
 
 def _show_onnx(facts: dict[str, Any]) -> None:
-    print(f"{facts['name']}: an ONNX graph, opset {facts['opset']}, {facts['nodes']} nodes, {facts['parameters']} parameters")
+    print(f"{facts['name']}: an ONNX graph, opset {facts['opset']}")
+    print(f"  {facts['nodes']} nodes, {facts['parameters']} parameters")
     for kind in ("inputs", "outputs"):
         print(f"  {kind}: " + ", ".join(f"{v['name']} {v['dtype']}{v['shape']}" for v in facts[kind]))
     print("  ops: " + ", ".join(f"{name} {count}" for name, count in facts["ops"].items()))

@@ -17,7 +17,8 @@ def profile(
     threads: Threads = 2,
     versus: Annotated[str | None, typer.Option("--vs", help="torch: run PyTorch eager between the runs.")] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="The checkpoint, for --vs torch. [default: where it was converted]")
+        str | None,
+        typer.Option("--reference", help="The checkpoint, for --vs torch. [default: where it was converted]"),
     ] = None,
     form: Annotated[str | None, typer.Option("--form", help="Another form of the models, such as ort.")] = None,
     as_json: Json = False,

@@ -65,7 +65,9 @@ class TerminalProgress(Silent):
         if self._live and now - self._drawn >= _REDRAW:
             self._drawn = now
             spin = "|/-\\"[int(seconds * 4) % 4]
-            self._write(f"\r\x1b[2K{spin} {label:<34}{_clock(seconds):>8}  {_size(rss_mib) if rss_mib else self._part:>9}")
+            self._write(
+                f"\r\x1b[2K{spin} {label:<36}{_clock(seconds):>8}  {_size(rss_mib) if rss_mib else self._part:>9}"
+            )
 
     def end(self, label: str, seconds: float, peak_mib: float, outcome: str) -> None:
         if self._quiet:
@@ -73,7 +75,7 @@ class TerminalProgress(Silent):
         start = "\r\x1b[2K" if self._live else ""
         mark = {"done": "+", "cached": "=", "failed": "x"}[outcome]
         cost = "from the cache" if outcome == "cached" else f"{_clock(seconds):>8}  {_size(peak_mib):>9}"
-        self._write(f"{start}{mark} {label:<34}{cost}\n")
+        self._write(f"{start}{mark} {label:<36}{cost}\n")
 
     def say(self, text: str) -> None:
         if not self._quiet:

@@ -13,7 +13,8 @@ from .options import Json, Threads
 def validate(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
     reference: Annotated[
-        str | None, typer.Option("--reference", help="The checkpoint it was made from. [default: where it was converted]")
+        str | None,
+        typer.Option("--reference", help="The checkpoint it was made from. [default: where it was converted]"),
     ] = None,
     image: Annotated[
         bool | None,

@@ -130,7 +130,7 @@ def _trace(source: ComponentSource, size: tuple[int, int]) -> Any:
         )
     if program is None:
         raise ExportError(f"torch.onnx.export returned nothing for {source.component}", hint="report this as a bug")
-    traced = tuple((v.name, tuple(int(d) for d in v.shape or ())) for v in program.model.graph.outputs)
+    traced = tuple((v.name, tuple(v.shape.numpy() if v.shape else ())) for v in program.model.graph.outputs)
     expected = tuple((spec.name, spec.shape) for spec in outputs)
     if traced != expected:
         raise ExportError(f"{source.component}: exported outputs {traced} are not the expected {expected}")

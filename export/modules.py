@@ -36,20 +36,27 @@ def build(source: ComponentSource, device: str = "meta") -> nn.Module:
 
 
 def _construct(component: str, config: dict[str, Any]) -> nn.Module:
+    module: nn.Module
+    kind: Any  # the libraries' constructors carry no types
     if component == "text_encoder":
         from transformers import CLIPTextConfig, CLIPTextModel
 
         # eager attention: plain MatMul and Softmax, which every converter digests; SDPA adds NaN guards to the graph
-        return CLIPTextModel._from_config(CLIPTextConfig(**config), attn_implementation="eager")
-    if component == "unet":
+        kind = CLIPTextModel
+        module = kind._from_config(CLIPTextConfig(**config), attn_implementation="eager")
+    elif component == "unet":
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel.from_config(config)  # type: ignore[no-any-return]
-    if component in ("vae_decoder", "vae_encoder"):
+        kind = UNet2DConditionModel
+        module = kind.from_config(config)
+    elif component in ("vae_decoder", "vae_encoder"):
         from diffusers import AutoencoderKL
 
-        return AutoencoderKL.from_config(config)  # type: ignore[no-any-return]
-    raise CheckpointError(f"no module is known for component {component!r}")
+        kind = AutoencoderKL
+        module = kind.from_config(config)
+    else:
+        raise CheckpointError(f"no module is known for component {component!r}")
+    return module
 
 
 def _materialise_buffers(module: nn.Module, construct: Any) -> None:
@@ -74,7 +81,7 @@ def _materialise_buffers(module: nn.Module, construct: Any) -> None:
         module.get_submodule(owner)._buffers[leaf] = real[name]
 
 
-def wrap(source: ComponentSource, module: nn.Module) -> nn.Module:
+def wrap(source: ComponentSource, module: Any) -> nn.Module:
     """Wrap `module` (from `build`) so that it takes and returns plain tensors; it is the attribute `m`."""
     from torch import nn
 

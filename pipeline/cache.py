@@ -113,7 +113,9 @@ class Cache:
             record = json.loads(file.read_bytes())
             size = sum(facts["bytes"] for facts in record["files"].values())
             used = file.stat().st_mtime
-            found.append(CacheEntry(file.parent.name, record["stage"], record.get("label", ""), size, used, file.parent))
+            found.append(
+                CacheEntry(file.parent.name, record["stage"], record.get("label", ""), size, used, file.parent)
+            )
         return sorted(found, key=lambda entry: entry.last_used)
 
     def damaged(self) -> Iterator[tuple[CacheEntry, str]]:
@@ -162,7 +164,9 @@ class Cache:
         note = self.root / "sources" / f"{digest}.json"
         hint = "name it: --reference CHECKPOINT"
         if not note.is_file():
-            raise CheckpointError("the checkpoint that this bundle was made from is not known on this machine", hint=hint)
+            raise CheckpointError(
+                "the checkpoint that this bundle was made from is not known on this machine", hint=hint
+            )
         root = Path(json.loads(note.read_text())["root"])
         if not root.exists():
             raise CheckpointError(f"the checkpoint that this bundle was made from is no longer at {root}", hint=hint)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..validate.gates import Drawn, check_components, check_oracle, check_pictures
-from ..validate.probes import Picture, ProbePlan, plan_for
+from ..runtimes.txt2img.generate import draw
+from ..validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
+from ..validate.probes import Picture, ProbePlan, oracle_plan
 from ..validate.report import ParityReport
 from .bundle import Bundle
 from .cache import Cache
@@ -106,32 +107,29 @@ def _with_pictures(
     run: Runner,
     progress: Progress,
 ) -> ParityReport:
-    from ..validate import oracle
+    from ..validate import scenes as world
     from ..validate.reference import ReferenceProbes
 
-    target = bundle.manifest.target.name
-    probes = ask_pytorch(checkpoint, bundle.manifest.size, run)
-
-    def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-        from ..runtimes.txt2img.generate import draw
-
-        schedule = bundle.schedule(plan.scheduler or None, plan.steps)
-        result = draw(painter(bundle, schedule, threads), picture.prompt, guidance=plan.guidance, seed=picture.seed)
-        return Drawn(result.latents, result.image)
-
-    with progress.running(f"{target} pictures"):
-        report = replace(report, image=check_pictures(drawn, probes, target=target, precision=precision))
-    if oracle_count is None:
-        return report
-    if not oracle.knows(checkpoint.sources.values()):
+    target, size = bundle.manifest.target.name, bundle.manifest.size
+    if oracle_count is not None and not world.knows(checkpoint.sources.values()):
         raise UsageError(
             "--prompts counts captions for the oracle, which knows only the embedded demo checkpoint",
             hint="leave it out for other checkpoints",
         )
-    scenes = oracle.oracle_prompts(oracle_count, seed=0)
-    plan = replace(
-        plan_for(checkpoint, bundle.manifest.size), prompts=tuple(scene.caption for scene in scenes), picked=()
-    )
-    pictures = run(ReferenceProbes(checkpoint, bundle.manifest.size, plan))
-    with progress.running(f"{target} oracle, {oracle_count} pictures"):
-        return replace(report, oracle=check_oracle(drawn, pictures, scenes))
+    with kept_open(opener(bundle, threads)) as open_component:
+
+        def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
+            schedule = bundle.schedule(plan.scheduler or None, plan.steps)
+            models = replace(painter(bundle, schedule, threads), open=open_component)
+            result = draw(models, picture.prompt, guidance=plan.guidance, seed=picture.seed)
+            return Drawn(result.latents, result.image)
+
+        probes = ask_pytorch(checkpoint, size, run)
+        with progress.running(f"{target} pictures"):
+            report = replace(report, image=check_pictures(drawn, probes, target=target, precision=precision))
+        if oracle_count is None:
+            return report
+        scenes = world.oracle_prompts(oracle_count, seed=0)
+        pictures = run(ReferenceProbes(checkpoint, size, oracle_plan(scenes)))
+        with progress.running(f"{target} oracle, {oracle_count} pictures"):
+            return replace(report, oracle=check_oracle(drawn, pictures, scenes))

@@ -43,7 +43,7 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
 
     Returns:
         The artifact's facts (without `folder` and `digest`), and what was measured: `seconds`, `own_peak_mib`
-        (the child itself), `tool_peak_mib` (the largest program that it started), `tree_peak_mib` (all together).
+        (the child itself), `tree_peak_mib` (with this process and the programs that the child started, sampled).
     """
     from pydantic import TypeAdapter
 
@@ -146,6 +146,20 @@ def death(status: int, log: Path, peak_mib: float, what: str) -> DiffusetteError
     return ToolCrashed(f"{name} ended with status {status} and no result; its last lines:\n{tail}")
 
 
+def own_peak_mib() -> float:
+    """Highest resident memory of this process so far, MiB.
+
+    Not ru_maxrss where /proc can be asked: on Linux that survives exec, so a child of a large process would report
+    its parent's peak as its own.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) / 2**10  # "VmHWM:  1234 kB", proc(5)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # getrusage(2): bytes on macOS, KiB elsewhere
+
+
 def die_with_parent() -> None:
     """End this process and all it started as soon as the parent is gone, however it went."""
     if sys.platform == "linux":  # at once, even while native code holds the interpreter lock
@@ -164,17 +178,14 @@ def main(target: str, folder: Path, into: Path) -> None:
     reply: Mapping[str, Any]
     try:
         facts = _run(target, folder, into)
-        own, tools = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, KiB on Linux
-        measured = {"own_peak_mib": round(own / unit), "tool_peak_mib": round(tools / unit)}
-        reply = {"facts": facts, "measured": measured}
+        reply = {"facts": facts, "measured": {"own_peak_mib": round(own_peak_mib())}}
     except DiffusetteError as error:
         reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
     except OSError as error:
         reply = _os_error(error)
     except MemoryError:
         reply = {"error": "NoRoom", "what": f"{target} ran out of memory", "hint": "see `diffusette inspect`"}
-    except Exception:
+    except Exception:  # noqa: BLE001 - the parent raises it as `ChildBug`
         reply = {"bug": traceback.format_exc()}
     part = folder / "reply.part"
     part.write_text(json.dumps(reply))
@@ -199,7 +210,7 @@ def _os_error(error: OSError) -> dict[str, Any]:
         return {
             "error": "NoRoom",
             "what": f"the disk is full: {error.filename or 'while writing to the cache'}",
-            "hint": "free some space (`diffusette cache prune`), or set DIFFUSETTE_CACHE to another disk; then run the same command again",
+            "hint": "free some space (`diffusette cache prune`), or set DIFFUSETTE_CACHE to another disk",
         }
     return {"bug": traceback.format_exc()}
 

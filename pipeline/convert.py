@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from .forecast import Forecast
     from .stage import Runner
 
-_TOOLS: Final = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxsim", "onnxruntime", "pnnx", "ncnn", "MNN")
+_TOOLS: Final = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxsim",
+    "onnxruntime",
+    "pnnx",
+    "ncnn",
+    "MNN",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +146,9 @@ def convert(
     tokenizer, schedules = _accessories(source, chosen, run)
     converted = []
     for name, runtime in runtimes.items():
-        models = {part: runtime.build(source.components[part], pixels, precisions[part], run) for part in source.components}
+        models = {
+            part: runtime.build(source.components[part], pixels, precisions[part], run) for part in source.components
+        }
         parity = _prove(models, source, runtime, pixels, tokenizer, schedules, run) if gate else None
         inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
         bundle = places[name].publish(inputs, accepted=parity is None or parity.ok, parity=parity)
@@ -152,7 +165,8 @@ def _recipe_for(checkpoint: str | Path) -> str:
 def _refuse_unsupported(runtime: Target, source: Checkpoint, precisions: Mapping[str, str]) -> None:
     if source.family not in runtime.families:
         raise UsageError(
-            f"target {runtime.name!r} does not run family {source.family!r}", hint=f"it runs: {', '.join(runtime.families)}"
+            f"target {runtime.name!r} does not run family {source.family!r}",
+            hint=f"it runs: {', '.join(runtime.families)}",
         )
     for part, precision in precisions.items():
         if precision not in runtime.precisions:
@@ -201,12 +215,12 @@ def _pack_inputs(
     needed: Forecast,
 ) -> Any:
     from ..runtimes.inputs import time_embedding_facts
+    from .manifest import Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
     from .optimum_layout import optimum_assets
-    from .manifest import GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
     from .pack import PackInputs, vae_entry
 
     proven = {p.component: p.loss for p in parity.components if p.loss} if parity else {}
-    gate = "skipped by --no-gate" if parity is None else "passed" if parity.ok else "failed"
+    gate: Gate = "skipped by --no-gate" if parity is None else "passed" if parity.ok else "failed"
     return PackInputs(
         checkpoint=source,
         target=TargetEntry(name=runtime.name, version=runtime.version(), min_runtime=runtime.min_runtime),
@@ -228,9 +242,7 @@ def _pack_inputs(
         recipe=recipe.to_toml(),
         tools={name: version_of(name) for name in _TOOLS},
         gate=gate,
-        parity={
-            name: ParityEntry(max_abs=p.max_abs, snr_db=p.snr_db, psnr_db=p.psnr_db) for name, p in proven.items()
-        },
-        memory=MemoryEntry(forecast=needed.run_mib(runtime.name)),
+        parity={name: ParityEntry(max_abs=p.max_abs, snr_db=p.snr_db, psnr_db=p.psnr_db) for name, p in proven.items()},
+        memory=MemoryEntry.model_validate({"forecast": needed.run_mib(runtime.name)}),
         assets=optimum_assets(source, tokenizer.folder / "tokenizer.json") if runtime.name == "ort" else {},
     )

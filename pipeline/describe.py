@@ -71,8 +71,8 @@ def _bundle(path: Path) -> dict[str, Any]:
     bundle = open_bundle(path)
     facts = bundle.manifest
     schedules: dict[str, list[int]] = {}
-    for scheduler, steps in bundle.schedules():
-        schedules.setdefault(scheduler, []).append(steps)
+    for schedule in bundle.schedules():
+        schedules.setdefault(schedule.scheduler, []).append(schedule.steps)
     return {
         "kind": "bundle",
         "name": facts.name,

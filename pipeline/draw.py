@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..runtimes.txt2img.generate import Drawing
+from ..runtimes.txt2img.generate import Drawing, draw
 from ..runtimes.txt2img.generate import Progress as Event
-from ..runtimes.txt2img.generate import draw
 from ..runtimes.txt2img.picture import write_picture
 from .bundle import Bundle
 from .progress import Progress
@@ -40,9 +39,7 @@ def draw_with_bundle(
             progress.advance(event.component, event.done, event.total)
             watch(0.0)
 
-        return draw(
-            painter(bundle, schedule, threads), prompt, negative, guidance=guidance, seed=seed, watch=follow
-        )
+        return draw(painter(bundle, schedule, threads), prompt, negative, guidance=guidance, seed=seed, watch=follow)
 
 
 def save_drawing(drawing: Drawing, bundle: Bundle, file: Path) -> dict[str, Any]:

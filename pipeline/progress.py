@@ -17,11 +17,11 @@ class Watch(Protocol):
 class Progress(Protocol):
     """Told what happens; draws it, or not."""
 
-    def running(self, label: str) -> Any:
+    def running(self, label: str, digest: str = "") -> Any:
         """A context manager around a stage's work; gives a `Watch`."""
         ...
 
-    def reused(self, label: str, measured: Mapping[str, Any]) -> None:
+    def reused(self, label: str, digest: str, measured: Mapping[str, Any]) -> None:
         """A stage came from the cache; `measured` says what it once cost."""
         ...
 
@@ -39,12 +39,14 @@ class Silent:
 
     def __init__(self) -> None:
         self.stages: list[dict[str, Any]] = []
+        self._known: set[str] = set()  # digests of stages that were told of: targets share them
         self.peak_mib = 0.0
 
     @contextmanager
-    def running(self, label: str) -> Iterator[Watch]:
+    def running(self, label: str, digest: str = "") -> Iterator[Watch]:
         started = time.monotonic()
         peak = 0.0
+        self._known.add(digest)
 
         def watch(rss_mib: float) -> None:
             nonlocal peak
@@ -58,12 +60,16 @@ class Silent:
             self.end(label, time.monotonic() - started, peak, "failed")
             raise
         self.peak_mib = max(self.peak_mib, peak)
-        self.stages.append({"stage": label, "seconds": round(time.monotonic() - started, 2), "tree_peak_mib": round(peak)})
+        self.stages.append(
+            {"stage": label, "seconds": round(time.monotonic() - started, 2), "tree_peak_mib": round(peak)}
+        )
         self.end(label, time.monotonic() - started, peak, "done")
 
-    def reused(self, label: str, measured: Mapping[str, Any]) -> None:
-        self.stages.append({"stage": label, "seconds": 0.0, "tree_peak_mib": 0, "cached": True})
-        self.end(label, 0.0, 0.0, "cached")
+    def reused(self, label: str, digest: str, measured: Mapping[str, Any]) -> None:
+        if digest not in self._known:
+            self._known.add(digest)
+            self.stages.append({"stage": label, "seconds": 0.0, "cached": True, "measured": dict(measured)})
+            self.end(label, 0.0, 0.0, "cached")
 
     def advance(self, part: str, done: int, total: int) -> None:
         """Shows nothing here."""

@@ -70,18 +70,17 @@ def run_stage(stage: Stage[Out], cache: Cache, progress: Progress) -> Out:
     with cache.lock(digest):
         record = cache.read(digest)
         if record is not None:
-            progress.reused(label, record["measured"])
+            progress.reused(label, digest, record["measured"])
             return _load(stage, record, cache.folder(digest))
-        with progress.running(label) as watch:
-            with published(cache.folder(digest)) as scratch:
-                facts, measured = run_in_child(stage, scratch, cache.root / "work", watch)
-                files = {
-                    file.relative_to(scratch).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
-                    for file in sorted(scratch.rglob("*"))
-                    if file.is_file()
-                }
-                record = {"stage": stage.name, "label": label, "facts": facts, "files": files, "measured": measured}
-                (scratch / ARTIFACT).write_text(json.dumps(record, indent=1, sort_keys=True))
+        with progress.running(label, digest) as watch, published(cache.folder(digest)) as scratch:
+            facts, measured = run_in_child(stage, scratch, cache.root / "work", watch)
+            files = {
+                file.relative_to(scratch).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+                for file in sorted(scratch.rglob("*"))
+                if file.is_file()
+            }
+            record = {"stage": stage.name, "label": label, "facts": facts, "files": files, "measured": measured}
+            (scratch / ARTIFACT).write_text(json.dumps(record, indent=1, sort_keys=True))
         return _load(stage, record, cache.folder(digest))
 
 

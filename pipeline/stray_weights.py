@@ -43,7 +43,7 @@ def _beside(graph: str, location: str) -> str | None:
 def _external_locations(graph: Path) -> list[str]:
     """Where the tensors of an ONNX graph lie, if not in it. No external data is opened."""
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(graph, load_external_data=False)

@@ -29,7 +29,8 @@ def checked_feeds(feeds: Feeds, inputs: Sequence[TensorSpec], model: str) -> dic
         array = np.asarray(feeds[spec.name])
         if array.dtype.name != spec.dtype or array.shape != spec.shape:
             raise FeedError(
-                f"{model}: {spec.name} is {array.dtype.name}{list(array.shape)}, it takes {spec.dtype}{list(spec.shape)}"
+                f"{model}: {spec.name} is {array.dtype.name}{list(array.shape)}, "
+                f"it takes {spec.dtype}{list(spec.shape)}"
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int(array.size - np.isfinite(array).sum())

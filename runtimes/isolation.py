@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from ..pipeline import errors
 from ..pipeline.artifacts import TensorSpec
-from ..pipeline.child import ChildBug, child_environment, death, die_with_parent
+from ..pipeline.child import ChildBug, child_environment, death, die_with_parent, own_peak_mib
 from ..pipeline.errors import DiffusetteError, ToolCrashed
 from .checks import checked_feeds, checked_results
 from .protocol import Array, Feeds, Session
@@ -88,10 +88,8 @@ class IsolatedSession:
         """End the child and free all that it held. Safe to call twice."""
         self._pipe.close()
         if self._process.poll() is None:
-            try:
+            with suppress(ProcessLookupError):  # it ended in this very moment
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it ended in this very moment
         self._process.wait()
         if self._process.stdin:
             self._process.stdin.close()
@@ -100,7 +98,9 @@ class IsolatedSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -147,12 +147,11 @@ def _serve(opener: str, threads: int, pipe: Connection) -> None:
             reply["seconds"] = time.perf_counter() - started
         except DiffusetteError as error:
             reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
-        except Exception:
+        except Exception:  # noqa: BLE001 - the parent raises it as `ChildBug`
             import traceback
 
             reply = {"bug": traceback.format_exc()}
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, KiB on Linux
-        reply["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        reply["peak_rss_mib"] = own_peak_mib()
         pipe.send(reply)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..pipeline.artifacts import ComponentSource, TargetModel, TensorSpec
@@ -21,8 +20,11 @@ Feeds = Mapping[str, Array]
 class Session(Protocol):
     """A loaded model. Close it, or use it in a `with` block, to free the native memory."""
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once. `feeds` holds exactly the inputs, in their dtypes and shapes; so does the result."""
@@ -32,7 +34,9 @@ class Session(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Target(Protocol):

@@ -10,8 +10,8 @@ from typing import Final
 from ..pipeline.errors import BundleError
 
 DEFINITION: Final = (
-    "peak resident memory (ru_maxrss) of the model's own process, weights, runtime and interpreter included, "
-    "pages that the system could drop again counted too"
+    "peak resident memory of the model's own process: weights, runtime and Python interpreter together, "
+    "file pages that the system could drop again included"
 )
 """Other projects print resident minus mapped weights, or the allocator's peak: their figures cannot be compared."""
 

@@ -32,26 +32,29 @@ class ImageTolerance:
     why: str
 
 
+# Measured on the embedded demo, worst of 32 UNet calls along four trajectories: fp32 at 112.7 dB or more on every
+# target, 113.0 dB or more against equally rounded weights. One weight matrix scaled by 1.1 inside the fp16 model
+# leaves 91.0 dB against equally rounded weights where it hides best, and 56 dB, like an intact one, in the loss.
 _SUMMATION = "float32 arithmetic: only the order of sums and the polynomials of exp and erf differ from PyTorch's"
-_HALF = "weights of two or more dimensions keep 11 significant bits"
-_SAME_WEIGHTS = "PyTorch ran with the same rounded weights, so only float32 arithmetic differs"
+_MNN = f"{_SUMMATION}; 95 still shows any weight matrix of the demo that is off by 10 %"
+_HALF = "weights of two or more dimensions keep 11 significant bits; a loss beyond this means that they need more"
+_SAME_WEIGHTS = "only float32 arithmetic may differ; 95 shows any weight matrix of the demo that is off by 10 %"
 
 TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     # gate, component, target, precision; "*" stands for any
     ("loss", "*", "ort", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "ncnn", "fp32"): Tolerance(100.0, _SUMMATION),
-    ("loss", "*", "mnn", "fp32"): Tolerance(80.0, f"{_SUMMATION}; MNN's are the coarsest of the three"),
+    ("loss", "*", "mnn", "fp32"): Tolerance(95.0, _MNN),
     ("loss", "*", "example", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "*", "fp16"): Tolerance(45.0, _HALF),
-    ("fidelity", "*", "ort", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
-    ("fidelity", "*", "ncnn", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
-    ("fidelity", "*", "mnn", "fp16"): Tolerance(75.0, f"{_SAME_WEIGHTS}; MNN's is the coarsest of the three"),
-    ("fidelity", "*", "example", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
+    ("fidelity", "*", "*", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
 }
 
 IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
     # target, precision
-    ("*", "fp32"): ImageTolerance(70.0, "20 steps with guidance 4 amplify float32's rounding by some 30 dB, not more"),
+    ("*", "fp32"): ImageTolerance(
+        90.0, "126 dB and more over 64 pictures of the demo, on every target; 8 bits hide what is above 59 dB"
+    ),
     ("*", "fp16"): ImageTolerance(55.0, "rounding the weights to fp16 inside PyTorch alone leaves 82 dB on the demo"),
 }
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ...pipeline.artifacts import OnnxModel, TargetModel
 from ...pipeline.errors import ToolCrashed
+from .. import registry
+from ..isolation import open_isolated
 from .graph import MnnGraph, write_mnn_graph
 from .mnn_file import MnnFile
 from .native import mnnconvert
-from .session import MnnSession
 
 # A flatbuffer ends at 2 GiB, and building one takes twice its size in memory.
 EXTERNAL_ABOVE: Final = 2**29  # bytes of weights as stored
@@ -57,15 +58,15 @@ class BuildMnn:
             scratch,
         )
         shutil.rmtree(scratch)
+        MnnFile(file).check_weights()
         if self.precision == "fp16":
             MnnFile(file).store_as_float32(rounded_vectors(MnnFile(file), graph))
         MnnFile(file).stamp()
         model = self._checked(MnnFile(file), graph)
-        MnnSession(model, threads=1).close()
+        open_isolated(f"{registry.__name__}:open_model", model, threads=1).close()  # so MNN can load it
         return model
 
     def _checked(self, built: MnnFile, graph: MnnGraph) -> TargetModel:
-        built.check_weights()
         if unknown := built.unconverted():
             raise ToolCrashed(f"mnnconvert left operators that MNN cannot run: {', '.join(unknown)}")
         if set(built.inputs) != set(graph.inputs) or built.outputs != tuple(s.name for s in self.onnx.outputs):

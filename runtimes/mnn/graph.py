@@ -151,6 +151,8 @@ def _widen(graph: ir.Graph, folder: Path) -> frozenset[str]:
                 shape=ir.Shape(wide.shape), name=name or "", base_dir=folder,
             )  # fmt: skip
             wide.tofile(data)
+            if isinstance(stored.const_value, ir.ExternalTensor):
+                stored.const_value.release()  # else the pages of the whole file stay mapped
             weight.replace_all_uses_with(value)
             graph.remove(node, safe=True)
             graph.register_initializer(value)

@@ -38,11 +38,15 @@ def program() -> Path:
     return Path(found)
 
 
-def convert(script: Path, inputs: Sequence[TensorSpec], into: Path) -> tuple[Path, Path]:
-    """Convert a TorchScript file with fixed shapes; weights stay float32.
+def convert(script: Path, inputs: Sequence[Sequence[TensorSpec]], into: Path) -> tuple[Path, Path]:
+    """Convert a TorchScript file; weights stay float32.
 
-    pnnx runs the model once to learn every shape, and holds all activations at that moment.
+    pnnx runs the model to learn every shape, and holds all activations at that moment.
 
+    Args:
+        script: from `torch.jit.trace`.
+        inputs: one set of inputs, or two; shapes that differ between two become expressions in the graph.
+        into: a folder that is writable and private.
     Returns:
         The `.param` and the `.bin` file, in `into`.
     Raises:
@@ -50,14 +54,19 @@ def convert(script: Path, inputs: Sequence[TensorSpec], into: Path) -> tuple[Pat
         ToolCrashed, NoRoom: pnnx ended with a signal or a failure status.
     """
     param, weights, log = into / "pnnx.param", into / "pnnx.bin", into / "pnnx.log"
-    shapes = ",".join(f"[{','.join(map(str, spec.shape))}]{_TYPES[spec.dtype]}" for spec in inputs)
-    unwanted = (f"{name}={os.devnull}" for name in ("pnnxparam", "pnnxbin", "pnnxpy", "pnnxonnx", "ncnnpy"))
-    argv = [program(), script, f"inputshape={shapes}", "fp16=0", f"ncnnparam={param}", f"ncnnbin={weights}", *unwanted]
+    shapes = [f"{key}={_shapes(specs)}" for key, specs in zip(("inputshape", "inputshape2"), inputs, strict=False)]
+    outputs = [f"ncnnparam={param}", f"ncnnbin={weights}"]
+    unwanted = [f"{name}={os.devnull}" for name in ("pnnxparam", "pnnxbin", "pnnxpy", "pnnxonnx", "ncnnpy")]
+    argv: list[str | Path] = [program(), script, *shapes, "fp16=0", *outputs, *unwanted]
     with log.open("wb") as output:
         status = subprocess.run(argv, cwd=into, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     check_log(log.read_text(errors="replace"), status)
     check_layers(param)
     return param, weights
+
+
+def _shapes(specs: Sequence[TensorSpec]) -> str:
+    return ",".join(f"[{','.join(map(str, spec.shape))}]{_TYPES[spec.dtype]}" for spec in specs)
 
 
 def check_log(log: str, status: int) -> None:

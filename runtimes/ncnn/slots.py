@@ -88,8 +88,8 @@ def _memory_data(layer: Layer) -> Iterator[tuple[str, bool, int]]:
     yield "data", layer.number(21, 1) == 0, w * (h or 1) * (d or 1) * (c or 1)
 
 
-# Layers that are not here have no weights. A mistake cannot pass: every blob is compared with the parameter that it
-# must be, and the walk must end where the file ends.
+# Layers that are not here are taken to have no weights. A mistake cannot pass: every blob is compared with the
+# parameter that it must be, and the walk must end where the file ends.
 WEIGHTED: Final[dict[str, Callable[[Layer], Iterator[tuple[str, bool, int]]]]] = {
     "Convolution": _convolution,
     "InnerProduct": _inner_product,
@@ -105,7 +105,9 @@ WEIGHTED: Final[dict[str, Callable[[Layer], Iterator[tuple[str, bool, int]]]]] =
 def slots_of(layers: Iterable[Layer]) -> Iterator[Slot]:
     """The weights of `layers`, in the order of the `.bin` file."""
     for layer in layers:
-        for role, tagged, elements in WEIGHTED.get(layer.type, lambda _: iter(()))(layer):
+        if layer.type not in WEIGHTED:
+            continue
+        for role, tagged, elements in WEIGHTED[layer.type](layer):
             yield Slot(layer.name, layer.type, role, tagged, elements)
 
 

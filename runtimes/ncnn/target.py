@@ -40,7 +40,7 @@ class NcnnTarget:
     def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
         if precision not in self.precisions:
             raise UsageError(f"ncnn has no precision {precision!r}", hint=f"one of: {', '.join(self.precisions)}")
-        return run(WriteNcnn(run(trace_of(source, size)), source, precision))
+        return run(WriteNcnn(run(trace_of(source, size)), source, size, precision))
 
     def open(self, model: TargetModel, *, threads: int) -> NcnnSession:
         return NcnnSession(model, threads)

@@ -1,7 +1,8 @@
 """An ncnn graph and the places of its weights, learned without any weights.
 
-pnnx is the slow and hungry step of a conversion. It runs once an architecture and picture size, on fingerprints;
-fine-tunes and precisions share the result. docs/decisions/0011-ncnn-fingerprints.md.
+pnnx is the hungry step of a conversion, and with full-size pictures the slow one. So it runs once an architecture, on
+fingerprints and at two small sizes; fine-tunes, precisions and picture sizes share the result.
+docs/decisions/0011-ncnn-fingerprints.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ...export import modules
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.errors import ExportError
 from . import layout, param, pnnx
-from .lower import lowered, native_inputs, without_weights
+from .lower import architecture, lowered, native_inputs, without_weights
 
 _THREADS: Final = 2  # the module is run once; more threads take more memory than they save time
 
@@ -27,8 +28,6 @@ class TracedNcnn:
 
     folder: Path
     component: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
     digest: str = ""
 
     @property
@@ -48,11 +47,15 @@ class TracedNcnn:
 
 @dataclass(frozen=True)
 class TraceNcnn:
-    """Trace a component's module with fingerprints for weights, let pnnx convert it, and find them again."""
+    """Trace a component's module with fingerprints for weights, let pnnx convert it, and find them again.
+
+    pnnx runs the model at every size in `sizes`. What differs between two becomes an expression in the graph, so
+    that the graph computes at other sizes too.
+    """
 
     component: str
     config: Mapping[str, Any]  # from `lower.architecture`
-    size: tuple[int, int]  # height, width in pixels
+    sizes: tuple[tuple[int, int], ...]  # one or two of (height, width) in pixels, from `small_sizes`
 
     name: ClassVar[str] = "pnnx"
     version: ClassVar[int] = 1
@@ -60,42 +63,42 @@ class TraceNcnn:
     output: ClassVar[type] = TracedNcnn
 
     def key(self) -> Mapping[str, object]:
-        return {"component": self.component, "config": dict(self.config), "size": list(self.size)}
+        return {"component": self.component, "config": dict(self.config), "sizes": [list(size) for size in self.sizes]}
 
     def run(self, into: Path) -> TracedNcnn:
         from pydantic import TypeAdapter
 
         source = without_weights(self.component, self.config)
         module, fingerprints = lowered(source)
-        inputs, outputs = native_inputs(source, self.size), modules.output_specs(source, self.size)
+        inputs = [native_inputs(source, size) for size in self.sizes]
         with tempfile.TemporaryDirectory(prefix="pnnx.", dir=into) as private:
             scratch = Path(private)
             script = scratch / "model.pt"
-            _trace(module, native_inputs(source, small_size(source, self.size)), script)
+            _trace(module, inputs[0], script)
             del module
             graph, weights = pnnx.convert(script, inputs, scratch)
             layers = param.parse(graph.read_text())
             with (into / "literals.bin").open("wb") as literals:
                 blobs = layout.learn(layers, weights, fingerprints, literals)
-        names = {f"in{index}": spec.name for index, spec in enumerate(inputs)}
-        names |= {f"out{index}": spec.name for index, spec in enumerate(outputs)}
+        names = {f"in{index}": spec.name for index, spec in enumerate(inputs[0])}
+        names |= {f"out{index}": spec.name for index, spec in enumerate(modules.output_specs(source, self.sizes[0]))}
         (into / "model.param").write_text(param.render(param.rename_blobs(layers, names)))
         pnnx.check_layers(into / "model.param")
         (into / "layout.json").write_bytes(TypeAdapter(tuple[layout.Blob, ...]).dump_json(blobs, indent=1))
-        return TracedNcnn(into, self.component, inputs, outputs)
+        return TracedNcnn(into, self.component)
 
 
-def small_size(source: ComponentSource, size: tuple[int, int]) -> tuple[int, int]:
-    """A small picture size at which PyTorch runs the same operations as at `size`.
+def small_sizes(source: ComponentSource, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Small picture sizes at which PyTorch runs the same operations as at `size`; one where none matters.
 
-    A trace asks tensors for their sizes, so one made at a small size serves for all, and pnnx fills in the real
-    ones. What must agree is whether each level divides by two, for diffusers decides on that in Python.
+    They agree with it in how often a side divides by two, for diffusers decides on that in Python, and differ from
+    each other in both sides.
     """
     if "block_out_channels" not in source.config:
-        return size
+        return ((0, 0),)
     unit = 8 * 2 ** (len(source.config["block_out_channels"]) - 1)  # pixels that the deepest level sees as one
-    height, width = (min(side, 2 * unit + side % unit) for side in size)
-    return height, width
+    height, width = (side % unit for side in size)
+    return (2 * unit + height, 3 * unit + width), (3 * unit + height, 4 * unit + width)
 
 
 def _trace(module: Any, inputs: tuple[TensorSpec, ...], script: Path) -> None:
@@ -106,15 +109,14 @@ def _trace(module: Any, inputs: tuple[TensorSpec, ...], script: Path) -> None:
     examples = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
     try:
         with torch.no_grad():
+            trace: Any = torch.jit.trace  # untyped in torch
             # pnnx would insist on the size of stored inputs
-            traced: Any = torch.jit.trace(module, examples, check_trace=False, _store_inputs=False)
+            traced = trace(module, examples, check_trace=False, _store_inputs=False)
     except RuntimeError as error:
         raise ExportError(f"torch could not trace the module for ncnn: {error}") from error
     traced.save(str(script))
 
 
 def trace_of(source: ComponentSource, size: tuple[int, int]) -> TraceNcnn:
-    """The stage for the architecture of `source`."""
-    from .lower import architecture
-
-    return TraceNcnn(source.component, architecture(source.config), size)
+    """The stage for the architecture of `source`, whose graph computes at `size` among others."""
+    return TraceNcnn(source.component, architecture(source.config), small_sizes(source, size))

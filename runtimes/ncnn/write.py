@@ -11,11 +11,13 @@ from typing import Any, BinaryIO, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...export.modules import output_specs
 from ...export.weights import Weights
 from ...pipeline.artifacts import ComponentSource, TargetModel
 from ...quantize.cast import to_float16
 from . import layout
 from .layout import Blob
+from .lower import native_inputs
 from .param import parse
 from .slots import TAG_FP16, TAG_FP32, check_bin
 from .trace import TracedNcnn
@@ -33,6 +35,7 @@ class WriteNcnn:
 
     traced: TracedNcnn
     source: ComponentSource
+    size: tuple[int, int]  # height, width in pixels: what the model's inputs are declared as
     precision: str  # "fp32" or "fp16"
 
     name: ClassVar[str] = "weights"
@@ -41,7 +44,8 @@ class WriteNcnn:
     output: ClassVar[type] = TargetModel
 
     def key(self) -> Mapping[str, object]:
-        return {"traced": self.traced.digest, "source": self.source.digest, "precision": self.precision}
+        inputs = {"traced": self.traced.digest, "source": self.source.digest}
+        return {**inputs, "size": list(self.size), "precision": self.precision}
 
     def run(self, into: Path) -> TargetModel:
         component = self.source.component
@@ -58,8 +62,8 @@ class WriteNcnn:
             "ncnn",
             self.precision,
             (param.name, weights.name),
-            self.traced.inputs,
-            self.traced.outputs,
+            native_inputs(self.source, self.size),
+            output_specs(self.source, self.size),
             bits_per_weight=round(8 * weights.stat().st_size / parameters, 3),
         )
 

@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from ...pipeline.artifacts import OnnxModel, TargetModel
 from ...pipeline.disk import copy_file
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch
-from .mobile import OPERATORS_FILE, ORT_FILE, why_absent, write_ort
+from .mobile import why_absent, write_ort
 
-FORMS = ("onnx", "ort")
+FORMS: Final = ("onnx", "ort")
 
 
 @dataclass(frozen=True)
 class BuildOrt:
-    """`<component>/model.onnx` with a free batch, `model.onnx_data` beside it, and `model.ort` if it was asked for.
+    """`<component>/model.onnx` with a free batch and `model.onnx_data` beside it; `<component>/model.ort`.
 
     The `.ort` form keeps the batch of 1, so that a phone can plan its memory ahead. Weights are copied as a file:
-    no tensor is read, except by ONNX Runtime itself while it writes the `.ort` form.
+    no tensor is read, except by ONNX Runtime itself while it writes the `.ort` form. A model too large for `.ort`
+    has `.onnx`, whatever `forms` says, and a note.
     """
 
     onnx: OnnxModel
-    forms: tuple[str, ...] = FORMS
+    forms: tuple[str, ...] = FORMS  # the first that exists is what a session loads
 
     name: ClassVar[str] = "build-ort"
     version: ClassVar[int] = 1
@@ -40,35 +41,43 @@ class BuildOrt:
         return {"onnx": self.onnx.digest, "forms": list(self.forms)}
 
     def run(self, into: Path) -> TargetModel:
-        component = self.onnx.component
+        component, source = self.onnx.component, self.onnx.file
         folder = into / component
         folder.mkdir()
-        static = read_graph(self.onnx.file)
+        static = read_graph(source)
         bits, numbers = weight_bits(static)
-        files = [f"{component}/model.onnx"]
-        for name in data_files(static, self.onnx.file):
-            # a copy, not a hard link: onnx refuses external data that has a second name
-            copy_file(self.onnx.folder / name, folder / name)
-            files.append(f"{component}/{name}")
-        write_batched(static, folder / "model.onnx")
-
-        forms: dict[str, tuple[str, ...]] = {}
-        note = why_absent(bits // 8, self.onnx.file.stat().st_size) if "ort" in self.forms else ""
-        if "ort" in self.forms and not note:
-            write_ort(self.onnx.file, folder, bits // 8)
-            forms["ort"] = (f"{component}/{ORT_FILE}", f"{component}/{OPERATORS_FILE}")
+        note = why_absent(bits // 8, source.stat().st_size) if "ort" in self.forms else ""
+        written: dict[str, tuple[str, ...]] = {}
+        for form in self.forms:
+            if form == "onnx" or note:
+                written["onnx"] = _write_onnx(static, source, folder)
+            else:
+                written["ort"] = write_ort(source, folder, bits // 8)
+            if note:
+                break
+        files = {form: tuple(f"{component}/{name}" for name in names) for form, names in written.items()}
+        first = next(iter(files))
         return TargetModel(
             folder=into,
             component=component,
             target="ort",
             precision=self.onnx.precision,
-            files=tuple(files),
+            files=files.pop(first),
             inputs=self.onnx.inputs,
             outputs=self.onnx.outputs,
             bits_per_weight=round(bits / numbers, 3),
-            forms=forms,
+            forms=files,
             notes=(note,) if note else (),
         )
+
+
+def _write_onnx(static: Any, source: Path, folder: Path) -> tuple[str, ...]:
+    data = data_files(static, source)
+    for name in data:
+        # a copy, not a hard link: onnx refuses external data that has a second name
+        copy_file(source.parent / name, folder / name)
+    write_batched(static, folder / source.name)
+    return (source.name, *data)
 
 
 def write_batched(static: Any, file: Path) -> None:

@@ -57,7 +57,8 @@ def data_files(model: Any, file: Path) -> tuple[str, ...]:
             raise BundleError(f"{where} take {-(-bits // 8)} bytes, the graph says {length}")
         if offset < 0 or offset + length > data.stat().st_size:
             raise BundleError(
-                f"{where} end at byte {offset + length}, {data} has {data.stat().st_size}", hint="copy or build it again"
+                f"{where} end at byte {offset + length}, {data} has {data.stat().st_size}",
+                hint="copy or build it again",
             )
         names[name] = None
     return tuple(names)

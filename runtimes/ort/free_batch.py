@@ -24,7 +24,7 @@ _PROOF: Final = 2  # the batch for which shapes are inferred as proof; any numbe
 Axes = Mapping[Any, int]  # ir.Value that carries the batch -> its axis
 
 
-class _Refused(Exception):
+class _Refused(ExportError):
     """A rule cannot follow the batch; `free_batch` adds the node's name."""
 
 
@@ -54,7 +54,7 @@ def free_batch(model: Any) -> None:
             axis = rule(node, axes)
         except _Refused as refusal:
             raise ExportError(
-                f"the batch cannot be freed at {node.op_type} node {node.name!r}: {refusal}",
+                f"the batch cannot be freed at {node.op_type} node {node.name!r}: {refusal.what}",
                 hint="add a rule to runtimes/ort/free_batch.py",
             ) from None
         axes.update((value, axis) for value in node.outputs)
@@ -228,10 +228,11 @@ def _shape_constant(graph: Any, shape: list[int]) -> Any:
     return graph.initializers[name]
 
 
-_ELEMENTWISE: Final = (
-    "Add Sub Mul Div Pow Min Max Where Equal Less Greater And Or Not IsNaN Neg Abs Exp Log Sqrt Reciprocal Erf Sigmoid "
-    "Tanh Sin Cos Relu Gelu Clip Cast Identity"
-).split()
+_ELEMENTWISE: Final = {
+    "Abs", "Add", "And", "Cast", "Clip", "Cos", "Div", "Equal", "Erf", "Exp", "Gelu", "Greater", "Identity", "IsNaN",
+    "Less", "Log", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sin", "Sqrt",
+    "Sub", "Tanh", "Where",
+}  # fmt: skip
 
 _RULES: Final[dict[str, Callable[[Any, Axes], int]]] = {
     **dict.fromkeys(_ELEMENTWISE, _broadcast),
@@ -275,4 +276,4 @@ def _prove(model: Any, axes: Axes) -> None:
             raise ExportError(f"with a batch of {_PROOF}, {entry.name!r} would have the shape {shape}")
     left = set(expected) - {entry.name for entry in proto.graph.input}
     if left:
-        raise ExportError(f"with a batch of {_PROOF}, no shape can be inferred for {sorted(left)[0]!r}")
+        raise ExportError(f"with a batch of {_PROOF}, no shape can be inferred for {min(left)!r}")

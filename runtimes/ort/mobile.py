@@ -7,6 +7,8 @@ from typing import Final
 
 from ...pipeline.disk import mebibytes
 from ...pipeline.errors import ModelError
+from .ort_file import put_in_order
+from .session import first_line, ort_errors
 
 ORT_FILE: Final = "model.ort"
 OPERATORS_FILE: Final = "required_operators.config"
@@ -27,8 +29,8 @@ def why_absent(weight_bytes: int, graph_bytes: int) -> str:
     )
 
 
-def write_ort(onnx_file: Path, folder: Path, weight_bytes: int) -> None:
-    """Write `model.ort` and `required_operators.config` of `onnx_file` into `folder`.
+def write_ort(onnx_file: Path, folder: Path, weight_bytes: int) -> tuple[str, ...]:
+    """Write `model.ort` and `required_operators.config` of `onnx_file` into `folder`; return their names.
 
     Graph optimisations stop at "extended": what lies beyond is made for the processor of this machine, and the
     file is for another one. Precision of the weights is kept: the file's size is checked.
@@ -38,25 +40,31 @@ def write_ort(onnx_file: Path, folder: Path, weight_bytes: int) -> None:
     """
     import onnxruntime
 
-    target = folder / ORT_FILE
+    target, unordered = folder / ORT_FILE, folder / "unordered.ort"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(target)
+    options.optimized_model_filepath = str(unordered)
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.disable_prepacking", "1")  # weights packed for this machine: of no use
     options.enable_cpu_mem_arena = False
-    onnxruntime.InferenceSession(
-        str(onnx_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
-    )
-    size = target.stat().st_size if target.is_file() else 0
-    overhead = size - weight_bytes
-    if not 0 <= overhead <= weight_bytes // 20 + 2**20:  # graph and node names; 0.3 to 0.5 MB for a UNet
+    try:
+        onnxruntime.InferenceSession(
+            str(onnx_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+        )
+    except ort_errors() as error:
+        raise ModelError(f"{onnx_file}: ONNX Runtime cannot save it as {ORT_FILE}: {first_line(error)}") from None
+    put_in_order(unordered, target)
+    unordered.unlink()
+    size = target.stat().st_size
+    # Beside the weights stand nodes and names, seen to take twice the bytes that they take in the .onnx file.
+    if not 0 <= size - weight_bytes <= 4 * onnx_file.stat().st_size:
         raise ModelError(
             f"{ORT_FILE} of {onnx_file}: {size} bytes for {weight_bytes} bytes of weights: their precision changed",
             hint="report this as a bug",
         )
     _write_operators(target, folder / OPERATORS_FILE)
+    return (ORT_FILE, OPERATORS_FILE)
 
 
 def _write_operators(model: Path, file: Path) -> None:
@@ -68,5 +76,3 @@ def _write_operators(model: Path, file: Path) -> None:
     if not kept:
         raise ModelError(f"{file}: no operator was found in {model}", hint="report this as a bug")
     file.write_text("\n".join([f"# operators of {model.name}", *kept]) + "\n")
-
-

@@ -25,6 +25,7 @@ _SPECIAL_TOKENS: Final = {
     "pad_token": "<|endoftext|>",
     "unk_token": "<|endoftext|>",
 }
+_MAX_TOKENS: Final = 77
 _MERGES_HEADER: Final = "#version: 0.2"
 
 
@@ -68,8 +69,12 @@ def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) ->
 
 def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
     folder = checkpoint.tokenizer
-    config = {**_SPECIAL_TOKENS, **_special_tokens(folder)}
-    config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    config = {
+        **_SPECIAL_TOKENS,
+        **_special_tokens(folder),
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": _MAX_TOKENS,
+    }
     vocabulary, merges = _vocabulary(folder)
     return {
         "tokenizer/tokenizer_config.json": _json(config),

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ...export.onnx_model import onnx_model
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import MissingTool
+from ...pipeline.errors import MissingTool, refuse_unknown
 from ...pipeline.stage import Runner
 from ..protocol import Session
 from .build import FORMS, BuildOrt
@@ -27,9 +27,10 @@ class OrtTarget:
     name: ClassVar[str] = "ort"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     families: ClassVar[tuple[str, ...]] = ("sd1",)
-    min_runtime: ClassVar[str] = "1.18"
+    min_runtime: ClassVar[str] = "1.18"  # the first that reads ONNX IR version 10; 1.18.1 was run on both forms
 
     def __init__(self, forms: Sequence[str] = FORMS) -> None:
+        refuse_unknown(forms, FORMS, "[target.ort] forms")
         self._forms = tuple(forms)
 
     def require(self) -> None:
@@ -38,9 +39,7 @@ class OrtTarget:
             try:
                 version_of(package)
             except PackageNotFoundError:
-                raise MissingTool(
-                    f"target 'ort' needs the package {package}", hint=f"pip install {package}"
-                ) from None
+                raise MissingTool(f"target 'ort' needs the package {package}", hint=f"pip install {package}") from None
 
     def version(self) -> str:
         return version_of("onnxruntime")

@@ -122,14 +122,14 @@ def test_sd1_is_recognised_with_its_evidence() -> None:
 
 def test_configs_of_the_first_releases_which_leave_keys_out_are_recognised() -> None:
     headers = sd1()
-    del headers.configs["text_encoder"]["hidden_act"]  # type: ignore[attr-defined]
+    del headers.configs["text_encoder"]["hidden_act"]
     assert recognise(headers, "model")[0].name == "sd1"
 
 
 @pytest.mark.parametrize("part", sorted(SD1_PARTS))
 def test_a_part_that_the_index_does_not_list_is_named(part: str) -> None:
     headers = sd1()
-    del headers.parts[part]  # type: ignore[attr-defined]
+    del headers.parts[part]
     with pytest.raises(CheckpointError, match=f"component '{part}' is missing"):
         recognise(headers, "model")
 

@@ -44,7 +44,7 @@ def picture_of_diffusers(latents: np.ndarray[Any, np.dtype[np.float32]]) -> np.n
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(ROOT / "demo")
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(ROOT / "demo")
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
         PROMPT,

@@ -114,7 +114,7 @@ def test_scheduler_names_are_those_that_can_be_compiled() -> None:
             "'unet/conv_in.*' addresses a part of unet",
             'match = "unet/.*" with scheme fp16 or fp32',
         ),
-        ("[target.ort]\nforms = ['onxn']", "[target.ort]: forms[0] = \"onxn\"", "did you mean 'onnx'?"),
+        ("[target.ort]\nforms = ['onxn']", '[target.ort]: forms[0] = "onxn"', "did you mean 'onnx'?"),
         ("[target.ort]\nforms = []", "my.toml [target.ort]: forms = []", ""),
         ("[target.ort]\nforms = ['ort', 'ort']", "the same value is listed twice", ""),
         ("[schedule]\nsteps = 0", "my.toml [schedule]: steps = 0", ""),

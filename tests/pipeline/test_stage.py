@@ -149,7 +149,7 @@ def test_a_killed_parent_takes_its_child_along_and_leaves_nothing_that_counts(
     assert children
     parent.send_signal(how)
     parent.wait(30)
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     cache.prepare()  # what the next conversion does first
     assert leftovers(cache) == []

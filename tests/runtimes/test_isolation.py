@@ -55,7 +55,10 @@ def test_a_fortran_ordered_array_arrives_in_order() -> None:
 
 
 def test_a_crash_in_a_run_names_model_and_signal() -> None:
-    with opened("crash") as session, pytest.raises(ToolCrashed, match=r"(?s)doubler crashed with SIGSEGV.*about to fall"):
+    with (
+        opened("crash") as session,
+        pytest.raises(ToolCrashed, match=r"(?s)doubler crashed with SIGSEGV.*about to fall"),
+    ):
         session.run({"x": X})
 
 
@@ -70,7 +73,9 @@ def test_an_error_of_the_session_arrives_as_it_was_raised() -> None:
     assert caught.value.hint == "ask again"
 
 
-@pytest.mark.parametrize(("how", "words"), [("broken weights", "reaches 3.4e"), ("other shape", r"float32\[3, 2\], not")])
+@pytest.mark.parametrize(
+    ("how", "words"), [("broken weights", "reaches 3.4e"), ("other shape", r"float32\[3, 2\], not")]
+)
 def test_results_that_no_model_gives_are_refused(how: str, words: str) -> None:
     with opened(how) as session, pytest.raises(ToolCrashed, match=words):
         session.run({"x": X})

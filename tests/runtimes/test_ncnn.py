@@ -7,13 +7,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 from diffusette.export import modules
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.artifacts import COMPONENTS, ComponentSource, TargetModel
+from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource, TargetModel
 from diffusette.pipeline.errors import FeedError, ModelError, UsageError
 from diffusette.pipeline.stage import digest_of
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
@@ -21,7 +20,7 @@ from diffusette.runtimes.ncnn import param, pnnx
 from diffusette.runtimes.ncnn.lower import lowered, native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
-from diffusette.runtimes.ncnn.trace import TracedNcnn, small_size, trace_of
+from diffusette.runtimes.ncnn.trace import TracedNcnn, small_sizes, trace_of
 from diffusette.runtimes.ncnn.write import WriteNcnn, is_halved
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -29,18 +28,17 @@ from safetensors.numpy import load_file, save_file
 # torch.jit is deprecated, and the modules branch on sizes that are fixed here
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-DEMO = Path(modules.__file__).parents[1] / "demo"
-SIZE = (64, 64)
+SIZE: Final = (64, 64)
 Array = NDArray[Any]
 
 
 class Workshop:
     """Runs stages in this process, equal ones once a test session."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, sources: Mapping[str, ComponentSource]) -> None:
         self.root = root
+        self.sources = sources
         self._done: dict[Path, Any] = {}
-        self.sources = open_checkpoint(DEMO).components
         self.module = cache(lambda component: modules.load(self.sources[component]))
 
     def run(self, stage: Any) -> Any:
@@ -55,8 +53,7 @@ class Workshop:
         return traced
 
     def model(self, component: str, precision: str, size: tuple[int, int] = SIZE) -> TargetModel:
-        model: TargetModel = self.run(WriteNcnn(self.traced(component, size), self.sources[component], precision))
-        return model
+        return NcnnTarget().build(self.sources[component], size, precision, self.run)
 
     def feeds(self, component: str, size: tuple[int, int] = SIZE) -> dict[str, Array]:
         """Feeds of PyTorch's module: unit Gaussians, a timestep amid the schedule, token ids."""
@@ -78,8 +75,8 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("ncnn"))
+def workshop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("ncnn"), demo_checkpoint.components)
 
 
 def torch_output(module: Any, feeds: Mapping[str, Array]) -> Array:
@@ -130,12 +127,22 @@ def test_fp16_file_costs_the_rounding_of_its_weights_and_nothing_else(component:
     assert model.bits_per_weight < 17
 
 
-def test_pictures_need_not_be_square(workshop: Workshop) -> None:
-    size = (64, 96)
-    feeds = workshop.feeds("unet", size)
-    output = ncnn_output(workshop.model("unet", "fp32", size), workshop.native("unet", feeds, size))
-    assert output.shape == (1, 4, 8, 12)
-    assert snr_db(torch_output(workshop.module("unet"), feeds), output) >= 100
+@pytest.mark.parametrize(
+    ("component", "size", "shape"),
+    [
+        ("unet", (128, 96), (1, 4, 16, 12)),
+        ("unet", (72, 104), (1, 4, 9, 13)),  # no level divides by two
+        ("vae_decoder", (128, 96), (1, 3, 128, 96)),
+        ("vae_encoder", (128, 96), (1, 8, 16, 12)),
+    ],
+)
+def test_other_picture_sizes_are_as_exact(
+    component: str, size: tuple[int, int], shape: tuple[int, ...], workshop: Workshop
+) -> None:
+    feeds = workshop.feeds(component, size)
+    output = ncnn_output(workshop.model(component, "fp32", size), workshop.native(component, feeds, size))
+    assert output.shape == shape
+    assert snr_db(torch_output(workshop.module(component), feeds), output) >= 100
 
 
 # --- fingerprints tell the truth --------------------------------------------------------------------------------------
@@ -156,34 +163,24 @@ def test_file_is_the_one_that_pnnx_writes_from_the_real_weights(
         module.get_submodule(owner)._parameters[leaf] = real.get_parameter(f"m.{name}")
     inputs = native_inputs(source, SIZE)
     examples = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    trace: Any = torch.jit.trace  # untyped in torch
     with torch.no_grad():
-        torch.jit.trace(module, examples, check_trace=False).save(str(tmp_path / "real.pt"))
-    graph, weights = pnnx.convert(tmp_path / "real.pt", inputs, tmp_path)
+        trace(module, examples, check_trace=False).save(str(tmp_path / "real.pt"))
+    graph, weights = pnnx.convert(tmp_path / "real.pt", [inputs], tmp_path)
 
     ours = workshop.model(component, "fp32")
     assert (ours.folder / ours.files[1]).read_bytes() == weights.read_bytes()
-    unnamed = [(layer.type, layer.params) for layer in param.parse(graph.read_text())]
-    assert [(layer.type, layer.params) for layer in param.parse((ours.folder / ours.files[0]).read_text())] == unnamed
+    written = param.parse((ours.folder / ours.files[0]).read_text())
+    assert [layer.type for layer in written] == [layer.type for layer in param.parse(graph.read_text())]
 
 
-def test_trace_at_a_small_size_gives_the_graph_of_the_real_size(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    size = (96, 128)
-    source = workshop.sources["unet"]
-    assert small_size(source, size) == (64, 64)
-    small = workshop.traced("unet", size)
-    monkeypatch.setattr("diffusette.runtimes.ncnn.trace.small_size", lambda source, size: size)
-    full = trace_of(source, size).run(tmp_path)
-    assert small.param.read_text() == full.param.read_text()
-    assert small.blobs() == full.blobs()
-
-
-def test_small_size_divides_by_two_as_often_as_the_real_one(workshop: Workshop) -> None:
+def test_picture_sizes_share_a_trace_unless_they_halve_differently(workshop: Workshop) -> None:
     unet = workshop.sources["unet"]  # three levels: 32 pixels are one at the deepest
-    assert small_size(unet, (512, 768)) == (64, 64)
-    assert small_size(unet, (520, 48)) == (72, 48)
-    assert small_size(workshop.sources["text_encoder"], (512, 512)) == (512, 512)
+    assert small_sizes(unet, (512, 768)) == ((64, 96), (96, 128))
+    assert trace_of(unet, (512, 768)).key() == trace_of(unet, SIZE).key()
+    assert trace_of(unet, (520, 768)).key() != trace_of(unet, SIZE).key()
+    text_encoder = workshop.sources["text_encoder"]
+    assert trace_of(text_encoder, (520, 768)).key() == trace_of(text_encoder, SIZE).key()
 
 
 def test_fine_tunes_share_a_trace(workshop: Workshop) -> None:
@@ -200,7 +197,7 @@ def test_fine_tunes_share_a_trace(workshop: Workshop) -> None:
 
 
 def test_build_makes_files_and_inputs_that_an_app_can_read(workshop: Workshop) -> None:
-    model = NcnnTarget().build(workshop.sources["unet"], SIZE, "fp32", workshop.run)
+    model = workshop.model("unet", "fp32")
     assert model.files == ("unet.param", "unet.bin")
     assert [(spec.name, spec.dtype, spec.shape) for spec in model.inputs] == [
         ("sample", "float32", (1, 4, 8, 8)),
@@ -219,13 +216,13 @@ def test_trace_leaves_no_copy_of_the_stub_weights(workshop: Workshop) -> None:
 
 
 def test_text_encoder_takes_int32_ids(workshop: Workshop) -> None:
-    (spec,) = workshop.traced("text_encoder").inputs
+    (spec,) = workshop.model("text_encoder", "fp32").inputs
     assert (spec.name, spec.dtype) == ("input_ids", "int32")
 
 
 def test_unknown_precision_is_refused_with_the_list(workshop: Workshop) -> None:
     with pytest.raises(UsageError, match="w4g64_afp") as caught:
-        NcnnTarget().build(workshop.sources["unet"], SIZE, "w4g64_afp", workshop.run)
+        workshop.model("unet", "w4g64_afp")
     assert "fp16" in caught.value.hint
 
 
@@ -239,14 +236,14 @@ def test_weight_beyond_float16_is_refused_by_name(workshop: Workshop, tmp_path: 
     large = dataclasses.replace(source, files=(tmp_path / "model.safetensors",), digest="large")
     traced = workshop.traced("text_encoder")
     with pytest.raises(ModelError, match=rf"text_encoder/{name} holds 7e\+04"):
-        workshop.run(WriteNcnn(traced, large, "fp16"))
-    assert workshop.run(WriteNcnn(traced, large, "fp32")).precision == "fp32"
+        workshop.run(WriteNcnn(traced, large, SIZE, "fp16"))
+    assert workshop.run(WriteNcnn(traced, large, SIZE, "fp32")).precision == "fp32"
 
 
 def test_checkpoint_of_another_shape_is_refused(workshop: Workshop) -> None:
     other: ComponentSource = workshop.sources["vae_encoder"]
     with pytest.raises(ModelError, match="missing"):
-        workshop.run(WriteNcnn(workshop.traced("vae_decoder"), other, "fp32"))
+        workshop.run(WriteNcnn(workshop.traced("vae_decoder"), other, SIZE, "fp32"))
 
 
 # --- session ----------------------------------------------------------------------------------------------------------

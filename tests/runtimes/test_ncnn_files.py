@@ -104,7 +104,7 @@ def test_bin_that_does_not_fit_the_graph_is_refused(
     damage: object, message: str, fingerprints: Fingerprints, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.bin"
-    file.write_bytes(damage(bin_of(fingerprints)))  # type: ignore[operator]
+    file.write_bytes(damage(bin_of(fingerprints)))
     with pytest.raises(ModelError, match=message):
         slots.check_bin(param.parse(GRAPH), file)
 
@@ -193,7 +193,7 @@ def test_weight_that_is_no_whole_parameter_is_refused(fingerprints: Fingerprints
 @pytest.mark.parametrize("change", [lambda data: data[:-4], lambda data: data + bytes(4)], ids=["cut", "longer"])
 def test_bin_that_ends_elsewhere_is_refused(change: object, fingerprints: Fingerprints, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"ends there|beyond the last layer"):
-        learn(change(bin_of(fingerprints)), fingerprints, tmp_path)  # type: ignore[operator]
+        learn(change(bin_of(fingerprints)), fingerprints, tmp_path)
 
 
 # --- pnnx -------------------------------------------------------------------------------------------------------------

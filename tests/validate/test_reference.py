@@ -169,4 +169,4 @@ def test_a_large_model_gets_a_frugal_plan(demo: Checkpoint) -> None:
 )
 def test_a_plan_that_would_probe_less_than_it_says_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"proves nothing|makes no unconditional|not among"):
-        ProbePlan(**{"prompts": (CAPTION,), **wrong})  # type: ignore[arg-type]
+        ProbePlan(**{"prompts": (CAPTION,), **wrong})

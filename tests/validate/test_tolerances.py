@@ -17,7 +17,7 @@ PROMISED = {("ort", "fp32"): 100, ("ncnn", "fp32"): 100, ("mnn", "fp32"): 80}  #
 def test_no_gate_is_looser_than_promised(component: str, target: str) -> None:
     assert tolerance("loss", component, target, "fp32").min_snr_db >= PROMISED[target, "fp32"]
     assert tolerance("loss", component, target, "fp16").min_snr_db >= 45
-    assert tolerance("fidelity", component, target, "fp16").min_snr_db >= 70
+    assert tolerance("fidelity", component, target, "fp16").min_snr_db > 91  # the best-hidden tensor x 1.1
     assert image_tolerance(target, "fp32").min_psnr_db >= 70
     assert image_tolerance(target, "fp16").min_psnr_db >= 55
 

@@ -1,0 +1,113 @@
+"""A template for new targets: the smallest honest one, tested like the others. Copy this folder and replace its inside.
+
+The "runtime" is the ONNX specification's own reference implementation, in numpy: slow, exact, nothing for a phone, so
+it is not in the registry's table. docs/adding-a-target.md walks through this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from ...export.onnx_model import onnx_model
+from ...pipeline.artifacts import ComponentSource, OnnxModel, TargetModel
+from ...pipeline.disk import copy_file
+from ...pipeline.errors import BundleError, MissingTool, ToolCrashed
+from ...pipeline.stage import Runner
+from ..protocol import Array, Feeds, Session
+
+# fp16 weights are cast to float32 in the graph: 16 bits a weight, but for biases and norms.
+_BITS = {"fp32": 32.0, "fp16": 16.0}
+
+
+class ExampleTarget:
+    """Satisfies `Target`."""
+
+    name: ClassVar[str] = "example"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")  # only what tests/runtimes/test_contract.py proves
+    families: ClassVar[tuple[str, ...]] = ("sd1",)
+    min_runtime: ClassVar[str] = "1.16"  # the first onnx whose ReferenceEvaluator reads IR version 10
+
+    def require(self) -> None:
+        try:
+            version_of("onnx")  # asks the installation; an import would take half a second
+        except PackageNotFoundError:
+            raise MissingTool("target 'example' needs the package onnx", hint="pip install onnx") from None
+
+    def version(self) -> str:
+        return version_of("onnx")
+
+    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+        # A runtime whose converter digests the canonical ONNX starts from it. One that needs another export
+        # form starts from `source` with stages of its own.
+        return run(BuildExample(onnx_model(source, size, precision, run)))
+
+    def open(self, model: TargetModel, *, threads: int) -> Session:
+        return ExampleSession(model)  # numpy decides on its threads by itself
+
+
+@dataclass(frozen=True)
+class BuildExample:
+    """Canonical ONNX -> the form this runtime loads. A stage: cached by `key`, run in a child process."""
+
+    onnx: OnnxModel
+
+    name: ClassVar[str] = "build-example"
+    version: ClassVar[int] = 1  # +1 whenever the code below would write other bytes
+    tools: ClassVar[tuple[str, ...]] = ()  # distributions whose versions decide the bytes: a real converter's
+    output: ClassVar[type] = TargetModel
+
+    def key(self) -> Mapping[str, object]:
+        return {"onnx": self.onnx.digest}
+
+    def run(self, into: Path) -> TargetModel:
+        # A real target converts here. Whatever it calls: read the status, check the files, never trust silence.
+        names = sorted(file.name for file in self.onnx.folder.glob("model.onnx*"))  # the graph before its data
+        for name in names:
+            copy_file(self.onnx.folder / name, into / name)
+        return TargetModel(
+            folder=into,
+            component=self.onnx.component,
+            target="example",
+            precision=self.onnx.precision,
+            files=tuple(names),
+            inputs=self.onnx.inputs,
+            outputs=self.onnx.outputs,
+            bits_per_weight=_BITS[self.onnx.precision],
+        )
+
+
+class ExampleSession:
+    """Satisfies `Session`. What it is fed was checked by `isolation.open_isolated` before."""
+
+    def __init__(self, model: TargetModel) -> None:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self._evaluator: Any = ReferenceEvaluator(onnx.load(str(model.folder / model.files[0])))
+        if (found := list(self._evaluator.input_names)) != (promised := [spec.name for spec in model.inputs]):
+            raise BundleError(f"{model.folder / model.files[0]}: its inputs are {found}, the manifest says {promised}")
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        if self._evaluator is None:
+            raise ToolCrashed("example: the session is closed")
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._evaluator.run(names, dict(feeds)), strict=True))
+
+    def close(self) -> None:
+        self._evaluator = None  # a native runtime frees its memory here
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as version_of
@@ -121,8 +121,10 @@ def convert(
     cache = cache or Cache.default()
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or _recipe_for(checkpoint))
     names = targets or ((chosen.target.name,) if chosen.target.name else tuple(TARGETS))
-    chosen = merged(chosen, precision=precision, size=size)
     runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
+    if precision is not None:
+        _refuse_precision(precision, "all components", runtimes.values())
+    chosen = merged(chosen, precision=precision, size=size)
     for runtime in runtimes.values():
         runtime.require()  # fail in the first second, not after the export
 
@@ -169,6 +171,14 @@ def _refuse_unsupported(runtime: Target, source: Checkpoint, precisions: Mapping
             hint=f"it runs: {', '.join(runtime.families)}",
         )
     for part, precision in precisions.items():
+        _refuse_precision(precision, part, [runtime])
+
+
+def _refuse_precision(precision: str, part: str, runtimes: Iterable[Target]) -> None:
+    from ..quantize.scheme import parse_scheme
+
+    parse_scheme(precision)
+    for runtime in runtimes:
         if precision not in runtime.precisions:
             raise UnsupportedPrecision(
                 f"target {runtime.name!r} does not run {part} at {precision!r}",

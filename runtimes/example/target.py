@@ -87,13 +87,19 @@ class ExampleSession:
 
     def __init__(self, model: TargetModel) -> None:
         import onnx
+        from google.protobuf.message import DecodeError
         from onnx.reference import ReferenceEvaluator
 
         self.inputs = model.inputs
         self.outputs = model.outputs
-        self._evaluator: Any = ReferenceEvaluator(onnx.load(str(model.folder / model.files[0])))
+        file = model.folder / model.files[0]
+        try:
+            # A bundle may be damaged or hostile: what the loader says about it becomes our error.
+            self._evaluator: Any = ReferenceEvaluator(onnx.load(str(file)))
+        except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
+            raise BundleError(f"{file}: cannot be loaded: {error}", hint="run `diffusette verify` on it") from None
         if (found := list(self._evaluator.input_names)) != (promised := [spec.name for spec in model.inputs]):
-            raise BundleError(f"{model.folder / model.files[0]}: its inputs are {found}, the manifest says {promised}")
+            raise BundleError(f"{file}: its inputs are {found}, the manifest says {promised}")
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         if self._evaluator is None:

@@ -27,7 +27,8 @@ def freed(graph: str) -> Any:
 def evaluated(model: Any, **feeds: Any) -> Any:
     from onnx.reference import ReferenceEvaluator
 
-    return ReferenceEvaluator(model).run(None, feeds)[0]
+    outputs: Any = ReferenceEvaluator(model).run(None, feeds)
+    return outputs[0]
 
 
 def check_equal(graph: str, *shapes: tuple[int, ...]) -> None:

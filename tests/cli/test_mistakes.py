@@ -1,0 +1,187 @@
+"""What users get wrong ends with a message and the right exit code, and costs them nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ..models import UNET_WEIGHTS
+from .conftest import Command
+
+
+def lose_a_component(folder: Path) -> None:
+    (folder / UNET_WEIGHTS).unlink()
+
+
+def truncate(folder: Path) -> None:
+    file = folder / UNET_WEIGHTS
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def put_nan(folder: Path) -> None:
+    tensors = load_file(folder / UNET_WEIGHTS)
+    tensors["conv_in.weight"][0, 0, 0, 0] = np.nan
+    save_file(tensors, folder / UNET_WEIGHTS)
+
+
+def rename_pickle(folder: Path) -> None:
+    (folder / UNET_WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def other_family(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusionXLPipeline"
+    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lose_a_component, "unet"),
+        (truncate, "diffusion_pytorch_model.safetensors"),
+        (put_nan, "conv_in.weight"),
+        (rename_pickle, "safetensors"),
+        (other_family, "SDXL"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_before_any_work(
+    command: Command, tiny_copy: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(tiny_copy)
+    answer = command("convert", tiny_copy, "-o", tmp_path / "out", "--target", "ort")
+    assert answer.code == 4, answer.err
+    assert words.lower() in answer.err.lower()
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_checkpoint_is_said_so(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "absent"):
+        answer = command("convert", path, "-o", tmp_path / "out")
+        assert answer.code == 4, answer.err
+        assert str(path) in answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--target", "tflite"], 2, "one of: ort, ncnn, mnn"),
+        (["--precision", "w8c_afp"], 4, "fp16"),
+        (["--precision", "fp61"], 2, "fp16"),
+        (["--size", "512"], 2, "HEIGHTxWIDTH"),
+        (["--size", "500x512"], 2, "multiples of 8"),
+        (["--size", "64x64", "--size", "96x96"], 2, "one --size"),
+        (["-r", "sd1-fp61"], 2, "did you mean"),
+        (["--prezision", "fp16"], 2, "--precision"),
+    ],
+)
+def test_a_wrong_option_never_becomes_a_default(
+    command: Command, tmp_path: Path, words: list[str], code: int, told: str
+) -> None:
+    answer = command("convert", "demo", "-o", tmp_path / "out", *words)
+    assert answer.code == code, answer.err
+    assert told in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_errors_are_one_document(command: Command, tmp_path: Path) -> None:
+    answer = command("convert", tmp_path / "absent", "-o", tmp_path / "out", "--json")
+    assert answer.json["ok"] is False
+    assert answer.json["error"]["exit_code"] == answer.code == 4
+
+
+def test_a_folder_of_the_users_is_never_written_over(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for extra in ((), ("--overwrite",)):
+        answer = command("convert", "demo", "-o", tmp_path, "--target", "ort", *extra)
+        assert answer.code == 2, answer.err
+        assert "not a bundle" in answer.err
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_another_bundle_is_kept_unless_overwrite_is_asked_for(
+    command: Command, converted: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "bundle"
+    assert command("convert", "demo", "-o", place, "--target", "mnn").code == 0
+    before = (place / "manifest.json").read_bytes()
+    refused = command("convert", "demo", "-o", place, "--target", "ncnn")
+    assert refused.code == 2
+    assert "--overwrite" in refused.err
+    assert (place / "manifest.json").read_bytes() == before
+    assert command("convert", "demo", "-o", place, "--target", "ncnn", "--overwrite").code == 0
+    assert json.loads((place / "manifest.json").read_text())["target"]["name"] == "ncnn"
+
+
+def test_an_unwritable_output_is_told_before_any_work(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = command("convert", "demo", "-o", tmp_path / "file" / "out", "--target", "ort")
+    assert answer.code == 2, answer.err
+    assert "file" in answer.err
+
+
+def test_too_little_memory_is_refused_with_both_figures(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusette.pipeline.forecast.memory_available_mib", lambda: 100.0)
+    answer = command("convert", "demo", "-o", tmp_path / "out", "--target", "ort")
+    assert answer.code == 4
+    assert "100 MiB are available" in answer.err
+    assert "--ignore-forecast" in answer.err
+
+
+def test_a_long_prompt_warns_what_was_cut_and_an_empty_one_draws(
+    command: Command, converted: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "a.png"
+    long = command("generate", converted / "ort", "a red circle " * 40, "-o", picture, "--steps", 10)
+    assert long.code == 0, long.err
+    assert "truncated because CLIP can only handle sequences up to 77 tokens" in long.err
+    empty = command("generate", converted / "ort", "", "-o", picture, "--steps", 10)
+    assert (empty.code, empty.err.count("warning")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--steps", "7"], "has 10, 20"),
+        (["--scheduler", "dimm"], "schedulers: "),
+        (["-o", "picture.jpg"], ".png"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_do(command: Command, converted: Path, words: list[str], told: str) -> None:
+    answer = command("generate", converted / "ort", "a star", *words)
+    assert answer.code == 2, answer.err
+    assert told in answer.err
+
+
+def test_validate_asks_for_the_checkpoint_when_nobody_knows_it(
+    command: Command, converted: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
+) -> None:
+    monkeypatch.setenv("DIFFUSETTE_CACHE", str(tmp_path / "empty"))
+    answer = command("validate", converted / "ort")
+    assert answer.code == 4
+    assert "--reference" in answer.err
+    wrong = command("validate", converted / "ort", "--reference", tiny_folder)
+    assert wrong.code == 4
+    assert "is not the checkpoint" in wrong.err
+
+
+def test_a_folder_of_several_bundles_is_told_as_such(command: Command, converted: Path) -> None:
+    answer = command("verify", converted)
+    assert answer.code == 6
+    assert "give one of mnn, ncnn, ort" in answer.err
+
+
+def test_no_arguments_show_help_and_a_typo_names_the_command(command: Command) -> None:
+    assert "convert" in command("--help").out
+    assert "Did you mean 'convert'?" in command("convrt").err
+    assert command("--version").out.startswith("diffusette ")

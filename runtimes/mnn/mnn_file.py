@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from flatbuffers import Builder, number_types  # type: ignore[import-untyped]
-from flatbuffers.table import Table  # type: ignore[import-untyped]
+from flatbuffers import Builder, number_types
+from flatbuffers.table import Table
 from numpy.typing import NDArray
 
 from ...pipeline.artifacts import TensorSpec

@@ -29,8 +29,9 @@ _CHUNK: Final = 1 << 22  # elements cast and written at once: 16 MiB of float32
 class WriteNcnn:
     """Stream the weights of `source` into the layout of `traced`.
 
-    At "fp16", weights that have two or more dimensions in PyTorch, and that ncnn can store so, are float16 in
-    the file; ncnn widens them when it loads. Biases, norms and position embeddings stay float32.
+    At "fp16", weights that have two or more dimensions in PyTorch are rounded to float16, as on every target, and
+    stored so where ncnn reads a tag; it widens them when it loads. Its MemoryData (position embeddings) has none,
+    and holds the rounded values as float32. Biases and norms stay float32.
     """
 
     traced: TracedNcnn
@@ -39,7 +40,7 @@ class WriteNcnn:
     precision: str  # "fp32" or "fp16"
 
     name: ClassVar[str] = "weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel
 
@@ -71,18 +72,20 @@ class WriteNcnn:
         weights = Weights(self.source)
         weights.check(layout.expected_shapes(blobs))
         for blob in blobs:
-            half = self.precision == "fp16" and is_halved(blob)
+            rounded = self.precision == "fp16" and is_rounded(blob)
             if blob.slot.tagged:
-                stream.write(TAG_FP16 if half else TAG_FP32)
+                stream.write(TAG_FP16 if rounded else TAG_FP32)
             for chunk in _chunks(blob, weights, literals):
-                whole = f"{self.source.component}/{blob.name}"
-                stream.write((to_float16(chunk, whole) if half else chunk).tobytes())
+                if rounded:
+                    half = to_float16(chunk, f"{self.source.component}/{blob.name}")
+                    chunk = half if blob.slot.tagged else half.astype(np.float32)
+                stream.write(chunk.tobytes())
             stream.write(bytes(-stream.tell() % 4))
 
 
-def is_halved(blob: Blob) -> bool:
-    """Whether "fp16" stores a blob as float16: a parameter with two or more dimensions, where ncnn reads a tag."""
-    return blob.slot.tagged and blob.kind == layout.PARAMETER and len(blob.shape) >= 2
+def is_rounded(blob: Blob) -> bool:
+    """Whether "fp16" rounds a blob: a parameter that has two or more dimensions in PyTorch."""
+    return blob.kind == layout.PARAMETER and len(blob.shape) >= 2
 
 
 def _chunks(blob: Blob, weights: Weights, literals: BinaryIO) -> Iterator[NDArray[Any]]:

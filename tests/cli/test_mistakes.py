@@ -47,7 +47,7 @@ def other_family(folder: Path) -> None:
         (truncate, "diffusion_pytorch_model.safetensors"),
         (put_nan, "conv_in.weight"),
         (rename_pickle, "safetensors"),
-        (other_family, "SDXL"),
+        (other_family, "Stable Diffusion XL"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_before_any_work(

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +57,35 @@ def picture_of_diffusers(latents: np.ndarray[Any, np.dtype[np.float32]]) -> np.n
     return image
 
 
-def bundle_of_the_demo(precision: str, into: Path) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
+    """Runs equal stages once: both precisions share the export."""
+    work = tmp_path_factory.mktemp("stages")
+    done: dict[str, Any] = {}
+
+    def run(stage: Any) -> Any:
+        if repr(stage) not in done:
+            into = work / str(len(done))
+            into.mkdir()
+            done[repr(stage)] = stage.run(into)
+        return done[repr(stage)]
+
+    return run
+
+
+def bundle_of_the_demo(precision: str, folder: Path, run: Callable[[Any], Any]) -> Path:
     """The models of every component and optimum's small files, laid out as a bundle is."""
     from diffusette.export.checkpoint import open_checkpoint
     from diffusette.runtimes.ort.target import OrtTarget
 
-    work, folder, stage_number = into / "stages", into / "bundle", count()
-
-    def run(stage: Any) -> Any:
-        place = work / str(next(stage_number))
-        place.mkdir(parents=True)
-        return stage.run(place)
-
-    checkpoint, target = open_checkpoint(ROOT / "demo"), OrtTarget()
+    checkpoint, target = open_checkpoint(ROOT / "demo"), OrtTarget(forms=("onnx",))
     for path, content in target.assets(checkpoint, (64, 64)).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     for source in checkpoint.components.values():
         model = target.build(source, (64, 64), precision, run)
         for file in model.files:
-            shutil.move(model.folder / file, folder / file)
+            shutil.copyfile(model.folder / file, folder / file)
     return folder
 
 
@@ -89,12 +98,13 @@ def test_optimum_draws_the_picture_that_pytorch_draws(
     precision: str,
     floor_db: float,
     interop_python: str,
+    run: Callable[[Any], Any],
     latents: np.ndarray[Any, Any],
     picture_of_diffusers: np.ndarray[Any, Any],
     tmp_path: Path,
 ) -> None:
     given = os.environ.get("DIFFUSETTE_INTEROP_BUNDLE")
-    bundle = Path(given) if given else bundle_of_the_demo(precision, tmp_path)
+    bundle = Path(given) if given else bundle_of_the_demo(precision, tmp_path / "bundle", run)
     np.save(tmp_path / "latents.npy", latents)
     request = {"prompt": PROMPT, "steps": STEPS, "guidance": GUIDANCE, "latents": str(tmp_path / "latents.npy")}
     (tmp_path / "request.json").write_text(json.dumps(request))

@@ -30,6 +30,8 @@ SMALL: Final = ("text_encoder", "vae_decoder")
 # float32 arithmetic in another order. MNN approximates exp and erf: docs/parity.md.
 FLOOR_DB: Final = {"mnn": 80.0}
 USUAL_FLOOR_DB: Final = 100.0
+# Which weights a runtime stores as float16 is its own choice; what that costs beyond rounding, its own test's business.
+HALF_DB: Final = 45.0
 
 
 def target_named(name: str) -> Target:
@@ -108,9 +110,9 @@ def test_it_computes_what_pytorch_computes(
         assert opened.inputs == model.inputs
         assert opened.outputs == model.outputs
         (output,) = opened.run(fed(opened, shop, component)).values()
-    # fp16 is storage: against PyTorch with its weights rounded alike, arithmetic must be as good as at fp32
-    reference = shop.reference(component, {"fp32": "float32", "fp16": "float16"}[precision])
-    assert snr_db(reference, output) >= FLOOR_DB.get(name, USUAL_FLOOR_DB) - (5 if precision == "fp16" else 0)
+    assert output.dtype == np.float32
+    floor = HALF_DB if precision == "fp16" else FLOOR_DB.get(name, USUAL_FLOOR_DB)
+    assert snr_db(shop.reference(component), output) >= floor
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +123,7 @@ def test_a_model_says_what_it_is(name: str, shop: Workshop) -> None:
         for file in [*model.files, *(f for files in model.forms.values() for f in files)]:
             assert (model.folder / file).is_file(), file
             assert not Path(file).is_absolute()
-    assert wide.bits_per_weight == 32
+    assert wide.bits_per_weight == pytest.approx(32, abs=0.1)
     assert 16 <= narrow.bits_per_weight < 17
     sizes = [sum((model.folder / file).stat().st_size for file in model.files) for model in (wide, narrow)]
     assert sizes[1] < 0.6 * sizes[0]

@@ -21,7 +21,7 @@ from diffusette.runtimes.ncnn.lower import lowered, native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.trace import TracedNcnn, small_sizes, trace_of
-from diffusette.runtimes.ncnn.write import WriteNcnn, is_halved
+from diffusette.runtimes.ncnn.write import WriteNcnn, is_rounded
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -118,7 +118,7 @@ def test_fp16_file_costs_the_rounding_of_its_weights_and_nothing_else(component:
     assert snr_db(torch_output(workshop.module(component), feeds), output) >= 45
 
     rounded = modules.load(workshop.sources[component])
-    halved = [blob.name for blob in workshop.traced(component).blobs() if is_halved(blob)]
+    halved = [blob.name for blob in workshop.traced(component).blobs() if is_rounded(blob)]
     with torch.no_grad():
         for name in halved:
             parameter = rounded.get_parameter(f"m.{name}")

@@ -226,7 +226,6 @@ def _pack_inputs(
 ) -> Any:
     from ..runtimes.inputs import time_embedding_facts
     from .manifest import Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
-    from .optimum_layout import optimum_assets
     from .pack import PackInputs, vae_entry
 
     proven = {p.component: p.loss for p in parity.components if p.loss} if parity else {}
@@ -254,5 +253,5 @@ def _pack_inputs(
         gate=gate,
         parity={name: ParityEntry(max_abs=p.max_abs, snr_db=p.snr_db, psnr_db=p.psnr_db) for name, p in proven.items()},
         memory=MemoryEntry.model_validate({"forecast": needed.run_mib(runtime.name)}),
-        assets=optimum_assets(source, tokenizer.folder / "tokenizer.json") if runtime.name == "ort" else {},
+        assets=runtime.assets(source, pixels),
     )

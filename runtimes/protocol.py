@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from numpy.typing import NDArray
 
-from ..pipeline.artifacts import ComponentSource, TargetModel, TensorSpec
+from ..pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
 
 if TYPE_CHECKING:
     from ..pipeline.stage import Runner
@@ -60,6 +60,10 @@ class Target(Protocol):
 
         Every step goes through `run`, so that it is cached, isolated in a child process and measured.
         """
+        ...
+
+    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> Mapping[str, bytes]:
+        """Further files of a bundle, path -> content, that make it at home with this runtime's other users."""
         ...
 
     def open(self, model: TargetModel, *, threads: int) -> Session:

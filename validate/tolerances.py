@@ -37,6 +37,10 @@ class ImageTolerance:
 # leaves 91.0 dB against equally rounded weights where it hides best, and 56 dB, like an intact one, in the loss.
 _SUMMATION = "float32 arithmetic: only the order of sums and the polynomials of exp and erf differ from PyTorch's"
 _MNN = f"{_SUMMATION}; 95 still shows any weight matrix of the demo that is off by 10 %"
+_LONG_SUMS = (
+    "MNN adds up a GroupNorm's group in one float32 chain, of 2^20 values at 512 x 512, which leaves 92.7 dB there; "
+    "85 still shows any weight matrix of the demo's decoder that is off by 10 %"
+)
 _HALF = "weights of two or more dimensions keep 11 significant bits; a loss beyond this means that they need more"
 _SAME_WEIGHTS = "only float32 arithmetic may differ; 95 shows any weight matrix of the demo that is off by 10 %"
 
@@ -45,9 +49,11 @@ TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     ("loss", "*", "ort", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "ncnn", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "mnn", "fp32"): Tolerance(95.0, _MNN),
+    ("loss", "vae_decoder", "mnn", "fp32"): Tolerance(85.0, _LONG_SUMS),
     ("loss", "*", "example", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "*", "fp16"): Tolerance(45.0, _HALF),
     ("fidelity", "*", "*", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
+    ("fidelity", "vae_decoder", "mnn", "fp16"): Tolerance(85.0, _LONG_SUMS),
 }
 
 IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {

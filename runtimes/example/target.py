@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from ...export.onnx_model import onnx_model
-from ...pipeline.artifacts import ComponentSource, OnnxModel, TargetModel
+from ...pipeline.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetModel
 from ...pipeline.disk import copy_file
 from ...pipeline.errors import BundleError, MissingTool, ToolCrashed
 from ...pipeline.stage import Runner
@@ -46,6 +46,9 @@ class ExampleTarget:
         # A runtime whose converter digests the canonical ONNX starts from it. One that needs another export
         # form starts from `source` with stages of its own.
         return run(BuildExample(onnx_model(source, size, precision, run)))
+
+    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
+        return {}
 
     def open(self, model: TargetModel, *, threads: int) -> Session:
         return ExampleSession(model)  # numpy decides on its threads by itself

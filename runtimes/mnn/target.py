@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
-from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
 from ...pipeline.errors import MissingTool
 from ..protocol import Session
 
@@ -38,6 +38,9 @@ class MnnTarget:
         from .convert import BuildMnn
 
         return run(BuildMnn(onnx_model(source, size, precision, run)))
+
+    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
+        return {}
 
     def open(self, model: TargetModel, *, threads: int) -> Session:
         from .session import MnnSession

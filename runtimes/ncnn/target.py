@@ -6,7 +6,7 @@ import importlib.util
 from importlib.metadata import version as version_of
 from typing import ClassVar
 
-from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
 from ...pipeline.errors import MissingTool, UsageError
 from ...pipeline.stage import Runner
 from . import pnnx
@@ -41,6 +41,9 @@ class NcnnTarget:
         if precision not in self.precisions:
             raise UsageError(f"ncnn has no precision {precision!r}", hint=f"one of: {', '.join(self.precisions)}")
         return run(WriteNcnn(run(trace_of(source, size)), source, size, precision))
+
+    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
+        return {}
 
     def open(self, model: TargetModel, *, threads: int) -> NcnnSession:
         return NcnnSession(model, threads)

@@ -12,6 +12,7 @@ from ...pipeline.disk import copy_file
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch
 from .mobile import why_absent, write_ort
+from .steady_norms import steady_norms
 
 FORMS: Final = ("onnx", "ort")
 
@@ -29,7 +30,7 @@ class BuildOrt:
     forms: tuple[str, ...] = FORMS  # the first that exists is what a session loads
 
     name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime")
     output: ClassVar[type] = TargetModel
 
@@ -41,20 +42,32 @@ class BuildOrt:
         return {"onnx": self.onnx.digest, "forms": list(self.forms)}
 
     def run(self, into: Path) -> TargetModel:
+        import onnx
+
         component, source = self.onnx.component, self.onnx.file
         folder = into / component
         folder.mkdir()
         static = read_graph(source)
         bits, numbers = weight_bits(static)
+        data = data_files(static, source)
+        for file in data:
+            # a copy, not a hard link: onnx refuses external data that has a second name
+            copy_file(source.parent / file, folder / file)
+        steady_norms(static)
+        staged = folder / "static.onnx"
+        onnx.save(static, str(staged))
         note = why_absent(bits // 8, source.stat().st_size) if "ort" in self.forms else ""
         written: dict[str, tuple[str, ...]] = {}
         for form in self.forms:
             if form == "onnx" or note:
-                written["onnx"] = _write_onnx(static, source, folder)
+                write_batched(static, folder / source.name)
+                written["onnx"] = (source.name, *data)
             else:
-                written["ort"] = write_ort(source, folder, bits // 8)
+                written["ort"] = write_ort(staged, folder, bits // 8)
             if note:
                 break
+        for file in (staged.name, *(data if "onnx" not in written else ())):
+            (folder / file).unlink()
         files = {form: tuple(f"{component}/{name}" for name in names) for form, names in written.items()}
         first = next(iter(files))
         return TargetModel(
@@ -69,15 +82,6 @@ class BuildOrt:
             forms=files,
             notes=(note,) if note else (),
         )
-
-
-def _write_onnx(static: Any, source: Path, folder: Path) -> tuple[str, ...]:
-    data = data_files(static, source)
-    for name in data:
-        # a copy, not a hard link: onnx refuses external data that has a second name
-        copy_file(source.parent / name, folder / name)
-    write_batched(static, folder / source.name)
-    return (source.name, *data)
 
 
 def write_batched(static: Any, file: Path) -> None:

@@ -108,6 +108,15 @@ def _first_axis_of_first_input(node: Any, axes: Axes) -> int:
     return 0
 
 
+def _reduce(node: Any, axes: Axes) -> int:
+    if not _attribute(node, "keepdims", 1) or len(node.inputs) < 2:
+        raise _Refused("it drops axes, or reduces all of them")
+    axis, rank = axes[node.inputs[0]], len(_dims(node.inputs[0]))
+    if axis in [reduced % rank for reduced in _constant(node.inputs[1])]:
+        raise _Refused("it reduces the batch")
+    return axis
+
+
 def _resize(node: Any, axes: Axes) -> int:
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         raise _Refused("it is given sizes, which name the batch, instead of scales")
@@ -237,6 +246,7 @@ _ELEMENTWISE: Final = {
 _RULES: Final[dict[str, Callable[[Any, Axes], int]]] = {
     **dict.fromkeys(_ELEMENTWISE, _broadcast),
     **dict.fromkeys(("Conv", "Gemm", "InstanceNormalization", "GroupNormalization"), _first_axis_of_first_input),
+    "ReduceMean": _reduce,
     "Resize": _resize,
     "MatMul": _matmul,
     "LayerNormalization": _normalised_from,

@@ -50,6 +50,6 @@ class OrtTarget:
     def open(self, model: TargetModel, *, threads: int) -> Session:
         return OrtSession(model, threads)
 
-    def assets(self, checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dict[str, bytes]:
+    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         """Files for the bundle (path -> content) with which optimum opens it: see `optimum_layout`."""
         return layout_files(checkpoint, size)

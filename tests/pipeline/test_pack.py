@@ -12,7 +12,6 @@ from diffusette.pipeline import pack as packing
 from diffusette.pipeline.bundle import Bundle, open_bundle
 from diffusette.pipeline.errors import NoRoom, UsageError
 from diffusette.pipeline.manifest import MemoryEntry, ParityEntry, SpeedEntry
-from diffusette.pipeline.optimum_layout import optimum_assets
 from diffusette.pipeline.pack import PackInputs, pack, packed_before, record, vae_entry
 
 
@@ -44,8 +43,7 @@ def test_a_bundle_holds_what_it_declares_and_nothing_else(bundle: Bundle) -> Non
 
 
 def test_no_path_of_this_machine_gets_into_a_bundle(inputs: PackInputs, tmp_path: Path) -> None:
-    assets = optimum_assets(inputs.checkpoint, inputs.tokenizer_folder / "tokenizer.json")
-    packed = pack(replace(inputs, assets=assets), tmp_path / "out")
+    packed = pack(inputs, tmp_path / "out")
     for name, content in tree(packed.path).items():
         assert str(tmp_path).encode() not in content, name
         assert b"somewhere/private" not in content, name
@@ -171,31 +169,3 @@ def test_measurements_are_recorded_in_the_manifest_alone(bundle: Bundle) -> None
     after = tree(bundle.path)
     assert {name for name in after if after[name] != before[name]} == {"manifest.json"}
     assert record(changed) == changed
-
-
-def test_the_optimum_layout_has_what_its_pipeline_reads(inputs: PackInputs) -> None:
-    assets = optimum_assets(inputs.checkpoint, inputs.tokenizer_folder / "tokenizer.json")
-    assert set(assets) == {
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "vae_decoder/config.json",
-        "tokenizer/vocab.json",
-        "tokenizer/merges.txt",
-    }
-    assert json.loads(assets["model_index.json"])["scheduler"] == ["diffusers", "DDIMScheduler"]
-    assert json.loads(assets["vae_decoder/config.json"]) == {"scaling_factor": 0.18215}
-    assert json.loads(assets["tokenizer/vocab.json"]) == {"a": 0, "b": 1}
-    assert assets["tokenizer/merges.txt"] == b"#version: 0.2\na b\n"
-
-
-def test_old_tokenizer_files_made_of_the_new_one_equal_the_originals() -> None:
-    from diffusette.export.checkpoint import open_checkpoint
-
-    demo = open_checkpoint("demo", survey=False)
-    assets = optimum_assets(replace(demo, tokenizer=Path("nowhere")), demo.tokenizer / "tokenizer.json")
-    assert json.loads(assets["tokenizer/vocab.json"]) == json.loads((demo.tokenizer / "vocab.json").read_bytes())
-    assert assets["tokenizer/merges.txt"].split() == (demo.tokenizer / "merges.txt").read_bytes().split()
-    copied = optimum_assets(demo, demo.tokenizer / "tokenizer.json")
-    assert copied["tokenizer/merges.txt"] == (demo.tokenizer / "merges.txt").read_bytes()
-    assert "tokenizer/tokenizer_config.json" in copied
-    assert {f"{name}/config.json" for name in demo.components} <= set(copied)

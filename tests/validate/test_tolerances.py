@@ -13,11 +13,15 @@ from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES, Toleran
 PROMISED = {("ort", "fp32"): 100, ("ncnn", "fp32"): 100, ("mnn", "fp32"): 80}  # dB, the floors of the first release
 
 
+# Of the demo's weight matrices, the one that hides best when scaled by 1.1 in the fp16 model: its fidelity, dB.
+HIDDEN = {"text_encoder": 40.7, "unet": 91.0, "vae_decoder": 82.0, "vae_encoder": 88.6}
+
+
 @pytest.mark.parametrize(("component", "target"), list(product(COMPONENTS, ("ort", "ncnn", "mnn"))))
 def test_no_gate_is_looser_than_promised(component: str, target: str) -> None:
     assert tolerance("loss", component, target, "fp32").min_snr_db >= PROMISED[target, "fp32"]
     assert tolerance("loss", component, target, "fp16").min_snr_db >= 45
-    assert tolerance("fidelity", component, target, "fp16").min_snr_db > 91  # the best-hidden tensor x 1.1
+    assert tolerance("fidelity", component, target, "fp16").min_snr_db > HIDDEN[component]
     assert image_tolerance(target, "fp32").min_psnr_db >= 70
     assert image_tolerance(target, "fp16").min_psnr_db >= 55
 

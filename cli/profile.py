@@ -25,9 +25,9 @@ def profile(
 ) -> int:
     """Measure each component of BUNDLE in a process of its own: latency, load time, peak memory, size on disk."""
     from ..pipeline.bundle import open_bundle
-    from ..pipeline.measure import measure_bundle
+    from ..pipeline.measure import busy, measure_bundle
     from .report import show_profile
-    from .terminal import TerminalProgress, print_json
+    from .terminal import TerminalProgress, print_json, warn
 
     if versus not in (None, "torch"):
         raise UsageError(f"--vs {versus!r} is not known", hint="--vs torch")
@@ -40,6 +40,8 @@ def profile(
         form=form,
         progress=TerminalProgress(),
     )
+    if (load := busy()) is not None:
+        warn(f"the machine was busy with other work (load {load:.1f}): trust ratios more than milliseconds")
     if as_json:
         print_json(report.to_json())
     else:

@@ -88,6 +88,14 @@ def _feeds(bundle: Bundle, session: Session) -> Feeds:
     return native_feeds(canonical, session.inputs, bundle.manifest.time_embedding.model_dump())
 
 
+def busy() -> float | None:
+    """The load average of the last minute if it is more than a measurement itself makes, else None."""
+    import os
+
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return load if load > 1.5 * cores else None
+
+
 def machine() -> str:
     """Processor and cores, for people."""
     import os

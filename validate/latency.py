@@ -7,6 +7,7 @@ call, taken inside the process: moving arrays between processes is not counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from .memory import DEFINITION, Memory
 if TYPE_CHECKING:
     from rich.table import Table
 
+
+SETTLE: Final = 0.1
+"""Seconds between turns. Thread pools of the one that just ran spin for a while, on the cores that the next one needs."""
 
 METHOD: Final = (
     "one component alone in its own process, median and 90th percentile of the native call after a warm-up, batch 1; "
@@ -136,6 +140,7 @@ def race(contestants: Sequence[Contestant], *, runs: int, warmup: int) -> list[T
         seconds: list[list[float]] = [[] for _ in sessions]
         for turn in range(warmup + runs):
             for session, feed, kept in zip(sessions, feeds, seconds, strict=True):
+                time.sleep(SETTLE)
                 session.run(feed)
                 if turn >= warmup:
                     kept.append(session.last_seconds)
@@ -170,7 +175,7 @@ def profile_table(report: ProfileReport) -> Table:
         caption=f"{METHOD}. Memory: {DEFINITION}.",
         caption_justify="left",
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("precision")
     for heading in (
         "median ms",

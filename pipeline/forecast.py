@@ -20,36 +20,70 @@ MIB: Final = 2**20
 _REFERENCE_PIXELS: Final = 512 * 512
 
 
+Share = float | Mapping[str, float]  # the same for every component, or by component (absent: 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One stage of one component: base + weights x float32 size + pixels x picture size."""
+    """One stage of one component, linear in its float32 weights and in the picture's area."""
 
     base_mib: float
-    weights: float = 0.0  # times the component's float32 weights
-    pixels_mib: Mapping[str, float] | None = None  # component -> MiB at 512 x 512, scales with the area
+    weights: Share = 0.0  # MiB a MiB of float32 weights
+    pixels_mib: Share = 0.0  # MiB at 512 x 512
     seconds_base: float = 1.0
-    seconds_per_gb: float = 0.0  # of float32 weights
-    seconds_pixels: Mapping[str, float] | None = None  # component -> seconds at 512 x 512
+    seconds_per_gb: Share = 0.0  # of float32 weights
+    seconds_pixels: Share = 0.0  # at 512 x 512
     disk: float = 0.0  # times the component's float32 weights, kept in the cache
 
 
-_UNET_VAE: Final = {"unet": 900.0, "vae_decoder": 2100.0, "vae_encoder": 1700.0}
+# pnnx runs the traced model at small sizes: its convolutions' work space, not the weights, is what the VAE costs.
+_PNNX_MIB: Final = {"text_encoder": 2.1, "unet": 2.1, "vae_decoder": 15.5, "vae_encoder": 11.8}
+_PNNX_SECONDS: Final = {"text_encoder": 30.0, "unet": 40.0, "vae_decoder": 660.0, "vae_encoder": 620.0}
 
 COSTS: Final[dict[str, Cost]] = {
     # stage: what every target starts from
-    "export": Cost(430, 0.04, seconds_base=8, seconds_per_gb=15),
-    "simplify": Cost(340, 0.02, seconds_base=2, seconds_per_gb=3),
-    "weights fp32": Cost(100, 0.035, seconds_base=1, seconds_per_gb=8, disk=1.0),
-    "weights fp16": Cost(100, 0.035, seconds_base=1, seconds_per_gb=8, disk=0.5),
+    "export": Cost(550, 0.03, seconds_base=10, seconds_per_gb=9),
+    "simplify": Cost(390, 0.01, seconds_base=3, seconds_per_gb=1),
+    "weights fp32": Cost(110, 0.05, seconds_base=1, seconds_per_gb=4, disk=1.0),
+    "weights fp16": Cost(110, 0.08, seconds_base=1, seconds_per_gb=4, disk=0.5),
     # stage, target: what a runtime's own converter holds
-    "build ort": Cost(200, 2.2, seconds_base=2, seconds_per_gb=15, disk=1.0),
-    "build mnn": Cost(200, 2.25, seconds_base=1, seconds_per_gb=35, disk=1.0),
-    "build ncnn": Cost(400, 2.5, _UNET_VAE, seconds_base=5, seconds_per_gb=150, disk=0.5),
+    "build ort": Cost(380, 1.0, seconds_base=3, seconds_per_gb=6, disk=1.0),
+    "build ort without .ort": Cost(150, seconds_base=2, seconds_per_gb=2, disk=1.0),
+    "build mnn": Cost(350, 2.17, seconds_base=2, seconds_per_gb=20, disk=1.0),
+    "build ncnn": Cost(500, _PNNX_MIB, seconds_base=8, seconds_per_gb=_PNNX_SECONDS, disk=1.0),
     # parity runs
-    "reference": Cost(500, 1.0, _UNET_VAE, 6, 3, {"unet": 190, "vae_decoder": 12, "vae_encoder": 8}),
-    "gate ort": Cost(150, 1.3, _UNET_VAE, 2, 10, {"unet": 60, "vae_decoder": 12, "vae_encoder": 8}),
-    "gate mnn": Cost(150, 1.25, _UNET_VAE, 2, 10, {"unet": 60, "vae_decoder": 15, "vae_encoder": 10}),
-    "gate ncnn": Cost(150, 1.25, _UNET_VAE, 2, 10, {"unet": 70, "vae_decoder": 25, "vae_encoder": 15}),
+    "reference": Cost(
+        500,
+        1.0,
+        {"unet": 330, "vae_decoder": 1050, "vae_encoder": 700},
+        6,
+        3,
+        {"unet": 300, "vae_decoder": 80, "vae_encoder": 40},
+    ),
+    "gate ort": Cost(
+        160,
+        1.15,
+        {"unet": 470, "vae_decoder": 1180, "vae_encoder": 730},
+        1,
+        3,
+        {"unet": 35, "vae_decoder": 18, "vae_encoder": 7},
+    ),
+    "gate mnn": Cost(
+        150,
+        1.2,
+        {"unet": 430, "vae_decoder": 770, "vae_encoder": 460},
+        1,
+        3,
+        {"unet": 35, "vae_decoder": 17, "vae_encoder": 8},
+    ),
+    "gate ncnn": Cost(
+        130,
+        1.2,
+        {"unet": 980, "vae_decoder": 1310, "vae_encoder": 680},
+        1,
+        3,
+        {"unet": 55, "vae_decoder": 70, "vae_encoder": 33},
+    ),
 }
 
 
@@ -110,27 +144,32 @@ def forecast(
         if name not in checkpoint.components:
             continue
         fp32 = checkpoint.components[name].parameters * 4
-        half = precisions[name] == "fp16"
-        rows = [f"weights {precisions[name]}"] if {"ort", "mnn"} & set(targets) else []
-        rows += ["export", "simplify"] if rows else []
+        stored = fp32 * (0.5 if precisions[name] == "fp16" else 1.0)
+        onnx = bool({"ort", "mnn"} & set(targets))
+        rows = ["export", "simplify", f"weights {precisions[name]}"] if onnx else []
         rows += ["reference"] if gate else []
         for target in targets:
-            rows += [f"build {target}", *([f"gate {target}"] if gate else [])]
-            forms = 2 if target == "ort" and fp32 * (0.5 if half else 1) < 2 * 2**30 else 1
-            output += forms * fp32 * (0.5 if half else 1.0)
+            mobile = target == "ort" and stored < 2**31  # the .ort format's limit
+            rows.append("build ort without .ort" if target == "ort" and not mobile else f"build {target}")
+            rows += [f"gate {target}"] if gate else []
+            output += stored * (2 if mobile else 1)
         for row in rows:
-            if row in COSTS:
+            if row in COSTS:  # a target of another package has no figures here
                 stages.append(_stage(row, name, fp32, size))
-                cache += COSTS[row].disk * fp32
+                cache += COSTS[row].disk * (fp32 if row.startswith("weights") else stored)
     return Forecast(tuple(stages), int(cache), int(output))
 
 
 def _stage(row: str, component: str, fp32_bytes: int, size: tuple[int, int]) -> StageForecast:
     cost = COSTS[row]
     area = size[0] * size[1] / _REFERENCE_PIXELS
-    memory = cost.base_mib + cost.weights * fp32_bytes / MIB + area * (cost.pixels_mib or {}).get(component, 0.0)
-    seconds = cost.seconds_base + cost.seconds_per_gb * fp32_bytes / 1e9
-    return StageForecast(f"{component} {row}", memory, seconds + area * (cost.seconds_pixels or {}).get(component, 0.0))
+
+    def of(share: Share) -> float:
+        return share.get(component, 0.0) if isinstance(share, Mapping) else share
+
+    memory = cost.base_mib + of(cost.weights) * fp32_bytes / MIB + of(cost.pixels_mib) * area
+    seconds = cost.seconds_base + of(cost.seconds_per_gb) * fp32_bytes / 1e9 + of(cost.seconds_pixels) * area
+    return StageForecast(f"{component} {row}", memory, seconds)
 
 
 def memory_available_mib() -> float:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 SETTLE: Final = 0.1
-"""Seconds between turns. Thread pools of the one that just ran spin for a while, on the cores that the next one needs."""
+"""Seconds between turns: thread pools of the one that just ran spin for a while, on cores that the next one needs."""
 
 METHOD: Final = (
     "one component alone in its own process, median and 90th percentile of the native call after a warm-up, batch 1; "

@@ -20,7 +20,8 @@ def convert(
         str | None, typer.Option("-r", "--recipe", help="A shipped recipe's name, or a TOML file.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="ort, ncnn or mnn; repeat for several. [default: ort]")
+        list[str] | None,
+        typer.Option("--target", help="ort, ncnn or mnn; repeat for several. [default: the recipe's, else all]"),
     ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32 or fp16, for all components.")] = None,
     size: Annotated[

@@ -14,6 +14,7 @@ from ..pipeline.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+PIXELS_PER_LATENT: Final = 8  # of every Stable Diffusion VAE; a UNet's config does not tell
 MAX_TOKENS: Final = 77  # CLIP's context, "Learning Transferable Visual Models" (Radford et al. 2021)
 
 
@@ -155,7 +156,7 @@ def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorS
     if source.component == "text_encoder":
         return (TensorSpec("input_ids", "int64", (1, MAX_TOKENS)),)
     if source.component == "unet":
-        h, w = size[0] // 8, size[1] // 8
+        h, w = size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT
         return (
             TensorSpec("sample", "float32", (1, config["in_channels"], h, w)),
             TensorSpec("timestep", "float32", ()),
@@ -174,7 +175,13 @@ def output_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[Tensor
     if source.component == "text_encoder":
         return (TensorSpec("last_hidden_state", "float32", (1, MAX_TOKENS, config["hidden_size"])),)
     if source.component == "unet":
-        return (TensorSpec("out_sample", "float32", (1, config["out_channels"], size[0] // 8, size[1] // 8)),)
+        return (
+            TensorSpec(
+                "out_sample",
+                "float32",
+                (1, config["out_channels"], size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT),
+            ),
+        )
     scale = 2 ** (len(config["block_out_channels"]) - 1)
     if source.component == "vae_decoder":
         return (TensorSpec("sample", "float32", (1, config["out_channels"], *size)),)

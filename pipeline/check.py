@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 
 from ..runtimes.txt2img.generate import draw
 from ..validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
-from ..validate.probes import Picture, ProbePlan, oracle_plan
-from ..validate.report import ParityReport
+from ..validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan
+from ..validate.report import ComponentReport, ParityReport
+from ..validate.stages import worst_form
 from .bundle import Bundle
 from .cache import Cache
-from .errors import CheckpointError, UsageError
+from .errors import BundleError, CheckpointError, UsageError
 from .gate import ask_pytorch, coarsest, pictures_are_cheap
 from .progress import Progress
 from .sessions import opener, painter
 from .stage import run_stage
 
 if TYPE_CHECKING:
-    from .artifacts import Checkpoint
+    from collections.abc import Mapping
+
+    from .artifacts import Checkpoint, TargetModel
     from .stage import Runner
 
 
@@ -62,9 +65,17 @@ def check_bundle(
     from ..validate.reference import RoundedReference
 
     bundle.refuse_damage()
-    open_component = opener(bundle, threads)
     cache = cache or Cache.default()
     checkpoint = open_reference_checkpoint(bundle, reference, cache)
+    if set(bundle.components) != set(checkpoint.components):
+        raise BundleError(
+            f"{bundle.path} holds {sorted(bundle.components)}, its checkpoint has {sorted(checkpoint.components)}",
+            hint="convert the checkpoint again",
+        )
+    cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
+    pictures = cheap if image is None else image
+    if oracle_prompts is not None:
+        _refuse_prompts(pictures, checkpoint)
     run: Runner = partial(run_stage, cache=cache, progress=progress)
     facts = bundle.manifest
     models = {name: bundle.model(name) for name in bundle.components}
@@ -76,25 +87,50 @@ def check_bundle(
     }
     remarks: list[str] = []
     with progress.running(f"{facts.target.name} components"):
-        components = check_components(
-            open_component,
-            probes,
-            target=facts.target.name,
-            precisions={name: model.precision for name, model in models.items()},
-            time_embedding=facts.time_embedding.model_dump(),
-            rounded=rounded,
-        )
+        components = _check_forms(bundle, models, probes, rounded, threads)
     report = ParityReport(facts.target.name, components)
-    if image is None and not pictures_are_cheap(checkpoint, facts.size):
+    if image is None and not cheap:
         remarks.append("no pictures were drawn, which takes long for a model of this size: ask for them with --image")
-    if image is False or (image is None and not pictures_are_cheap(checkpoint, facts.size)):
-        if oracle_prompts:
-            raise UsageError("--prompts needs pictures", hint="add --image")
+    if not pictures:
         return report, remarks
     if not all(part.ok for part in components) and not image:
         remarks.append("no pictures were drawn, because a component failed: force them with --image")
         return report, remarks
     return _with_pictures(report, bundle, checkpoint, coarsest(models), threads, oracle_prompts, run, progress), remarks
+
+
+def _check_forms(
+    bundle: Bundle,
+    models: Mapping[str, TargetModel],
+    probes: Probes,
+    rounded: Mapping[str, RoundedAnswers],
+    threads: int,
+) -> tuple[ComponentReport, ...]:
+    """Every form of every component; of a component's forms the one that is nearest to failing."""
+    found: dict[str, list[ComponentReport]] = {}
+    for form in dict.fromkeys(["", *(form for model in models.values() for form in model.forms)]):
+        for part in check_components(
+            opener(bundle, threads, form or None),
+            probes,
+            target=bundle.manifest.target.name,
+            precisions={name: model.precision for name, model in models.items() if not form or form in model.forms},
+            time_embedding=bundle.manifest.time_embedding.model_dump(),
+            rounded=rounded,
+        ):
+            found.setdefault(part.component, []).append(replace(part, form=form))
+    return tuple(sorted((worst_form(parts) for parts in found.values()), key=lambda part: part.margin_db))
+
+
+def _refuse_prompts(pictures: bool, checkpoint: Checkpoint) -> None:
+    from ..validate.scenes import knows
+
+    if not pictures:
+        raise UsageError("--prompts needs pictures", hint="add --image")
+    if not knows(checkpoint.sources.values()):
+        raise UsageError(
+            "--prompts counts captions for the oracle, which knows only the embedded demo checkpoint",
+            hint="leave it out for other checkpoints",
+        )
 
 
 def _with_pictures(
@@ -107,19 +143,16 @@ def _with_pictures(
     run: Runner,
     progress: Progress,
 ) -> ParityReport:
+    from ..export.schedule import default_scheduler
     from ..validate import scenes as world
     from ..validate.reference import ReferenceProbes
 
     target, size = bundle.manifest.target.name, bundle.manifest.size
-    if oracle_count is not None and not world.knows(checkpoint.sources.values()):
-        raise UsageError(
-            "--prompts counts captions for the oracle, which knows only the embedded demo checkpoint",
-            hint="leave it out for other checkpoints",
-        )
+    own = default_scheduler(checkpoint.scheduler)  # PyTorch drew with it, whatever the bundle's default is
     with kept_open(opener(bundle, threads)) as open_component:
 
         def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-            schedule = bundle.schedule(plan.scheduler or None, plan.steps)
+            schedule = bundle.schedule(plan.scheduler or own, plan.steps)
             models = replace(painter(bundle, schedule, threads), open=open_component)
             result = draw(models, picture.prompt, guidance=plan.guidance, seed=picture.seed)
             return Drawn(result.latents, result.image)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from .artifacts import Checkpoint, TargetModel
 from .bundle import Bundle
 from .cache import Cache
 from .errors import UnsupportedPrecision, UsageError
 from .progress import Progress, Silent
-from .recipe import DEFAULT_RECIPE, Recipe, load_recipe, merged
+from .recipe import Recipe, load_recipe, merged, recipe_for
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
     from ..validate.report import ParityReport
     from .forecast import Forecast
     from .stage import Runner
-
-_TOOLS: Final = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "onnxsim",
-    "onnxruntime",
-    "pnnx",
-    "ncnn",
-    "MNN",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +107,7 @@ def convert(
     started = time.monotonic()
     progress = progress or Silent()
     cache = cache or Cache.default()
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or _recipe_for(checkpoint))
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or recipe_for(checkpoint))
     names = targets or ((chosen.target.name,) if chosen.target.name else tuple(TARGETS))
     runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
     if precision is not None:
@@ -134,11 +122,10 @@ def convert(
     for runtime in runtimes.values():
         _refuse_unsupported(runtime, source, precisions)
     pixels = chosen.size_for(source)
-    places = {
-        name: Destination(Path(output) / name if len(runtimes) > 1 else Path(output), overwrite) for name in runtimes
-    }
-    for place in places.values():
-        place.refuse_if_taken()
+    root = Path(os.path.realpath(output))
+    places = {name: Destination(root / name if len(runtimes) > 1 else root, overwrite) for name in runtimes}
+    for name, place in places.items():
+        place.refuse_if_taken(source, name, pixels, precisions)
     needed = forecast(source, tuple(runtimes), precisions, pixels, gate=gate)
     if not ignore_forecast:
         refuse_if_too_small(needed, cache.root, Path(output))
@@ -146,22 +133,23 @@ def convert(
 
     run: Runner = partial(run_stage, cache=cache, progress=progress)
     tokenizer, schedules = _accessories(source, chosen, run)
-    converted = []
+    for what, why in schedules.skipped.items():
+        progress.say(f"no schedule for {what} steps: {why}")
+    proven = []
     for name, runtime in runtimes.items():
         models = {
             part: runtime.build(source.components[part], pixels, precisions[part], run) for part in source.components
         }
         parity = _prove(models, source, runtime, pixels, tokenizer, schedules, run) if gate else None
         inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
-        bundle = places[name].publish(inputs, accepted=parity is None or parity.ok, parity=parity)
-        converted.append(Converted(bundle, parity))
+        proven.append((places[name], inputs, parity))
+    converted = [  # only now does anything at `output` change
+        Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
+        for place, inputs, parity in proven
+    ]
     took = time.monotonic() - started
     peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
     return Conversion(tuple(converted), needed, took, peak, stages)
-
-
-def _recipe_for(checkpoint: str | Path) -> str:
-    return "demo" if str(checkpoint) == "demo" else DEFAULT_RECIPE
 
 
 def _refuse_unsupported(runtime: Target, source: Checkpoint, precisions: Mapping[str, str]) -> None:
@@ -192,9 +180,9 @@ def _accessories(source: Checkpoint, recipe: Recipe, run: Runner) -> tuple[Token
 
     files = {f.removeprefix("tokenizer/"): h for f, h in source.sources.items() if f.startswith("tokenizer/")}
     tokenizer = run(WriteTokenizer(source.tokenizer, files))
-    # the gate draws its pictures with the default scheduler at its own step count
+    # the gate draws its pictures with the checkpoint's own scheduler, whatever the recipe's default is
     gates = plan_for(source, recipe.size_for(source)).steps
-    wanted = [(recipe.schedule.default, recipe.schedule.steps), (recipe.schedule.default, gates)]
+    wanted = [(recipe.schedule.default, recipe.schedule.steps), ("checkpoint", gates)]
     wanted += [(other.name, steps) for other in recipe.schedule.also for steps in other.steps]
     return tokenizer, run(CompileSchedules(source.scheduler, tuple(dict.fromkeys(wanted))))
 
@@ -249,7 +237,7 @@ def _pack_inputs(
         time_embedding=TimeEmbedding(**time_embedding_facts(source.components["unet"].config)),
         size=pixels,
         recipe=recipe.to_toml(),
-        tools={name: version_of(name) for name in _TOOLS},
+        tools={name: version_of(name) for name in runtime.tools},
         gate=gate,
         parity={name: ParityEntry(max_abs=p.max_abs, snr_db=p.snr_db, psnr_db=p.psnr_db) for name, p in proven.items()},
         memory=MemoryEntry.model_validate({"forecast": needed.run_mib(runtime.name)}),

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import ModelError
 from .manifest import MANIFEST
-from .recipe import DEFAULT_RECIPE, load_recipe, merged
+from .recipe import load_recipe, merged, recipe_for
 
 
 def describe(
@@ -41,7 +41,7 @@ def _checkpoint(
     from .forecast import forecast, memory_available_mib
 
     source = open_checkpoint(path, survey=False)
-    recipe = merged(load_recipe(DEFAULT_RECIPE), precision=precision, size=size)
+    recipe = merged(load_recipe(recipe_for(path)), precision=precision, size=size)
     names = targets or tuple(TARGETS)
     for name in names:
         get_target(name)

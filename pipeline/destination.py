@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .bundle import Bundle
+from .bundle import Bundle, open_bundle
 from .errors import UsageError
 from .manifest import MANIFEST
 from .pack import PackInputs, pack, packed_before
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..validate.report import ParityReport
+    from .artifacts import Checkpoint
 
 REPORT: Final = "parity.json"  # beside the manifest of a rejected bundle
 
@@ -30,17 +33,40 @@ class Destination:
         """Where the bundle goes when it failed its gate."""
         return self.path.with_name(f"{self.path.name}.rejected")
 
-    def refuse_if_taken(self) -> None:
-        """Refuse before any work what `publish` would refuse after it.
+    def refuse_if_taken(
+        self, checkpoint: Checkpoint, target: str, size: tuple[int, int], precisions: Mapping[str, str]
+    ) -> None:
+        """Refuse before any work what can only be refused after it otherwise.
 
         Raises:
-            UsageError: there is something else than a bundle, or the parent cannot be written to.
+            UsageError: there is something else than a bundle, a bundle of something else, or the parent cannot be
+                written to.
         """
-        occupied = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
-        if occupied and not (self.path / MANIFEST).is_file():
-            raise UsageError(f"{self.path} exists and is not a bundle", hint="choose another folder with -o")
-        parent = next(folder for folder in self.path.absolute().parents if folder.exists())
+        try:
+            for place in (self.path, self.rejected):
+                occupied = place.exists() and not (place.is_dir() and not any(place.iterdir()))
+                if occupied and not (place / MANIFEST).is_file():
+                    raise UsageError(f"{place} exists and is not a bundle", hint="choose another folder with -o")
+            parent = next(folder for folder in self.path.parents if folder.exists())
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror}", hint="choose another folder with -o") from None
         _refuse_unwritable(parent)
+        if (self.path / MANIFEST).is_file() and not self.overwrite:
+            present = open_bundle(self.path).manifest
+            there = (
+                present.provenance.checkpoint,
+                present.target.name,
+                tuple(present.size),
+                {name: part.precision for name, part in present.components.items()},
+            )
+            if there != (checkpoint.digest, target, tuple(size), dict(precisions)):
+                raise self._holds_another()
+
+    def _holds_another(self) -> UsageError:
+        return UsageError(
+            f"{self.path} holds another bundle",
+            hint="choose another folder with -o, or replace it with --overwrite",
+        )
 
     def publish(self, inputs: PackInputs, *, accepted: bool, parity: ParityReport | None) -> Bundle:
         """Write the bundle: to `path`, or to `rejected` with the gate's report.
@@ -57,10 +83,7 @@ class Destination:
         if (self.path / MANIFEST).is_file() and not self.overwrite:
             present = packed_before(inputs, self.path)
             if present is None:
-                raise UsageError(
-                    f"{self.path} holds another bundle",
-                    hint="choose another folder with -o, or replace it with --overwrite",
-                )
+                raise self._holds_another()
             present.refuse_damage()
             return present
         return pack(inputs, self.path, replace=self.overwrite)

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 from ..runtimes.inputs import time_embedding_facts
 from ..validate.probes import CHEAP_UNET, Probes, plan_for
 from ..validate.report import ComponentReport, ParityReport
-from ..validate.stages import GateComponent, GatePictures
+from ..validate.stages import GateComponent, GatePictures, worst_form
 from .artifacts import Checkpoint, TargetModel
+from .errors import CheckpointError
+from .pack import vae_entry
 from .stage import Runner
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
     from ..runtimes.protocol import Target
+    from .schedule import CompiledSchedule
 
 THREADS = 2  # of gates; parity differs by the order of sums only
 
@@ -38,13 +41,20 @@ def prove(
     """Hold every model of one target against PyTorch; the worst component comes first."""
     from ..validate.reference import RoundedReference
 
+    vae = vae_entry(checkpoint.components["vae_decoder"].config)
     time = time_embedding_facts(checkpoint.components["unet"].config)
     reports: list[ComponentReport] = []
     for name, model in models.items():
         rounded = None
         if model.precision != "fp32":
             rounded = run(RoundedReference(probes, checkpoint.components[name], model.precision))
-        reports.append(run(GateComponent(model, probes, rounded, time, target.version(), THREADS)).report)
+        forms = ("", *model.forms)
+        reports.append(
+            worst_form(
+                run(GateComponent(model, probes, rounded, time, target.version(), THREADS, form)).report
+                for form in forms
+            )
+        )
     reports.sort(key=lambda report: report.margin_db)
     report = ParityReport(target.name, tuple(reports))
     if not all(part.ok for part in reports) or not pictures_are_cheap(checkpoint, probes.size):
@@ -55,9 +65,10 @@ def prove(
             probes=probes,
             precision=coarsest(models),
             tokenizer=tokenizer.folder,
+            tokenizer_digest=tokenizer.digest,
             tokenizer_facts={"max_tokens": tokenizer.max_tokens, "pad_id": tokenizer.pad_id},
-            schedule=schedules.read(schedules.compiled[0][0], probes.plan.steps),
-            vae=vae_facts(checkpoint),
+            schedule=gate_schedule(checkpoint, schedules, probes.plan.steps),
+            vae={"scaling_factor": vae.scaling_factor, "shift": vae.shift},
             time_embedding=time,
             runtime_version=target.version(),
             threads=THREADS,
@@ -77,10 +88,12 @@ def coarsest(models: Mapping[str, TargetModel]) -> str:
     return min(models.values(), key=lambda model: model.bits_per_weight).precision
 
 
-def vae_facts(checkpoint: Checkpoint) -> dict[str, float]:
-    """Scaling factor and shift between the UNet's latents and the VAE's, from the VAE's config."""
-    config = checkpoint.components["vae_decoder"].config
-    return {
-        "scaling_factor": float(config.get("scaling_factor") or 0.18215),  # AutoencoderKL's default, SD 1.x's value
-        "shift": float(config.get("shift_factor") or 0.0),
-    }
+def gate_schedule(checkpoint: Checkpoint, schedules: Schedules, steps: int) -> CompiledSchedule:
+    """The schedule of the checkpoint's own scheduler: PyTorch drew with it, whatever the recipe's default is."""
+    from ..export.schedule import default_scheduler
+
+    own = default_scheduler(checkpoint.scheduler)
+    if (own, steps) not in schedules.compiled:
+        why = schedules.skipped.get(f"{own} {steps}", "it was not asked for")
+        raise CheckpointError(f"no picture can be compared: {own} at {steps} steps is not compiled: {why}")
+    return schedules.read(own, steps)

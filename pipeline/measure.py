@@ -51,8 +51,8 @@ def measure_bundle(
 
         checkpoint = open_reference_checkpoint(bundle, reference, cache or Cache.default())
     profiles: list[ComponentProfile] = []
-    for name in bundle.components:
-        model = bundle.model(name, form)
+    models = {name: bundle.model(name, form) for name in bundle.components}  # a missing form is told before any run
+    for name, model in models.items():
         with progress.running(f"{name} x {runs}"):
             profiles.append(
                 profile_component(

@@ -218,6 +218,11 @@ class Recipe(Strict):
             )
 
 
+def recipe_for(checkpoint: str | Path) -> str:
+    """The shipped recipe that is used where the user names none."""
+    return "demo" if str(checkpoint) == "demo" else DEFAULT_RECIPE
+
+
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of each recipe that comes with diffusette, in the order of their names."""
     return {file.stem: file for file in sorted(_SHELF.glob("*.toml"), key=lambda file: file.stem)}

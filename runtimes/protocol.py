@@ -45,6 +45,7 @@ class Target(Protocol):
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]  # schemes that this runtime really executes, proven by tests
     families: ClassVar[tuple[str, ...]]
+    tools: ClassVar[tuple[str, ...]]  # distributions that have a part in its files; their versions are in the manifest
     min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes
 
     def require(self) -> None:

@@ -26,6 +26,7 @@ class ComponentReport:
     fidelity: Parity | None = None  # against PyTorch with equally rounded weights
     fidelity_tolerance: Tolerance | None = None
     problem: str = ""  # why the component gave no comparable answer at all
+    form: str = ""  # which form of the model this is about, where it has several: the worst one
 
     @property
     def margin_db(self) -> float:
@@ -71,6 +72,7 @@ class ComponentReport:
             "worst_probe": self.worst_probe,
             "fidelity": None,
             "problem": self.problem or None,
+            "form": self.form or None,
         }
         if self.fidelity_tolerance:
             measured = self.fidelity.to_json() if self.fidelity else {}
@@ -211,7 +213,7 @@ def parity_table(report: ParityReport) -> Table:
     for part in report.components:
         loss, fidelity, wanted = part.loss, part.fidelity, part.fidelity_tolerance
         table.add_row(
-            part.component,
+            f"{part.component} (.{part.form})" if part.form else part.component,
             part.precision,
             f"{loss.max_abs:.2e}" if loss else "-",
             _db(loss.snr_db) if loss else "-",

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +37,7 @@ class GateComponent:
     time_embedding: Mapping[str, Any]
     runtime_version: str
     threads: int = 2
+    form: str = ""  # another form of the model than the one that is loaded by default
 
     name: ClassVar[str] = "gate"
     version: ClassVar[int] = 1
@@ -50,6 +51,8 @@ class GateComponent:
             limits.append(tolerance("fidelity", model.component, model.target, model.precision))
         return {
             "model": model.digest,
+            "form": self.form,
+            "time_embedding": dict(self.time_embedding),
             "runtime": self.runtime_version,
             "probes": self.probes.digest,
             "rounded": self.rounded.digest if self.rounded else None,
@@ -60,7 +63,7 @@ class GateComponent:
     def run(self, into: Path) -> GatedComponent:
         from ..runtimes.registry import get_target
 
-        model = self.model
+        model = in_form(self.model, self.form)
         (report,) = check_components(
             lambda _: get_target(model.target).open(model, threads=self.threads),
             self.probes,
@@ -69,7 +72,17 @@ class GateComponent:
             time_embedding=self.time_embedding,
             rounded={model.component: self.rounded} if self.rounded else None,
         )
-        return GatedComponent(into, report)
+        return GatedComponent(into, replace(report, form=self.form))
+
+
+def in_form(model: TargetModel, form: str) -> TargetModel:
+    """`model` with the files of one of its forms; "" is the one that is loaded by default."""
+    return replace(model, files=model.forms[form]) if form else model
+
+
+def worst_form(reports: Iterable[ComponentReport]) -> ComponentReport:
+    """Of one component's reports, a report a form, the one that is nearest to failing."""
+    return min(reports, key=lambda report: report.margin_db)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,7 @@ class GatePictures:
     probes: Probes
     precision: str  # the coarsest of the models'
     tokenizer: Path  # folder with tokenizer.json
+    tokenizer_digest: str
     tokenizer_facts: Mapping[str, int]  # max_tokens, pad_id
     schedule: CompiledSchedule
     vae: Mapping[str, float]  # scaling_factor, shift
@@ -107,6 +121,8 @@ class GatePictures:
             "models": {name: model.digest for name, model in self.models.items()},
             "runtime": self.runtime_version,
             "probes": self.probes.digest,
+            "tokenizer": [self.tokenizer_digest, dict(self.tokenizer_facts)],
+            "time_embedding": dict(self.time_embedding),
             "schedule": self.schedule.to_json(),
             "vae": dict(self.vae),
             "tolerance": asdict(image_tolerance(target, self.precision)),

@@ -31,6 +31,15 @@ class ExampleTarget:
     name: ClassVar[str] = "example"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")  # only what tests/runtimes/test_contract.py proves
     families: ClassVar[tuple[str, ...]] = ("sd1",)
+    tools: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "diffusers",
+        "transformers",
+        "onnxscript",
+        "onnx-ir",
+        "onnxsim",
+        "onnx",
+    )
     min_runtime: ClassVar[str] = "1.16"  # the first onnx whose ReferenceEvaluator reads IR version 10
 
     def require(self) -> None:

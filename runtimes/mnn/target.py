@@ -20,6 +20,16 @@ class MnnTarget:
     name: ClassVar[str] = "mnn"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     families: ClassVar[tuple[str, ...]] = ("sd1",)
+    tools: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "diffusers",
+        "transformers",
+        "onnxscript",
+        "onnx-ir",
+        "onnxsim",
+        "onnx",
+        "MNN",
+    )
     min_runtime: ClassVar[str] = "3.6.1"
 
     def require(self) -> None:

@@ -27,6 +27,16 @@ class OrtTarget:
     name: ClassVar[str] = "ort"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     families: ClassVar[tuple[str, ...]] = ("sd1",)
+    tools: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "diffusers",
+        "transformers",
+        "onnxscript",
+        "onnx-ir",
+        "onnxsim",
+        "onnx",
+        "onnxruntime",
+    )
     min_runtime: ClassVar[str] = "1.18"  # the first that reads ONNX IR version 10; 1.18.1 was run on both forms
 
     def __init__(self, forms: Sequence[str] = FORMS) -> None:

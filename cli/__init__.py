@@ -13,7 +13,17 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 def main() -> None:
     """Entry point of `diffusette`: run a command, turn what it raised into a message and an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    if sys.stdout is None:  # closed by the shell: `>&-`
+        sys.exit(run(sys.argv[1:]))
+    from .terminal import show_error, take_over_stdout
+
+    outlet = take_over_stdout()
+    code = run(sys.argv[1:])
+    sys.stdout.flush()
+    if outlet.refusal:
+        show_error(outlet.refusal)
+        code = code or outlet.refusal.exit_code
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
@@ -22,7 +32,7 @@ def run(argv: list[str]) -> int:
     from typer.exceptions import TyperException
 
     from .app import app
-    from .terminal import show_error
+    from .terminal import print_json_error, show_error
 
     wants_json = "--json" in argv
     try:
@@ -33,19 +43,23 @@ def run(argv: list[str]) -> int:
     except TyperException as error:
         show: Any = getattr(error, "show", print)  # knows the command's usage line
         show(sys.stderr)
+        if wants_json:
+            print_json_error("UsageError", error.format_message(), "see --help", error.exit_code)
         return error.exit_code
     except Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, Abort):
         print("stopped; finished stages are kept, run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away (`| head`): nothing is left to say to it
-        return 0
-    except Exception:  # noqa: BLE001 - what nobody foresaw is a bug of ours, and is told as one
+    except SystemExit as ended:  # typer's answer when nobody reads stderr any more
+        return ended.code if isinstance(ended.code, int) else 1
+    except Exception as error:  # noqa: BLE001 - what nobody foresaw is a bug of ours, and is told as one
         import traceback
 
         traceback.print_exc()
-        print("\nthis is a bug in diffusette: please report it with the lines above", file=sys.stderr)
+        hint = "this is a bug in diffusette: please report it"
+        print(f"\n{hint} with the lines above", file=sys.stderr)
+        if wants_json:
+            print_json_error(type(error).__name__, str(error), hint, BUG)
         return BUG
     return result if isinstance(result, int) else 0

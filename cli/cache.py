@@ -18,7 +18,8 @@ def ls(as_json: Json = False) -> int:
     from .terminal import print_json, size_text
 
     cache = Cache.default()
-    entries = cache.entries()
+    with cache.used():
+        entries = cache.entries()
     total = sum(entry.bytes for entry in entries)
     if as_json:
         rows = [{"digest": entry.digest, "stage": entry.label, "bytes": entry.bytes} for entry in entries]
@@ -38,17 +39,21 @@ def verify(as_json: Json = False) -> int:
     from .terminal import print_json
 
     cache = Cache.default()
-    total = len(cache.entries())
-    bad = list(cache.damaged())
-    for entry, _ in bad:
-        cache.remove(entry)
+    with cache.used():
+        total = len(cache.entries())
+        bad = list(cache.damaged())
+    if not as_json:  # before the removal, which a running conversion may forbid
+        for entry, problem in bad:
+            print(f"{entry.digest[:SHORT]}  {entry.label}: {problem}")
+    if bad:
+        with cache.used(alone=True):
+            for entry, _ in bad:
+                cache.remove(entry)
     if as_json:
         rows = [{"digest": entry.digest, "stage": entry.label, "problem": problem} for entry, problem in bad]
         print_json({"ok": not bad, "checked": total, "removed": rows})
     else:
-        for entry, problem in bad:
-            print(f"{entry.digest[:SHORT]}  {entry.label}: {problem}; removed")
-        print(f"{total} stages checked, {len(bad)} damaged")
+        print(f"{total} stages checked, {len(bad)} damaged" + (" and removed" if bad else ""))
     return BundleError.exit_code if bad else 0
 
 

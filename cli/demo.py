@@ -26,6 +26,8 @@ def demo(
     from .report import show_conversion, show_profile
     from .terminal import TerminalProgress
 
+    for name in TARGETS:
+        _refuse_others_bundle(output / name)
     progress = TerminalProgress()
     progress.say("1. convert: one checkpoint, three runtimes, each compared with PyTorch")
     conversion = convert("demo", output, targets=tuple(TARGETS), progress=progress, overwrite=True)
@@ -43,3 +45,15 @@ def demo(
         save_drawing(drawing, bundle, output / f"{name}.png")
         print(output / f"{name}.png")
     return 0
+
+
+def _refuse_others_bundle(place: Path) -> None:
+    """The demo runs again over its own bundles, and over nobody else's."""
+    from ..pipeline.bundle import open_bundle
+    from ..pipeline.errors import UsageError
+    from ..pipeline.manifest import MANIFEST
+
+    if (place / MANIFEST).is_file() and (found := open_bundle(place).manifest.name) != "demo":
+        raise UsageError(
+            f"{place} holds a bundle of {found!r}, which the demo would replace", hint="choose another folder with -o"
+        )

@@ -30,8 +30,10 @@ def generate(
     """Draw PROMPT with the runtime and the files of BUNDLE alone, without PyTorch."""
     from ..pipeline.bundle import open_bundle
     from ..pipeline.draw import draw_with_bundle, save_drawing
+    from ..runtimes.txt2img.picture import refuse_unwritable_picture
     from .terminal import TerminalProgress, print_json, warn
 
+    refuse_unwritable_picture(output)
     opened = open_bundle(bundle)
     progress = TerminalProgress()
     drawing = draw_with_bundle(

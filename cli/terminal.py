@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from ..pipeline.errors import DiffusetteError
+from ..pipeline.errors import DiffusetteError, ModelError
 from ..pipeline.progress import Silent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _REDRAW: Final = 0.2  # seconds
+
+
+class Outlet(io.FileIO):
+    """File descriptor of stdout. What it does not take is dropped, so that a command ends with its own exit code."""
+
+    refusal: ModelError | None = None
+    _closed = False
+
+    def write(self, data: Any) -> int:
+        """As FileIO, but never raises: a reader who went away (`| head`) has seen enough, others get `refusal`."""
+        try:
+            if not self._closed:
+                return super().write(data)
+        except BrokenPipeError:
+            self._closed = True
+        except OSError as error:
+            self._closed = True
+            what = f"standard output cannot be written: {error.strerror}"
+            self.refusal = ModelError(what, hint="free some space, or send the result elsewhere")
+        return memoryview(data).nbytes
+
+
+def take_over_stdout() -> Outlet:
+    """Put an `Outlet` below `sys.stdout`, for the rest of this process."""
+    before = sys.stdout
+    outlet = Outlet(before.fileno(), "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(outlet),
+        encoding=before.encoding,
+        errors=before.errors,
+        line_buffering=outlet.isatty(),
+    )
+    return outlet
 
 
 def stdout() -> Console:
@@ -39,8 +73,12 @@ def show_error(error: DiffusetteError, as_json: bool = False) -> None:
     if error.hint:
         print(f"  hint: {error.hint}", file=sys.stderr)
     if as_json:
-        facts = {"kind": type(error).__name__, "what": error.what, "hint": error.hint, "exit_code": error.exit_code}
-        print_json({"ok": False, "error": facts})
+        print_json_error(type(error).__name__, error.what, error.hint, error.exit_code)
+
+
+def print_json_error(kind: str, what: str, hint: str, exit_code: int) -> None:
+    """The one JSON document of a `--json` run that failed."""
+    print_json({"ok": False, "error": {"kind": kind, "what": what, "hint": hint, "exit_code": exit_code}})
 
 
 class TerminalProgress(Silent):

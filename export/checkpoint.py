@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ _TOKENIZER_FILES: Final = (
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 # Provenance, and the dtype that weights were saved in: neither decides what the architecture computes.
 _NOT_ARCHITECTURE: Final = ("_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype")
@@ -62,8 +64,13 @@ def open_checkpoint(path: Path | str, *, memo: Path | None = None, survey: bool 
     """
     is_demo = str(path) == DEMO
     root = DEMO_FOLDER if is_demo else Path(path).absolute()
-    if not (root / INDEX).is_file():
-        refuse_loose(root)
+    try:
+        if not (root / INDEX).is_file():
+            refuse_loose(root)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(
+            f"{root}: cannot be opened: {error.strerror}", hint="check the path and its rights"
+        ) from None
     headers = read_headers(root)
     family, why = recognise(headers, str(root))
     stored = {part.folder: _read_stored(root / part.folder) for part in family.components.values()}
@@ -143,8 +150,19 @@ def _completed_config(part: Part, headers: Headers, root: Path) -> dict[str, Any
 
 def _completed_scheduler(headers: Headers, root: Path) -> dict[str, Any]:
     config = dict(headers.configs["scheduler"])
+    file = config_file(root, "scheduler")
     if not isinstance(config.setdefault("_class_name", headers.parts["scheduler"]), str):
-        raise CheckpointError(f"{config_file(root, 'scheduler')}: _class_name is {config['_class_name']!r}, not a name")
+        raise CheckpointError(f"{file}: _class_name is {config['_class_name']!r}, not a name")
+    if config.get("lambda_min_clipped") == -math.inf:  # the default of every class that has it: the DPM solvers, SA
+        del config["lambda_min_clipped"]
+    for key, value in config.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise CheckpointError(
+                f"{file}: {key!r} is {repr(value)[:80]}, a finite number is needed",
+                hint="take scheduler_config.json from where the checkpoint was whole",
+            ) from None
     return _architecture(config)
 
 

@@ -60,7 +60,9 @@ def read_headers(root: Path) -> Headers:
         if not part.isidentifier():
             raise CheckpointError(f"{file}: {part!r} is no name of a component", hint="the file was tampered with")
     present = {part: config_file(root, part) for part in parts if config_file(root, part).is_file()}
-    return Headers(index.pipeline, parts, {part: read_json(path) for part, path in present.items()})
+    # diffusers writes a scheduler's default of minus infinity as it is; the scheduler's reader knows which key that is
+    configs = {part: read_json(path, finite=part != "scheduler") for part, path in present.items()}
+    return Headers(index.pipeline, parts, configs)
 
 
 def config_file(root: Path, part: str) -> Path:
@@ -68,10 +70,10 @@ def config_file(root: Path, part: str) -> Path:
     return root / part / _CONFIG_FILES.get(part, "config.json")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; numbers that JSON does not have (NaN, Infinity) are refused."""
+def read_json(file: Path, *, finite: bool = True) -> dict[str, Any]:
+    """Read a JSON object; numbers that JSON does not have (NaN, Infinity) are refused unless `finite` is False."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant if finite else None)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file", hint=FOLDER) from None
     except OSError as error:

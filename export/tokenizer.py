@@ -9,7 +9,7 @@ from typing import Any, Final
 from ..pipeline.errors import CheckpointError
 
 # transformers writes 1e30 where a tokenizer_config.json states no length; no text encoder takes as many as this.
-UNSTATED: Final = 1_000_000
+UNSTATED: Final = 2**16
 
 
 def write_tokenizer(source: Path, into: Path) -> dict[str, Any]:

@@ -189,10 +189,15 @@ def verify_bundle(path: str | Path) -> Verification:
 
 
 def _read_manifest(path: Path) -> tuple[Path, Manifest]:
-    if not path.is_dir():
-        what = "is a file, a bundle is a folder" if path.exists() else "does not exist"
-        raise BundleError(f"{path}: {what}", hint="give the folder that holds manifest.json")
-    root = path.resolve()
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        root = path.resolve()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path}: does not exist", hint="give the folder that holds manifest.json") from None
+    except OSError as error:  # a name that is too long, a folder above that may not be entered
+        raise BundleError(f"{path}: cannot be opened: {error.strerror}", hint="check the path and its rights") from None
+    if not is_folder:
+        raise BundleError(f"{path}: is a file, a bundle is a folder", hint="give the folder that holds manifest.json")
     file = root / MANIFEST
     try:
         kind = file.lstat()

@@ -2,30 +2,34 @@
 
 `objects/ab/abcd…/` holds what a stage wrote, and `artifact.json` with the size and sha256 of each file. An object
 appears by one rename, so a killed conversion leaves at most a scratch folder that the next one sweeps away.
-The digest of an object is that of its stage's key: see `stage.py`.
+The digest of an object is that of its stage's key: see `stage.py`. Who reads objects holds `in-use` together with
+other readers, and who removes them holds it alone, so nothing goes while a conversion still needs it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import CheckpointError, ModelError
+from .errors import CheckpointError, ModelError, UsageError
 from .hashing import sha256_of_file
 
 ARTIFACT: Final = "artifact.json"
 SHORT: Final = 12  # hex digits of a digest that people see
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One finished stage."""
+    """One finished stage; a record that cannot be read leaves `stage` empty and `label` "damaged"."""
 
     digest: str
     stage: str
@@ -52,20 +56,20 @@ class Cache:
         return cache
 
     def prepare(self) -> None:
-        """Make the folders, and remove what processes that no longer live left behind."""
+        """Make the folders, and remove what processes that no longer live left behind.
+
+        Raises:
+            ModelError: the system refuses it.
+        """
         from .publish import sweep
 
-        try:
+        with self._reached():
             for name in ("objects", "locks", "work", "sources"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ModelError(
-                f"the cache folder {self.root} cannot be written: {error.strerror}",
-                hint="set DIFFUSETTE_CACHE to a folder that you may write",
-            ) from None
-        sweep(self.root / "work")
-        for shelf in (self.root / "objects").iterdir():
-            sweep(shelf)
+            sweep(self.root / "work")
+            for shelf in (self.root / "objects").iterdir():
+                if shelf.is_dir():  # file browsers leave files of their own everywhere
+                    sweep(shelf)
 
     @property
     def memo(self) -> Path:
@@ -78,74 +82,115 @@ class Cache:
 
     @contextmanager
     def lock(self, digest: str) -> Iterator[None]:
-        """Hold the digest: a second process that wants the same stage waits, then finds it done."""
+        """Hold the digest: a second process that wants the same stage waits, then finds it done.
+
+        Raises:
+            ModelError: the system refuses it.
+        """
         from filelock import FileLock
 
-        with FileLock(self.root / "locks" / digest):
+        lock = FileLock(self.root / "locks" / digest)
+        with self._reached():
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def used(self, alone: bool = False) -> Iterator[None]:
+        """Use the cache during the block: its objects stay. `alone` is for the block that removes some.
+
+        Waits for the end of a removal; one that wants to be alone waits for another such, but not for users.
+
+        Raises:
+            UsageError: `alone`, and somebody else uses the cache.
+            ModelError: the system refuses it.
+        """
+        if not alone:
+            with self._flock("in-use", fcntl.LOCK_SH):
+                yield
+            return
+        with self._flock("removal", fcntl.LOCK_EX), self._flock("in-use", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextmanager
+    def _flock(self, name: str, how: int) -> Iterator[None]:
+        with self._reached():
+            file = (self.root / name).open("ab")
+        with file:  # closing it unlocks it, and so does the end of the process, however it comes
+            with self._reached():
+                try:
+                    fcntl.flock(file, how)
+                except BlockingIOError:
+                    raise UsageError(
+                        f"a conversion is using the cache at {self.root}",
+                        hint="wait until it (or whatever else reads the cache) has ended, then try again",
+                    ) from None
+            yield
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Name the folder and the way out where the system refuses the block something."""
+        try:
+            yield
+        except OSError as error:
+            at = f" ({error.filename})" if error.filename else ""
+            raise ModelError(
+                f"the cache folder {self.root} cannot be used: {error.strerror or error}{at}",
+                hint="set DIFFUSETTE_CACHE to a folder that you may write",
+            ) from error
 
     def read(self, digest: str) -> Mapping[str, Any] | None:
         """The record of an object, or None when there is none or it is damaged.
 
         A damaged object (missing file, other size, unreadable record) is removed, so that it is built again.
+
+        Raises:
+            ModelError: the system refuses it.
         """
         folder = self.folder(digest)
-        try:
-            record: dict[str, Any] = json.loads((folder / ARTIFACT).read_bytes())
-            sizes = {name: facts["bytes"] for name, facts in record["files"].items()}
-            whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
-        except FileNotFoundError:
-            whole = False
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if whole:
-            os.utime(folder / ARTIFACT)  # last use, for prune
-            return record
-        shutil.rmtree(folder, ignore_errors=True)
+        with self._reached():
+            record = _record(folder)
+            if record is not None and _has_its_files(folder, record):
+                os.utime(folder / ARTIFACT)  # last use, for prune
+                return record
+            _delete(folder)
         return None
 
     def entries(self) -> list[CacheEntry]:
-        """All objects, the longest unused first."""
-        found = []
-        for file in (self.root / "objects").glob(f"*/*/{ARTIFACT}"):
-            if file.parent.name.startswith("."):
-                continue
-            record = json.loads(file.read_bytes())
-            size = sum(facts["bytes"] for facts in record["files"].values())
-            used = file.stat().st_mtime
-            found.append(
-                CacheEntry(file.parent.name, record["stage"], record.get("label", ""), size, used, file.parent)
-            )
+        """All objects, damaged ones too, the longest unused first."""
+        with self._reached():
+            folders = [f for f in (self.root / "objects").glob("*/*") if _DIGEST.fullmatch(f.name) and f.is_dir()]
+            found = [entry for folder in folders if (entry := _entry(folder))]
         return sorted(found, key=lambda entry: entry.last_used)
 
     def damaged(self) -> Iterator[tuple[CacheEntry, str]]:
         """Read every byte again; yield each damaged object with the first file that is wrong."""
         for entry in self.entries():
-            record = json.loads((entry.folder / ARTIFACT).read_bytes())
-            for name, facts in record["files"].items():
-                file = entry.folder / name
-                if not file.is_file():
-                    yield entry, f"{name} is missing"
-                    break
-                if sha256_of_file(file) != facts["sha256"]:
-                    yield entry, f"{name} has changed"
-                    break
+            if problem := _problem(entry.folder):
+                yield entry, problem
 
     def remove(self, entry: CacheEntry) -> None:
-        """Delete one object."""
-        with self.lock(entry.digest):
-            shutil.rmtree(entry.folder)
+        """Delete one object, if it is still there; the caller holds `used(alone=True)`."""
+        with self.lock(entry.digest), self._reached():
+            _delete(entry.folder)
 
     def prune(self, keep_bytes: int) -> list[CacheEntry]:
-        """Delete the longest unused objects until at most `keep_bytes` remain; return what went."""
-        entries = self.entries()
-        total, gone = sum(entry.bytes for entry in entries), []
-        for entry in entries:
-            if total <= keep_bytes:
-                break
-            self.remove(entry)
-            total -= entry.bytes
-            gone.append(entry)
+        """Delete the longest unused objects until at most `keep_bytes` remain; return what went.
+
+        Raises:
+            UsageError: a conversion is using the cache.
+        """
+        with self.used(alone=True):
+            entries = self.entries()
+            total, gone = sum(entry.bytes for entry in entries), []
+            for entry in entries:
+                if total <= keep_bytes:
+                    break
+                self.remove(entry)
+                total -= entry.bytes
+                gone.append(entry)
         return gone
 
     def remember_source(self, digest: str, root: Path) -> None:
@@ -171,3 +216,62 @@ class Cache:
         if not root.exists():
             raise CheckpointError(f"the checkpoint that this bundle was made from is no longer at {root}", hint=hint)
         return root
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """What `artifact.json` says; None where it is absent, cannot be read, or is not what `run_stage` writes."""
+    try:
+        record: dict[str, Any] = json.loads((folder / ARTIFACT).read_bytes())
+        sound = (
+            isinstance(record["stage"], str)
+            and isinstance(record["files"], dict)
+            and {"facts", "measured"} <= record.keys()
+            and all(isinstance(f["bytes"], int) and isinstance(f["sha256"], str) for f in record["files"].values())
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if sound else None
+
+
+def _has_its_files(folder: Path, record: Mapping[str, Any]) -> bool:
+    files = {folder / name: facts["bytes"] for name, facts in record["files"].items()}
+    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+
+
+def _entry(folder: Path) -> CacheEntry | None:
+    """The object in `folder`, None if it went meanwhile."""
+    record = _record(folder)
+    try:
+        if record is None:
+            files = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
+            size = sum(file.lstat().st_size for file in files)
+            return CacheEntry(folder.name, "", "damaged", size, folder.stat().st_mtime, folder)
+        used = (folder / ARTIFACT).stat().st_mtime
+    except FileNotFoundError:
+        return None
+    size = sum(facts["bytes"] for facts in record["files"].values())
+    return CacheEntry(folder.name, record["stage"], record.get("label", ""), size, used, folder)
+
+
+def _problem(folder: Path) -> str:
+    """The first thing that is wrong with an object, empty if it is whole."""
+    record = _record(folder)
+    if record is None:
+        return f"{ARTIFACT} is damaged"
+    for name, facts in record["files"].items():
+        try:
+            if sha256_of_file(folder / name) != facts["sha256"]:
+                return f"{name} has changed"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return ""
+
+
+def _delete(path: Path) -> None:
+    with suppress(FileNotFoundError):  # somebody else may delete it too
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

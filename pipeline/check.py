@@ -76,27 +76,32 @@ def check_bundle(
     pictures = cheap if image is None else image
     if oracle_prompts is not None:
         _refuse_prompts(pictures, checkpoint)
-    run: Runner = partial(run_stage, cache=cache, progress=progress)
-    facts = bundle.manifest
-    models = {name: bundle.model(name) for name in bundle.components}
-    probes = ask_pytorch(checkpoint, facts.size, run)
-    rounded = {
-        name: run(RoundedReference(probes, checkpoint.components[name], model.precision))
-        for name, model in models.items()
-        if model.precision != "fp32"
-    }
-    remarks: list[str] = []
-    with progress.running(f"{facts.target.name} components"):
-        components = _check_forms(bundle, models, probes, rounded, threads)
-    report = ParityReport(facts.target.name, components)
-    if image is None and not cheap:
-        remarks.append("no pictures were drawn, which takes long for a model of this size: ask for them with --image")
-    if not pictures:
-        return report, remarks
-    if not all(part.ok for part in components) and not image:
-        remarks.append("no pictures were drawn, because a component failed: force them with --image")
-        return report, remarks
-    return _with_pictures(report, bundle, checkpoint, coarsest(models), threads, oracle_prompts, run, progress), remarks
+    with cache.used():  # nobody may prune PyTorch's answers meanwhile
+        run: Runner = partial(run_stage, cache=cache, progress=progress)
+        facts = bundle.manifest
+        models = {name: bundle.model(name) for name in bundle.components}
+        probes = ask_pytorch(checkpoint, facts.size, run)
+        rounded = {
+            name: run(RoundedReference(probes, checkpoint.components[name], model.precision))
+            for name, model in models.items()
+            if model.precision != "fp32"
+        }
+        remarks: list[str] = []
+        with progress.running(f"{facts.target.name} components"):
+            components = _check_forms(bundle, models, probes, rounded, threads)
+        report = ParityReport(facts.target.name, components)
+        if image is None and not cheap:
+            remarks.append(
+                "no pictures were drawn, which takes long for a model of this size: ask for them with --image"
+            )
+        if not pictures:
+            return report, remarks
+        if not all(part.ok for part in components) and not image:
+            remarks.append("no pictures were drawn, because a component failed: force them with --image")
+            return report, remarks
+        return _with_pictures(
+            report, bundle, checkpoint, coarsest(models), threads, oracle_prompts, run, progress
+        ), remarks
 
 
 def _check_forms(

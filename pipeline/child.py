@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from .stage import Stage
 
 _POLL: Final = 0.1  # seconds between looks at memory
+_REPLY_BYTES: Final = 2**16
+_FULL: Final = 2**20  # bytes free below which a failure is a full disk, whatever a tool says of it
 _TAIL: Final = 20  # lines of a dead tool's output that are shown
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -55,11 +58,13 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
         (folder / "cwd").mkdir()
         request = folder / "request.json"
         request.write_bytes(TypeAdapter(kind).dump_json(stage))
+        (folder / "reply.part").write_bytes(bytes(_REPLY_BYTES))  # room for the last word, even on a full disk
         argv = [sys.executable, "-m", __name__, f"{kind.__module__}:{kind.__qualname__}", str(folder), str(into)]
         peak = _supervise(argv, folder, watch)
         reply = json.loads((folder / "reply.json").read_bytes())
     if "error" in reply:
-        raise getattr(errors, reply["error"])(reply["what"], hint=reply["hint"])
+        error: type[DiffusetteError] = getattr(errors, reply["error"], DiffusetteError)
+        raise error(reply["what"], hint=reply["hint"])
     if "bug" in reply:
         raise ChildBug(reply["bug"])
     measured = {**reply["measured"], "seconds": round(time.monotonic() - started, 2), "tree_peak_mib": round(peak)}
@@ -180,16 +185,21 @@ def main(target: str, folder: Path, into: Path) -> None:
         facts = _run(target, folder, into)
         reply = {"facts": facts, "measured": {"own_peak_mib": round(own_peak_mib())}}
     except DiffusetteError as error:
-        reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+        # a target of another package may have errors of its own: the parent knows what they derive from
+        known = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+        reply = {"error": known, "what": error.what, "hint": error.hint}
     except OSError as error:
-        reply = _os_error(error)
+        reply = _os_error(error, into)
     except MemoryError:
         reply = {"error": "NoRoom", "what": f"{target} ran out of memory", "hint": "see `diffusette inspect`"}
     except Exception:  # noqa: BLE001 - the parent raises it as `ChildBug`
         reply = {"bug": traceback.format_exc()}
-    part = folder / "reply.part"
-    part.write_text(json.dumps(reply))
-    part.rename(folder / "reply.json")
+    if "facts" not in reply and shutil.disk_usage(folder).free < _FULL:
+        reply = _disk_full("")  # whatever a tool made of it
+    with (folder / "reply.part").open("r+b") as part:
+        part.write(json.dumps(reply).encode())
+        part.truncate()
+    (folder / "reply.part").rename(folder / "reply.json")
 
 
 def _run(target: str, folder: Path, into: Path) -> dict[str, Any]:
@@ -203,16 +213,29 @@ def _run(target: str, folder: Path, into: Path) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key not in ("folder", "digest")}
 
 
-def _os_error(error: OSError) -> dict[str, Any]:
+def _os_error(error: OSError, into: Path) -> dict[str, Any]:
+    """The reply for what the system refused: the user's matter, unless it is a file that the stage itself writes."""
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return {
-            "error": "NoRoom",
-            "what": f"the disk is full: {error.filename or 'while writing to the cache'}",
-            "hint": "free some space (`diffusette cache prune`), or set DIFFUSETTE_CACHE to another disk",
-        }
+        return _disk_full(str(error.filename or ""))
+    if error.errno in (errno.EACCES, errno.ENOENT) and isinstance(error.filename, str):
+        file = Path(error.filename)
+        if file.is_absolute() and not file.is_relative_to(into):
+            return {
+                "error": "ModelError",
+                "what": f"{file} cannot be used: {error.strerror}",
+                "hint": "check that it exists and that you may read it",
+            }
     return {"bug": traceback.format_exc()}
+
+
+def _disk_full(file: str) -> dict[str, Any]:
+    return {
+        "error": "NoRoom",
+        "what": f"the disk is full: {file or 'while writing to the cache'}",
+        "hint": "free some space (`diffusette cache prune`), or set DIFFUSETTE_CACHE to another disk",
+    }
 
 
 if __name__ == "__main__":

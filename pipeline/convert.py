@@ -131,22 +131,24 @@ def convert(
         refuse_if_too_small(needed, cache.root, Path(output))
     cache.remember_source(source.digest, source.root)
 
-    run: Runner = partial(run_stage, cache=cache, progress=progress)
-    tokenizer, schedules = _accessories(source, chosen, run)
-    for what, why in schedules.skipped.items():
-        progress.say(f"no schedule for {what} steps: {why}")
-    proven = []
-    for name, runtime in runtimes.items():
-        models = {
-            part: runtime.build(source.components[part], pixels, precisions[part], run) for part in source.components
-        }
-        parity = _prove(models, source, runtime, pixels, tokenizer, schedules, run) if gate else None
-        inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
-        proven.append((places[name], inputs, parity))
-    converted = [  # only now does anything at `output` change
-        Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
-        for place, inputs, parity in proven
-    ]
+    with cache.used():  # nobody may prune what later stages read
+        run: Runner = partial(run_stage, cache=cache, progress=progress)
+        tokenizer, schedules = _accessories(source, chosen, run)
+        for what, why in schedules.skipped.items():
+            progress.say(f"no schedule for {what} steps: {why}")
+        proven = []
+        for name, runtime in runtimes.items():
+            models = {
+                part: runtime.build(source.components[part], pixels, precisions[part], run)
+                for part in source.components
+            }
+            parity = _prove(models, source, runtime, pixels, tokenizer, schedules, run) if gate else None
+            inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
+            proven.append((places[name], inputs, parity))
+        converted = [  # only now does anything at `output` change
+            Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
+            for place, inputs, parity in proven
+        ]
     took = time.monotonic() - started
     peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
     return Conversion(tuple(converted), needed, took, peak, stages)

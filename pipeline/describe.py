@@ -26,11 +26,18 @@ def describe(
         CheckpointError, BundleError, ModelError: it is none of them, or a damaged one.
     """
     place = Path(path)
-    if place.is_file() and place.suffix == ".onnx":
+    if place.suffix == ".onnx" and _is_file(place):
         return _onnx(place)
-    if (place / MANIFEST).is_file():
+    if _is_file(place / MANIFEST):
         return _bundle(place)
     return _checkpoint(path, targets, precision, size, gate)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered: opening it as a checkpoint says which
+        return False
 
 
 def _checkpoint(
@@ -106,6 +113,10 @@ def _onnx(path: Path) -> dict[str, Any]:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError:
         raise ModelError(f"{path} is not an ONNX file", hint="its content could not be parsed as protobuf") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}", hint="check its rights") from None
+    if not model.graph.node:  # no bytes at all are a valid protobuf message, one with every field at its default
+        raise ModelError(f"{path} is not an ONNX file: no nodes in it", hint="copy or export it again")
     ops = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     return {
@@ -121,8 +132,13 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 
 def _value(value: Any) -> dict[str, Any]:
+    """Name, dtype and shape; "unknown" stands for what the graph does not say, and for sequences and maps."""
     from onnx import helper
 
     kind = value.type.tensor_type
-    shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
-    return {"name": value.name, "dtype": str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), "shape": shape}
+    try:
+        dtype = str(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    except KeyError:
+        dtype = "unknown"
+    shape = [(dim.dim_param or dim.dim_value) if dim.WhichOneof("value") else "unknown" for dim in kind.shape.dim]
+    return {"name": value.name, "dtype": dtype, "shape": shape if kind.HasField("shape") else "unknown"}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .artifacts import COMPONENTS, Checkpoint
+from .cache import Cache
 from .errors import NoRoom
 
 MIB: Final = 2**20
@@ -106,7 +107,7 @@ class Forecast:
 
     @property
     def peak_mib(self) -> float:
-        return max(stage.peak_mib for stage in self.stages)
+        return max((stage.peak_mib for stage in self.stages), default=0.0)  # targets of others have no figures
 
     @property
     def seconds(self) -> float:
@@ -172,19 +173,26 @@ def _stage(row: str, component: str, fp32_bytes: int, size: tuple[int, int]) -> 
     return StageForecast(f"{component} {row}", memory, seconds)
 
 
-def memory_available_mib() -> float:
+def memory_available_mib(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     """What this process may still take: the system's available memory, or less where a cgroup limits it."""
     import psutil
 
     available = float(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit = cgroup / "memory.max"
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        available = min(available, float(text) - float(used.read_text()))
+        lines = (cgroup / "memory.stat").read_text().splitlines()
+        stat = {name: float(count) for name, count in (line.split() for line in lines)}
+        used = float((cgroup / "memory.current").read_text())
+        used -= stat["inactive_file"] + stat["active_file"]  # the page cache, which gives way to who needs memory
+        available = min(available, float(text) - used)
     return available / MIB
 
 
 def refuse_if_too_small(needed: Forecast, cache: Path, output: Path) -> None:
     """Refuse a conversion that memory or disk clearly cannot hold.
+
+    What the cache holds already is taken for stages of this conversion, which then need no room: whether they are
+    could only be told from their keys, and a disk that fills is told when it happens.
 
     Raises:
         NoRoom: with both figures.
@@ -197,7 +205,8 @@ def refuse_if_too_small(needed: Forecast, cache: Path, output: Path) -> None:
             f"{largest.label} needs about {largest.peak_mib:.0f} MiB of memory, {available:.0f} MiB are available",
             hint=hint,
         )
-    places = {cache: needed.cache_bytes, output: needed.output_bytes}
+    held = sum(entry.bytes for entry in Cache(cache).entries())
+    places = {cache: max(0, needed.cache_bytes - held), output: needed.output_bytes}
     by_disk: dict[int, float] = {}
     for place, wanted in places.items():
         folder = next(parent for parent in [place, *place.absolute().parents] if parent.exists())

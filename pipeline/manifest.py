@@ -1,4 +1,4 @@
-"""manifest.json, schema 1: all that an app has to know about a bundle. docs/bundle-format.md is for its readers.
+"""manifest.json, schema 1: all that an app has to know about a bundle. docs/bundle.md is for its readers.
 
 Strict both ways: an unknown key, a wrong type, a path that could leave the folder, or a number that JSON cannot say
 is an error. Serialisation is canonical, so equal manifests are equal bytes.
@@ -24,6 +24,9 @@ MANIFEST: Final = "manifest.json"
 MAX_BYTES: Final = 8 * 2**20
 """A manifest of the demo has some 30 kB; megabytes are an attack or a mistake."""
 
+MAX_VALUES: Final = 2**31
+"""Of one input or output."""
+
 EXACT_DB: Final = 999.0
 """Stands for an infinite ratio, since JSON has no infinity: the two tensors are equal to the last bit. Programs can
 still compare it with a floor. Unequal float32 tensors of a model stay below 300 dB."""
@@ -35,10 +38,20 @@ def _finite_decibels(value: Any) -> Any:
     return math.copysign(EXACT_DB, value) if isinstance(value, float) and math.isinf(value) else value
 
 
+def _bounded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) > MAX_VALUES:
+        found = {"values": math.prod(shape), "limit": MAX_VALUES}
+        raise PydanticCustomError("large", "{values} values, a tensor has at most {limit}", found)
+    return shape
+
+
 RelativePath = Annotated[str, Field(min_length=1), AfterValidator(inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(gt=0)]
+# Numbers have upper bounds, since programs allocate by them; what people make stays far below.
+Bytes = Annotated[int, Field(ge=0, le=2**43)]  # 8 TiB
+Size = Annotated[int, Field(gt=0, le=2**20)]
+Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_VALUES)], ...], Field(max_length=8), AfterValidator(_bounded)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]  # int32, which ncnn and MNN take
 Decibels = Annotated[float, BeforeValidator(_finite_decibels)]
 Positive = Annotated[float, Field(gt=0.0)]
 ComponentName = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", "controlnet"]
@@ -50,7 +63,7 @@ class FileEntry(Strict):
 
     path: RelativePath
     sha256: Sha256
-    bytes: Count
+    bytes: Bytes
 
 
 class TensorEntry(Strict):
@@ -58,7 +71,7 @@ class TensorEntry(Strict):
 
     name: Annotated[str, Field(min_length=1)]
     dtype: Annotated[str, Field(pattern=r"^(float|u?int)(8|16|32|64)$|^bool$")]
-    shape: tuple[Size, ...]
+    shape: Shape
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorEntry:
@@ -93,10 +106,10 @@ class TokenizerEntry(Strict):
 
     kind: Literal["clip"]
     files: Annotated[tuple[FileEntry, ...], Field(min_length=1)]
-    max_tokens: Size
-    pad_id: Count
-    bos_id: Count
-    eos_id: Count
+    max_tokens: Annotated[int, Field(gt=0, le=2**16)]
+    pad_id: TokenId
+    bos_id: TokenId
+    eos_id: TokenId
 
 
 class OtherSchedule(Strict):
@@ -106,7 +119,7 @@ class OtherSchedule(Strict):
     steps: Size
     path: RelativePath
     sha256: Sha256
-    bytes: Count
+    bytes: Bytes
 
     @property
     def file(self) -> FileEntry:
@@ -139,7 +152,7 @@ class VaeEntry(Strict):
 class TimeEmbedding(Strict):
     """The sinusoid that ncnn and MNN models take in place of a timestep (diffusers' `Timesteps`)."""
 
-    dim: Size
+    dim: Annotated[int, Field(gt=0, le=2**16, multiple_of=2)]
     flip_sin_to_cos: bool
     freq_shift: float
     max_period: Positive

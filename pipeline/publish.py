@@ -1,8 +1,9 @@
 """All or nothing on disk: what is written becomes visible by one rename, or not at all.
 
 A killed process leaves dot-names behind that say whose they were, `.unet.3f2a91c0-4711-1763846400-9d1e77aa.scratch`:
-the machine, the process, when that process began (a process id is reused, a pair of id and start is not), and chance.
-`sweep` reads them, so nothing that a dead process left stays for ever, and nothing of a living one is touched.
+the machine (or container), the process, when that process began (a process id is reused, a pair of id and start is
+not), and chance. `sweep` reads them, so nothing that a dead process left stays for ever, and nothing of a living one
+is touched.
 """
 
 from __future__ import annotations
@@ -181,7 +182,10 @@ def _beside(path: Path, role: Literal["scratch", "aside"]) -> Path:
 
 
 def _machine() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """Who else can see our process ids: containers may share a host name, but not the namespace of their processes."""
+    namespace = Path("/proc/self/ns/pid")  # pid_namespaces(7), on Linux
+    inside = namespace.readlink() if namespace.is_symlink() else ""
+    return hashlib.sha256(f"{platform.node()} {inside}".encode()).hexdigest()[:8]
 
 
 def _in_use(entry: Path, match: re.Match[str]) -> bool:

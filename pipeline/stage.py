@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -53,8 +52,8 @@ def label_of(stage: Stage[Any]) -> str:
     if component is None:
         fields = (getattr(stage, field.name) for field in dataclasses.fields(stage))  # type: ignore[arg-type]
         component = next((value.component for value in fields if hasattr(value, "component")), "")
-    precision = getattr(stage, "precision", "")
-    return " ".join(word for word in (component, stage.name, precision) if word)
+    more = (getattr(stage, "precision", ""), getattr(stage, "form", ""))
+    return " ".join(word for word in (component, stage.name, *more) if word)
 
 
 def run_stage(stage: Stage[Out], cache: Cache, progress: Progress) -> Out:
@@ -90,10 +89,3 @@ def _load(stage: Stage[Out], record: Mapping[str, Any], folder: Path) -> Out:
     facts = {**record["facts"], "folder": str(folder), "digest": folder.name}
     artifact: Out = TypeAdapter(stage.output).validate_python(facts)
     return artifact
-
-
-def discard(stage: Stage[Any], cache: Cache) -> None:
-    """Forget a stage's result, so that it runs again."""
-    digest = digest_of(stage)
-    with cache.lock(digest):
-        shutil.rmtree(cache.folder(digest), ignore_errors=True)

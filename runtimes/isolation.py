@@ -147,6 +147,13 @@ def _serve(opener: str, threads: int, pipe: Connection) -> None:
             reply["seconds"] = time.perf_counter() - started
         except DiffusetteError as error:
             reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+        except MemoryError as error:
+            work = "loading" if session is None else "running"
+            reply = {
+                "error": "NoRoom",
+                "what": f"{work} the model ran out of memory" + (f": {error}" if str(error) else ""),
+                "hint": "close other programs, or take a smaller size or precision",
+            }
         except Exception:  # noqa: BLE001 - the parent raises it as `ChildBug`
             import traceback
 

@@ -27,9 +27,9 @@ SETTLE: Final = 0.1
 """Seconds between turns: thread pools of the one that just ran spin for a while, on cores that the next one needs."""
 
 METHOD: Final = (
-    "one component alone in its own process, median and 90th percentile of the native call after a warm-up, batch 1; "
-    "PyTorch eager in float32 took turns with it, run by run"
+    "one component alone in its own process, median and 90th percentile of the native call after a warm-up, batch 1"
 )
+TURNS: Final = "PyTorch eager in float32 took turns with it, run by run"
 
 
 class TimedSession(Session, Protocol):
@@ -94,12 +94,17 @@ class ProfileReport:
     components: tuple[ComponentProfile, ...]
     machine: str  # processor and cores, for people
 
+    @property
+    def method(self) -> str:
+        """How it was measured, in a sentence."""
+        return f"{METHOD}; {TURNS}" if any(profile.torch for profile in self.components) else METHOD
+
     def to_json(self) -> dict[str, Any]:
         return {
             "target": self.target,
             "machine": self.machine,
             "components": {profile.component: profile.to_json() for profile in self.components},
-            "method": METHOD,
+            "method": self.method,
             "memory_definition": DEFINITION,
         }
 
@@ -172,7 +177,7 @@ def profile_table(report: ProfileReport) -> Table:
     table = Table(
         title=f"{report.target} on {report.machine}",
         title_justify="left",
-        caption=f"{METHOD}. Memory: {DEFINITION}.",
+        caption=f"{report.method}. Memory: {DEFINITION}.",
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)

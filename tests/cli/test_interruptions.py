@@ -16,7 +16,19 @@ from diffusette.pipeline.bundle import open_bundle
 def start(checkpoint: Path, output: Path, cache: Path) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "diffusette", "convert", str(checkpoint), "-o", str(output), "--target", "ort"]
     environment = {**os.environ, "DIFFUSETTE_CACHE": str(cache)}
-    return subprocess.Popen(argv, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        argv,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=listen_to_ctrl_c,
+    )
+
+
+def listen_to_ctrl_c() -> None:
+    """A test run that was started in the background inherits an ignored SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from diffusette.pipeline.errors import ModelError
 from safetensors.numpy import load_file, save_file
 
 from ..models import UNET_WEIGHTS
@@ -154,7 +159,6 @@ def test_a_long_prompt_warns_what_was_cut_and_an_empty_one_draws(
         (["--steps", "7"], "has 10, 20"),
         (["--scheduler", "dimm"], "schedulers: "),
         (["-o", "picture.jpg"], ".png"),
-        (["--seed", "-1"], "seed"),
     ],
 )
 def test_generate_refuses_what_it_cannot_do(command: Command, converted: Path, words: list[str], told: str) -> None:
@@ -185,3 +189,91 @@ def test_no_arguments_show_help_and_a_typo_names_the_command(command: Command) -
     assert "convert" in command("--help").out
     assert "Did you mean 'convert'?" in command("convrt").err
     assert command("--version").out.startswith("diffusette ")
+
+
+@pytest.mark.parametrize(
+    "words", [("convrt",), ("verify",), ("profile", "x", "--threads", "many")], ids=lambda words: words[0]
+)
+def test_a_usage_error_with_json_is_one_document_too(command: Command, words: tuple[str, ...]) -> None:
+    answer = command(*words, "--json")
+    assert answer.json["ok"] is False
+    assert answer.json["error"]["exit_code"] == answer.code == 2
+    assert answer.json["error"]["what"] in answer.err
+
+
+def test_a_bug_with_json_is_one_document_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[str]:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("diffusette.pipeline.recipe.shipped_recipes", broken)
+    answer = command("recipe", "list", "--json")
+    assert answer.json["error"]["kind"] == "ZeroDivisionError"
+    assert answer.json["error"]["exit_code"] == answer.code == 70
+    assert "Traceback" in answer.err
+
+
+FAILED_GATE = """
+from types import SimpleNamespace
+from diffusette import cli
+from diffusette.pipeline import bundle, check
+report = SimpleNamespace(ok=False, to_json=lambda: {"ok": False, "long": "x" * 100_000})
+bundle.open_bundle = lambda path: SimpleNamespace(manifest=SimpleNamespace(name="demo"))
+check.check_bundle = lambda *args, **kwargs: (report, [])
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["-m", "diffusette", "recipe", "list", "--json"], 0),
+        (["-m", "diffusette", "targets"], 0),
+        (["-m", "diffusette", "--help"], 0),
+        (["-m", "diffusette", "verify", "absent", "--json"], 6),
+        (["-c", FAILED_GATE, "validate", "bundle", "--json"], 5),
+    ],
+    ids=["json", "table", "help", "error", "failed gate"],
+)
+def test_a_reader_who_goes_away_changes_no_exit_code(argv: list[str], code: int, buffering: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffering}
+    ended = subprocess.run(
+        [sys.executable, *argv], stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    os.close(writing)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "ignored" not in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_a_full_stdout_is_told_in_a_line(buffering: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffering}
+    argv = [sys.executable, "-m", "diffusette", "recipe", "list", "--json"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert ended.returncode == 4
+    assert "standard output cannot be written: No space left on device" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 2  # and its hint
+
+
+def test_demo_replaces_nobody_elses_bundle(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(place: Path) -> object:
+        return SimpleNamespace(manifest=SimpleNamespace(name=name))
+
+    def start(*args: object, **options: object) -> None:
+        raise ModelError("it started")
+
+    monkeypatch.setattr("diffusette.pipeline.bundle.open_bundle", opened)
+    monkeypatch.setattr("diffusette.pipeline.convert.convert", start)
+    (tmp_path / "ncnn").mkdir()
+    (tmp_path / "ncnn" / "manifest.json").write_text("{}")
+    name = "my-model"
+    refused = command("demo", "-o", tmp_path)
+    assert refused.code == 2
+    assert f"{tmp_path / 'ncnn'} holds a bundle of 'my-model'" in refused.err
+    name = "demo"
+    assert "it started" in command("demo", "-o", tmp_path).err

@@ -97,6 +97,15 @@ def test_scheduler_and_tokenizer_decide_the_digest_too(
     assert open_checkpoint(tiny_copy).digest != tiny_checkpoint.digest
 
 
+def test_added_tokens_are_a_source_and_decide_the_digest(tiny_copy: Path, tiny_checkpoint: Checkpoint) -> None:
+    added = tiny_copy / "tokenizer/added_tokens.json"
+    added.write_text('{"<cat>": 681}')
+    found = open_checkpoint(tiny_copy)
+    assert found.sources["tokenizer/added_tokens.json"] == hashlib.sha256(added.read_bytes()).hexdigest()
+    added.write_text('{"<dog>": 681}')
+    assert len({tiny_checkpoint.digest, found.digest, open_checkpoint(tiny_copy).digest}) == 3
+
+
 def test_both_halves_of_the_vae_share_files_but_not_digests(tiny_checkpoint: Checkpoint) -> None:
     decoder, encoder = (tiny_checkpoint.components[name] for name in ("vae_decoder", "vae_encoder"))
     assert decoder.files == encoder.files
@@ -237,6 +246,39 @@ def test_a_config_without_a_key_that_is_needed(file: str, key: str, value: objec
 def test_a_config_with_a_number_that_json_does_not_have(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "vae/config.json", {"scaling_factor": float("nan")})
     assert "NaN is no JSON number" in refusal_of(tiny_copy)
+
+
+def test_a_scheduler_that_diffusers_saved_with_minus_infinity_opens_as_one_without(tiny_copy: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    edit_json(tiny_copy / "model_index.json", {"scheduler": ["diffusers", "DPMSolverMultistepScheduler"]})
+    file = tiny_copy / "scheduler/scheduler_config.json"
+    DPMSolverMultistepScheduler().save_pretrained(file.parent)
+    assert '"lambda_min_clipped": -Infinity' in file.read_text()
+    found = open_checkpoint(tiny_copy)
+    assert "lambda_min_clipped" not in found.scheduler
+    edit_json(file, {}, ("lambda_min_clipped",))
+    assert open_checkpoint(tiny_copy).digest == found.digest
+    edit_json(file, {"lambda_min_clipped": -5.1})
+    assert open_checkpoint(tiny_copy).scheduler["lambda_min_clipped"] == -5.1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("beta_end", float("nan")),
+        ("beta_end", float("-inf")),
+        ("lambda_min_clipped", float("inf")),
+        ("trained_betas", [0.1, float("inf")]),
+    ],
+)
+def test_any_other_number_of_a_scheduler_that_is_not_finite_is_named(key: str, value: object, tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "scheduler/scheduler_config.json", {key: value})
+    assert f"scheduler_config.json: {key!r} is {value!r}, a finite number is needed" in refusal_of(tiny_copy)
+
+
+def test_a_path_that_no_file_system_takes(tmp_path: Path) -> None:
+    assert "cannot be opened: File name too long" in refusal_of(tmp_path / ("x" * 300))
 
 
 def test_a_component_of_another_class(tiny_copy: Path) -> None:

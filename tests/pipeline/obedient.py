@@ -13,6 +13,10 @@ from typing import ClassVar
 from diffusette.pipeline.errors import ModelError
 
 
+class OddModel(ModelError):
+    """An error that a target of another package might raise."""
+
+
 @dataclass(frozen=True)
 class Written:
     folder: Path
@@ -41,6 +45,12 @@ class Write:
         (into / "half.txt").write_text("half")
         if self.text == "raise":
             raise ModelError("the model is wrong", hint="take another")
+        if self.text == "odd":
+            raise OddModel("an odd model", hint="take an even one")
+        if self.text == "absent":
+            (self.log.parent / "absent.safetensors").read_bytes()
+        if self.text == "our own absent":
+            (into / "absent.bin").read_bytes()
         if self.text == "bug":
             raise ZeroDivisionError("ours")
         if self.text == "segfault":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -210,9 +211,24 @@ def test_what_is_no_bundle_is_told_apart(bundle: Bundle, tmp_path: Path) -> None
         open_bundle(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"manifest.json: is a file, a bundle is a folder"):
         open_bundle(bundle.path / "manifest.json")
+    with pytest.raises(BundleError, match=r"below: does not exist"):
+        open_bundle(bundle.path / "manifest.json" / "below")
+    with pytest.raises(BundleError, match=r"cannot be opened: File name too long") as caught:
+        open_bundle(tmp_path / ("x" * 300))
+    assert caught.value.hint
     with pytest.raises(BundleError) as caught:
         open_bundle(bundle.path.parent)
     assert caught.value.hint == "several targets were converted: give one of out in it"
+
+
+def test_a_place_that_may_not_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(BundleError, match=r"out: cannot be opened: Permission denied") as caught:
+        open_bundle(tmp_path / "out")
+    assert "rights" in caught.value.hint
 
 
 def point_weights_at(bundle: Bundle, location: str) -> None:

@@ -146,6 +146,49 @@ def test_what_is_wrong_is_named_with_its_place(plain: dict[str, Any], path: str,
 
 
 @pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("size", [2**20 + 1, 64]),
+        ("size", [10**400, 64]),
+        ("components.unet.inputs.0.shape", [2**31 + 1]),
+        ("components.unet.inputs.0.shape", [2**20, 2**20]),
+        ("components.unet.outputs.0.shape", [1] * 9),
+        ("components.unet.outputs.0.shape", [1] * 100_000),
+        ("components.unet.files.0.bytes", 2**43 + 1),
+        ("schedule.others.0.bytes", 2**63),
+        ("schedule.others.0.steps", 2**40),
+        ("tokenizer.max_tokens", 2**16 + 1),
+        ("tokenizer.pad_id", 2**31),
+        ("tokenizer.bos_id", -1),
+        ("tokenizer.eos_id", 10**400),
+        ("time_embedding.dim", 2**16 + 2),
+        ("time_embedding.dim", 47),
+        ("time_embedding.max_period", 10**400),
+        ("vae.scaling_factor", 10**400),
+    ],
+)
+def test_numbers_that_nobody_makes_are_refused(plain: dict[str, Any], path: str, value: object) -> None:
+    error = refusal(replaced(plain, path, value))
+    assert path.split(".")[-1] in error.what
+    assert len(error.what) < 400
+
+
+def test_the_largest_numbers_are_taken(plain: dict[str, Any]) -> None:
+    limits = {
+        "size": [2**20, 2**20],
+        "components.unet.inputs.0.shape": [1, 1, 1, 1, 1, 1, 2**15, 2**16],
+        "components.unet.outputs.0.shape": [],
+        "components.unet.files.0.bytes": 2**43,
+        "tokenizer.max_tokens": 2**16,
+        "tokenizer.pad_id": 2**31 - 1,
+        "time_embedding.dim": 2**16,
+    }
+    for path, value in limits.items():
+        plain = replaced(plain, path, value)
+    assert parse(plain).tokenizer.max_tokens == 2**16
+
+
+@pytest.mark.parametrize(
     ("text", "what"),
     [
         (b"", "no valid JSON"),

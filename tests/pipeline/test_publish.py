@@ -202,6 +202,19 @@ def test_another_machines_scratch_is_left_alone_for_a_week(tmp_path: Path) -> No
     assert sweep(tmp_path) == (old.name,)
 
 
+def test_two_containers_with_one_host_name_leave_each_others_scratch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_symlink", lambda self: self.name == "pid")  # also where there is no /proc
+    monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))
+    theirs = publish._beside(tmp_path / "out", "scratch").name
+    nobody = theirs.replace(f"-{os.getpid()}-", "-4194305-")  # above the largest process id of Linux
+    for namespace, swept in (("pid:[2]", ()), ("pid:[1]", (nobody,))):
+        (tmp_path / nobody).mkdir(exist_ok=True)
+        monkeypatch.setattr(Path, "readlink", lambda _, namespace=namespace: Path(namespace))
+        assert sweep(tmp_path) == swept
+
+
 def test_the_sweep_knows_its_own_names_only(tmp_path: Path) -> None:
     for name in (".hidden", "out", ".out.scratch", ".out.123.scratch"):
         (tmp_path / name).mkdir()

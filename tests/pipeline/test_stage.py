@@ -93,6 +93,19 @@ def test_an_error_of_the_stage_arrives_as_it_was_raised(cache: Cache, tmp_path: 
     assert leftovers(cache) == []
 
 
+def test_an_error_of_another_package_arrives_as_what_it_derives_from(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="an odd model") as caught:
+        run_stage(Write("odd", tmp_path / "log"), cache, Silent())
+    assert caught.value.hint == "take an even one"
+
+
+def test_a_file_that_went_is_named_and_one_of_our_own_is_a_bug(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"absent\.safetensors cannot be used: No such file"):
+        run_stage(Write("absent", tmp_path / "log"), cache, Silent())
+    with pytest.raises(ChildBug, match="FileNotFoundError"):
+        run_stage(Write("our own absent", tmp_path / "log"), cache, Silent())
+
+
 def test_an_unexpected_exception_is_a_bug_with_its_traceback(cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(ChildBug, match="ZeroDivisionError: ours"):
         run_stage(Write("bug", tmp_path / "log"), cache, Silent())
@@ -139,7 +152,12 @@ def test_a_killed_parent_takes_its_child_along_and_leaves_nothing_that_counts(
 ) -> None:
     log = tmp_path / "log"
     script = KILLED.format(log=str(log), root=str(cache.root))
-    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stderr=subprocess.DEVNULL,
+        # a test run that was started in the background inherits an ignored SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

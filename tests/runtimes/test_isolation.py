@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from diffusette.pipeline.errors import FeedError, ModelError, ToolCrashed
+from diffusette.pipeline.errors import FeedError, ModelError, NoRoom, ToolCrashed
 from diffusette.runtimes.isolation import IsolatedSession, open_isolated
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -73,6 +72,13 @@ def test_an_error_of_the_session_arrives_as_it_was_raised() -> None:
     assert caught.value.hint == "ask again"
 
 
+def test_memory_that_is_refused_is_no_room_and_no_bug() -> None:
+    with opened("greedy") as session, pytest.raises(NoRoom, match=r"running the model ran out of memory: Unable"):
+        session.run({"x": X})
+    with pytest.raises(NoRoom, match=r"loading the model ran out of memory$"):
+        opened("greedy on load")
+
+
 @pytest.mark.parametrize(
     ("how", "words"), [("broken weights", "reaches 3.4e"), ("other shape", r"float32\[3, 2\], not")]
 )
@@ -87,4 +93,3 @@ def test_closing_ends_the_child() -> None:
     session.close()
     session.close()
     assert not [child for child in children if child.is_running()]
-    assert "torch" not in sys.modules

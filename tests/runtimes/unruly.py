@@ -24,6 +24,8 @@ class Doubler:
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.how == "refuse":
             raise ModelError("no", hint="ask again")
+        if self.how == "greedy":
+            np.empty(2**62, np.uint8)
         if self.how == "broken weights":
             return {"y": np.full((2, 3), 3.4e38, np.float32)}
         if self.how == "other shape":
@@ -34,4 +36,6 @@ class Doubler:
 def open_doubler(argument: Any, threads: int) -> Doubler:
     if argument["how"] == "crash on load":
         os.kill(os.getpid(), signal.SIGABRT)
+    if argument["how"] == "greedy on load":
+        raise MemoryError
     return Doubler(argument["how"])

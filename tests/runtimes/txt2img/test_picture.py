@@ -7,9 +7,10 @@ from typing import Final
 
 import numpy as np
 import pytest
+from diffusette.cli import run
 from diffusette.pipeline.errors import NoRoom, UsageError
 from diffusette.runtimes.txt2img.generate import Drawing
-from diffusette.runtimes.txt2img.picture import to_uint8, write_picture
+from diffusette.runtimes.txt2img.picture import refuse_unwritable_picture, to_uint8, write_picture
 from PIL import Image
 
 IMAGE: Final = np.linspace(0, 1, 8 * 6 * 3, dtype=np.float32).reshape(8, 6, 3)
@@ -66,6 +67,33 @@ def test_a_folder_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:
 def test_another_format_is_refused_rather_than_written_under_a_wrong_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.png"):
         write_picture(DRAWING, tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "folder", "folder.png", "missing/a.png", "file.txt/a.png", "x" * 300])
+def test_a_picture_that_could_not_be_written_is_refused_before_it_is_drawn(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("")
+    for folder in ("folder", "folder.png"):
+        (tmp_path / folder).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for refuse in (refuse_unwritable_picture, lambda path: write_picture(DRAWING, path)):
+        with pytest.raises(UsageError, match=r"cannot be written|written as \.png|is a folder") as caught:
+            refuse(tmp_path / name)
+        assert caught.value.hint
+    assert run(["generate", str(tmp_path / "no bundle"), "a prompt", "-o", str(tmp_path / name)]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/"])
+def test_a_folder_in_the_place_of_a_picture_gets_a_name_for_it(name: str) -> None:
+    with pytest.raises(UsageError, match="is a folder") as caught:
+        refuse_unwritable_picture(Path(name))
+    assert caught.value.hint.endswith("picture.png")
+
+
+def test_looking_whether_a_picture_could_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    refuse_unwritable_picture(tmp_path / "a.png")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
 def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

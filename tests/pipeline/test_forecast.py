@@ -1,0 +1,104 @@
+"""Forecasts fit the conversions that were measured, and refusals name both figures."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from diffusette.pipeline.artifacts import Checkpoint, ComponentSource
+from diffusette.pipeline.cache import Cache
+from diffusette.pipeline.describe import describe
+from diffusette.pipeline.errors import NoRoom
+from diffusette.pipeline.forecast import Forecast, StageForecast, forecast, memory_available_mib, refuse_if_too_small
+
+GIB = 1024  # MiB
+SD15 = {"text_encoder": 123_060_480, "unet": 859_520_964, "vae_decoder": 49_490_199, "vae_encoder": 34_163_664}
+TARGETS = ("ort", "ncnn", "mnn")
+
+
+@pytest.fixture
+def sd15() -> Checkpoint:
+    parts = {name: ComponentSource(name, "sd1", {}, (), "0" * 64, count, "float32") for name, count in SD15.items()}
+    return Checkpoint("sd15", Path(), "sd1", "", parts, {}, Path(), {}, "0" * 64)
+
+
+def needed(peak_mib: float = 1.0, cache_bytes: int = 0, output_bytes: int = 0) -> Forecast:
+    return Forecast((StageForecast("unet build mnn", peak_mib, 1.0),), cache_bytes, output_bytes)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_stable_diffusion_1_5_needs_less_than_eight_gigabytes(sd15: Checkpoint, precision: str) -> None:
+    told = forecast(sd15, TARGETS, dict.fromkeys(SD15, precision), (512, 512), gate=True)
+    assert 7.0 * GIB < told.peak_mib < 8.0 * GIB
+    assert max(told.stages, key=lambda stage: stage.peak_mib).label == "unet build mnn"
+    assert told.run_mib("ort")["unet"] > told.run_mib("ort")["text_encoder"]
+
+
+def test_larger_pictures_and_more_targets_need_more(sd15: Checkpoint) -> None:
+    precisions = dict.fromkeys(SD15, "fp16")
+    one = forecast(sd15, ["ort"], precisions, (512, 512), gate=True)
+    large = forecast(sd15, ["ort"], precisions, (1024, 1024), gate=True)
+    three = forecast(sd15, TARGETS, precisions, (512, 512), gate=True)
+    assert one.peak_mib < large.peak_mib
+    assert one.cache_bytes < three.cache_bytes
+    assert one.output_bytes < three.output_bytes
+
+
+def test_a_target_of_another_package_has_no_figures_and_is_no_error(
+    sd15: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = forecast(sd15, ["theirs"], dict.fromkeys(SD15, "fp16"), (512, 512), gate=False)
+    assert (told.peak_mib, told.stages) == (0.0, ())
+    refuse_if_too_small(replace(told, output_bytes=0), tmp_path, tmp_path)
+    monkeypatch.setattr("diffusette.runtimes.registry.get_target", lambda name: object())
+    facts = describe("demo", targets=("theirs",), gate=False)
+    assert facts["forecast"]["peak_mib"] == 0
+
+
+def test_too_little_memory_is_refused_with_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusette.pipeline.forecast.memory_available_mib", lambda: 4000.0)
+    with pytest.raises(NoRoom, match="unet build mnn needs about 7465 MiB of memory, 4000 MiB are available") as caught:
+        refuse_if_too_small(needed(peak_mib=7465), tmp_path, tmp_path)
+    assert "--ignore-forecast" in caught.value.hint
+    refuse_if_too_small(needed(peak_mib=3999), tmp_path, tmp_path)
+
+
+@pytest.fixture
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked, 5 GB are free."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage(10**10, 5 * 10**9, 5 * 10**9))
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_too_little_disk_is_refused_with_both_figures(tmp_path: Path) -> None:
+    with pytest.raises(NoRoom, match=r"about 6\.00 GB will be written .*, 5\.00 GB are free"):  # both on one disk
+        refuse_if_too_small(needed(cache_bytes=4 * 10**9, output_bytes=2 * 10**9), tmp_path / "c", tmp_path / "out")
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_what_the_cache_holds_already_needs_no_room(tmp_path: Path) -> None:
+    folder = Cache(tmp_path).folder("0" * 64)
+    folder.mkdir(parents=True)
+    files = {"weights": {"bytes": 3 * 10**9, "sha256": "0" * 64}}
+    record = {"stage": "weights", "facts": {}, "measured": {}, "files": files}
+    (folder / "artifact.json").write_text(json.dumps(record))
+    refuse_if_too_small(needed(cache_bytes=4 * 10**9, output_bytes=2 * 10**9), tmp_path, tmp_path)
+    with pytest.raises(NoRoom, match=r"about 6\.00 GB"):  # never below what the output alone needs
+        refuse_if_too_small(needed(cache_bytes=10**9, output_bytes=6 * 10**9), tmp_path, tmp_path)
+
+
+def test_the_page_cache_of_a_cgroup_counts_as_available(tmp_path: Path) -> None:
+    mib = 2**20
+    for name, text in {
+        "memory.max": f"{100 * mib}\n",
+        "memory.current": f"{90 * mib}\n",
+        "memory.stat": f"anon {20 * mib}\ninactive_file {50 * mib}\nactive_file {10 * mib}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert memory_available_mib(tmp_path) == pytest.approx(70)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_available_mib(tmp_path) > 70

@@ -47,10 +47,9 @@ def run(argv: list[str]) -> int:
             print_json_error("UsageError", error.format_message(), "see --help", error.exit_code)
         return error.exit_code
     except Exit as error:
-        return error.exit_code
+        return _ended(error.exit_code)
     except (KeyboardInterrupt, Abort):
-        print("stopped; finished stages are kept, run the same command again to continue", file=sys.stderr)
-        return INTERRUPTED
+        return _ended(INTERRUPTED)
     except SystemExit as ended:  # typer's answer when nobody reads stderr any more
         return ended.code if isinstance(ended.code, int) else 1
     except Exception as error:  # noqa: BLE001 - what nobody foresaw is a bug of ours, and is told as one
@@ -62,4 +61,11 @@ def run(argv: list[str]) -> int:
         if wants_json:
             print_json_error(type(error).__name__, str(error), hint, BUG)
         return BUG
-    return result if isinstance(result, int) else 0
+    return _ended(result if isinstance(result, int) else 0)
+
+
+def _ended(code: int) -> int:
+    """`code`, with a word for people when Ctrl-C was the reason: typer makes an exit code of it."""
+    if code == INTERRUPTED:
+        print("stopped; finished stages are kept, run the same command again to continue", file=sys.stderr)
+    return code

@@ -15,6 +15,8 @@ from PIL import Image
 
 from .conftest import TARGETS, Command
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a large red star in the center, on a blue background"
 COMPONENTS = {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
 

@@ -13,6 +13,9 @@ import pytest
 from diffusette.pipeline.bundle import open_bundle
 
 
+pytestmark = pytest.mark.slow
+
+
 def start(checkpoint: Path, output: Path, cache: Path) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "diffusette", "convert", str(checkpoint), "-o", str(output), "--target", "ort"]
     environment = {**os.environ, "DIFFUSETTE_CACHE": str(cache)}

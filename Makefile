@@ -32,6 +32,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-compile -c constraints.txt setuptools wheel
 	$(VENV)/bin/pip install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # in parallel; some packages ship templates
 	touch $@
 
 demo: setup

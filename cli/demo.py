@@ -21,7 +21,7 @@ def demo(
     from ..pipeline.bundle import open_bundle
     from ..pipeline.convert import convert
     from ..pipeline.draw import draw_with_bundle, save_drawing
-    from ..pipeline.measure import measure_bundle
+    from ..pipeline.measure import measure_bundles
     from ..runtimes.registry import TARGETS
     from .report import show_conversion, show_profile
     from .terminal import TerminalProgress
@@ -35,12 +35,11 @@ def demo(
     if not conversion.ok:
         return 5
     progress.say("\n2. profile: next to PyTorch eager, run by run")
-    for name in TARGETS:
-        report = measure_bundle(open_bundle(output / name), versus_torch=True, runs=10, progress=progress)
+    bundles = [open_bundle(output / name) for name in TARGETS]
+    for report in measure_bundles(bundles, versus_torch=True, runs=10, progress=progress):
         show_profile(report)
     progress.say(f"\n3. generate: {prompt!r}, seed {seed}, by each bundle alone")
-    for name in TARGETS:
-        bundle = open_bundle(output / name)
+    for name, bundle in zip(TARGETS, bundles, strict=True):
         drawing = draw_with_bundle(bundle, prompt, seed=seed, progress=progress)
         save_drawing(drawing, bundle, output / f"{name}.png")
         print(output / f"{name}.png")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..runtimes.inputs import native_feeds
 from ..runtimes.isolation import open_isolated
-from ..validate.latency import ComponentProfile, Contestant, ProfileReport, profile_component
+from ..validate.latency import ComponentProfile, Contestant, ProfileReport, race
 from ..validate.memory import bytes_on_disk
 from .bundle import Bundle
 from .cache import Cache
+from .errors import UsageError
 from .progress import Progress
 from .sessions import opener
 
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
 TORCH = "diffusette.validate.reference:open_reference"
 
 
-def measure_bundle(
-    bundle: Bundle,
+def measure_bundle(bundle: Bundle, *, progress: Progress, **options: Any) -> ProfileReport:
+    """Time one bundle; `options` are those of `measure_bundles`."""
+    (report,) = measure_bundles([bundle], progress=progress, **options)
+    return report
+
+
+def measure_bundles(
+    bundles: Sequence[Bundle],
     *,
     runs: int = 5,
     threads: int = 2,
@@ -36,36 +43,42 @@ def measure_bundle(
     form: str | None = None,
     cache: Cache | None = None,
     progress: Progress,
-) -> ProfileReport:
-    """Time every component in a process of its own, taking turns with PyTorch eager if asked to.
+) -> tuple[ProfileReport, ...]:
+    """Time every component in a process of its own, bundles of one checkpoint and PyTorch eager taking turns.
 
     Raises:
         BundleError: a file differs from the manifest.
         CheckpointError: PyTorch was asked for and the checkpoint is not known here.
+        UsageError: a bundle lacks `form`, or `runs` is below 1.
     """
-    bundle.refuse_damage()
-    open_component = opener(bundle, threads, form)
+    if runs < 1:
+        raise UsageError(f"{runs} runs measure nothing", hint="ask for at least one")
+    for bundle in bundles:
+        bundle.refuse_damage()
+    models = [{name: bundle.model(name, form) for name in bundle.components} for bundle in bundles]
     checkpoint = None
     if versus_torch:
         from .check import open_reference_checkpoint
 
-        checkpoint = open_reference_checkpoint(bundle, reference, cache or Cache.default())
-    profiles: list[ComponentProfile] = []
-    models = {name: bundle.model(name, form) for name in bundle.components}  # a missing form is told before any run
-    for name, model in models.items():
+        checkpoint = open_reference_checkpoint(bundles[0], reference, cache or Cache.default())
+    profiles: list[list[ComponentProfile]] = [[] for _ in bundles]
+    for name in bundles[0].components:
+        racing = [
+            Contestant(partial(opener(bundle, threads, form), name), partial(_feeds, bundle)) for bundle in bundles
+        ]
+        if checkpoint:
+            racing.append(_torch(checkpoint, name, bundles[0], threads))
         with progress.running(f"{name} x {runs}"):
-            profiles.append(
-                profile_component(
-                    name,
-                    model.precision,
-                    Contestant(partial(open_component, name), partial(_feeds, bundle)),
-                    disk_bytes=bytes_on_disk(Path(bundle.path, file) for file in model.files),
-                    threads=threads,
-                    runs=runs,
-                    torch=_torch(checkpoint, name, bundle, threads) if checkpoint else None,
-                )
-            )
-    return ProfileReport(bundle.manifest.target.name, tuple(profiles), machine())
+            timings = race(racing, runs=runs, warmup=1)
+        torch = timings[len(bundles)] if checkpoint else None
+        for bundle, found, kept, timing in zip(bundles, models, profiles, timings, strict=False):
+            disk = bytes_on_disk(Path(bundle.path, file) for file in found[name].files)
+            kept.append(ComponentProfile(name, found[name].precision, timing, disk, threads, runs, torch))
+    machine_name = machine()
+    return tuple(
+        ProfileReport(bundle.manifest.target.name, tuple(kept), machine_name)
+        for bundle, kept in zip(bundles, profiles, strict=True)
+    )
 
 
 def _torch(checkpoint: Checkpoint, name: str, bundle: Bundle, threads: int) -> Contestant:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from diffusette.pipeline.bundle import open_bundle
 
-
 pytestmark = pytest.mark.slow
 
 

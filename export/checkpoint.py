@@ -17,6 +17,7 @@ from ..pipeline.artifacts import Checkpoint, ComponentSource
 from ..pipeline.errors import CheckpointError
 from .diffusers_folder import INDEX, config_file, find_weights, read_headers
 from .families import Family, Headers, Part, recognise, refuse_unsupported
+from .graph import architecture
 from .loose_file import refuse_loose
 from .safetensors_file import StoredTensor, read_header
 from .survey import refuse_non_finite
@@ -33,8 +34,6 @@ _TOKENIZER_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# Provenance, and the dtype that weights were saved in: neither decides what the architecture computes.
-_NOT_ARCHITECTURE: Final = ("_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype")
 _WEIGHT_DTYPES: Final = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -145,7 +144,7 @@ def _completed_config(part: Part, headers: Headers, root: Path) -> dict[str, Any
                 f"{config_file(root, part.folder)}: {key!r} is {found}, a {kind.__name__} is needed",
                 hint="take config.json from the same checkpoint as the weights",
             )
-    return {**part.defaults, **_architecture(raw)}
+    return {**part.defaults, **architecture(raw)}
 
 
 def _completed_scheduler(headers: Headers, root: Path) -> dict[str, Any]:
@@ -163,11 +162,7 @@ def _completed_scheduler(headers: Headers, root: Path) -> dict[str, Any]:
                 f"{file}: {key!r} is {repr(value)[:80]}, a finite number is needed",
                 hint="take scheduler_config.json from where the checkpoint was whole",
             ) from None
-    return _architecture(config)
-
-
-def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _NOT_ARCHITECTURE}
+    return architecture(config)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -99,7 +99,7 @@ class ExportGraph:
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that shapes the graph: without names of people, folders and library versions."""
+    """The part of a config that decides what is computed: without provenance, and the dtype weights were saved in."""
     noise = {"_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype"}
     return {name: value for name, value in config.items() if name not in noise}
 

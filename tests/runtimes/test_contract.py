@@ -189,3 +189,4 @@ def test_closing_twice_is_no_error(name: str, shop: Workshop, monkeypatch: pytes
     opened = isolated(shop.build(target_named(name), "text_encoder", "fp32"), monkeypatch)
     opened.close()
     opened.close()
+    assert opened._process.returncode is not None  # its child is gone

@@ -53,7 +53,8 @@ def test_killed_in_every_stage_it_resumes_and_ends_in_the_same_bytes(tiny_folder
         if process.wait() == 0:
             break
         assert process.returncode == -signal.SIGKILL, rest
-        assert not output.exists()
+        # The kill may also come between the bundle's rename and the end of the process: then it is whole.
+        assert not output.exists() or open_bundle(output).verify().ok
     else:
         pytest.fail(f"never ended; finished {finished}")
     assert len(finished) == len(set(finished)) > 15  # each kill cost at most the stage that it hit

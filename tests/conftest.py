@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.pipeline.artifacts import Checkpoint
 
+from .kinds import write_kind
 from .models import write_tiny_sd1
 
 
@@ -34,3 +37,9 @@ def tiny_checkpoint(tiny_folder: Path) -> Checkpoint:
 def demo_checkpoint() -> Checkpoint:
     """The embedded, really trained checkpoint, opened."""
     return open_checkpoint("demo")
+
+
+@pytest.fixture(scope="session")
+def kind_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The diffusers folder of a tiny checkpoint, by the name of its kind (`kinds.KINDS`). Read only."""
+    return cache(lambda name: write_kind(name, tmp_path_factory.mktemp("kinds") / name))

@@ -40,14 +40,29 @@ def show(name: Name) -> int:
 
 
 @app.command("check")
-def check(name: Name, as_json: Json = False) -> int:
+def check(
+    name: Name,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Compare its rules with the modules of this checkpoint.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
     """Check that a recipe can be followed. Exits with 2 and the place when it cannot."""
-    from ..pipeline.recipe import load_recipe
+    from ..pipeline.recipe import load_recipe, parameters_of
     from .terminal import print_json
 
     recipe = load_recipe(name)
+    precisions: dict[str, str] = {}
+    if checkpoint is not None:
+        from ..export.checkpoint import open_checkpoint
+
+        source = open_checkpoint(checkpoint, survey=False)
+        recipe.check_family(source)
+        precisions = {part: plan.label for part, plan in recipe.plans(parameters_of(source)).items()}
     if as_json:
-        print_json({"ok": True, "recipe": recipe.model_dump(mode="json", by_alias=True)})
-    else:
-        print(f"{name}: ok")
+        print_json({"ok": True, "recipe": recipe.model_dump(mode="json", by_alias=True), "precisions": precisions})
+        return 0
+    print(f"{name}: ok")
+    for part, precision in precisions.items():
+        print(f"  {part:<14} {precision}")
     return 0

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Final
 
 from ..pipeline.artifacts import ComponentSource, OnnxModel
 from ..pipeline.stage import Runner
+from ..quantize.plan import Plan
+from ..quantize.quantized import QuantizedWeights, quantized_weights
 from .graph import ExportGraph, Graph, WeightSlot
 from .simplify import SimplifyGraph
 
@@ -28,24 +30,30 @@ class WriteOnnx:
 
     graph: Graph
     source: ComponentSource
-    precision: str  # "fp32" or "fp16"
+    plan: Plan
+    quantized: QuantizedWeights | None = None  # codes of a plan that has any: their values are written as float32
 
     name: ClassVar[str] = "weights"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("onnx", "numpy")
     output: ClassVar[type] = OnnxModel
 
     def key(self) -> Mapping[str, object]:
-        return {"graph": self.graph.digest, "source": self.source.digest, "precision": self.precision}
+        codes = self.quantized.digest if self.quantized else None
+        return {"graph": self.graph.digest, "source": self.source.digest, "plan": self.plan.key(), "codes": codes}
+
+    @property
+    def precision(self) -> str:
+        return self.plan.label
 
     def run(self, into: Path) -> OnnxModel:
         import onnx
 
-        from .weights import Weights
+        from ..quantize.quantized import StoredWeights
 
         model = onnx.load(str(self.graph.file))
         slots = self.graph.slots()
-        weights = Weights(self.source)
+        weights = StoredWeights(self.source, self.plan, self.quantized)
         weights.check({slot.source: slot.stored for slot in slots})
         names = {slot.name for slot in slots}
         kept = [value for value in model.graph.input if value.name not in names]
@@ -67,15 +75,13 @@ class WriteOnnx:
         import numpy as np
         from onnx import TensorProto, helper
 
-        from ..quantize.cast import to_float16
-
-        array = weights.read(slot.source).astype(np.float32, copy=False)
-        half = self.precision == "fp16" and array.ndim >= 2
+        array = weights.read(slot.source)
+        half = weights.scheme(slot.source).name == "fp16"
         if slot.permute:
             array = array.transpose(slot.permute)
         array = np.ascontiguousarray(array).reshape(slot.shape)
         if half:
-            array = to_float16(array, f"{self.source.component}/{slot.source}")
+            array = array.astype(np.float16)  # exact: they are rounded already
         tensor = TensorProto(name=slot.name, dims=slot.shape)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
         if array.nbytes < _INLINE_BELOW:
@@ -95,8 +101,15 @@ class WriteOnnx:
         return tensor, [node]
 
 
-def onnx_model(source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> OnnxModel:
-    """The canonical ONNX of a component: exported, simplified, with its weights at `precision`."""
-    graph = run(ExportGraph(source.component, source.family, source.config, size))
-    graph = run(SimplifyGraph(graph))
-    return run(WriteOnnx(graph, source, precision))
+def onnx_model(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> OnnxModel:
+    """The canonical ONNX of a component: exported, simplified, with its weights rounded as `plan` says.
+
+    Weights that the plan stores as codes are in it as the float32 values of these codes.
+    """
+    graph = onnx_graph(source, size, run)
+    return run(WriteOnnx(graph, source, plan, quantized_weights(source, plan, run)))
+
+
+def onnx_graph(source: ComponentSource, size: tuple[int, int], run: Runner) -> Graph:
+    """The structure of a component: exported and simplified, without weights."""
+    return run(SimplifyGraph(run(ExportGraph(source.component, source.family, source.config, size))))

@@ -19,6 +19,7 @@ from .schedule import CompiledSchedule
 from .stray_weights import stray_weights
 
 if TYPE_CHECKING:
+    from ..quantize.plan import Plan
     from ..runtimes.txt2img.generate import Drawing
     from ..validate.latency import ProfileReport
     from ..validate.report import ParityReport
@@ -92,6 +93,15 @@ class Bundle:
             notes=entry.notes,
             digest=sha256_of_json({file.path: file.sha256 for file in files}),
         )
+
+    def plan(self, component: str) -> Plan:
+        """How the component's weights are stored."""
+        from ..quantize.plan import Plan
+
+        entry = self.manifest.components[component]  # type: ignore[index]
+        if entry.plan is None:
+            return Plan(entry.precision)
+        return Plan(entry.plan.default, tuple(sorted(entry.plan.exceptions.items())))
 
     def schedules(self) -> tuple[CompiledSchedule, ...]:
         """Every compiled schedule of the bundle, the default first.

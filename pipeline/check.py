@@ -14,7 +14,7 @@ from ..validate.stages import worst_form
 from .bundle import Bundle
 from .cache import Cache
 from .errors import BundleError, CheckpointError, UsageError
-from .gate import ask_pytorch, coarsest, pictures_are_cheap
+from .gate import ask_pytorch, ask_rounded, coarsest, pictures_are_cheap
 from .progress import Progress
 from .sessions import opener, painter
 from .stage import run_stage
@@ -62,8 +62,6 @@ def check_bundle(
         BundleError: a file differs from the manifest.
         CheckpointError: there is no reference to compare with.
     """
-    from ..validate.reference import RoundedReference
-
     bundle.refuse_damage()
     cache = cache or Cache.default()
     checkpoint = open_reference_checkpoint(bundle, reference, cache)
@@ -82,7 +80,7 @@ def check_bundle(
         models = {name: bundle.model(name) for name in bundle.components}
         probes = ask_pytorch(checkpoint, facts.size, run)
         rounded = {
-            name: run(RoundedReference(probes, checkpoint.components[name], model.precision))
+            name: ask_rounded(probes, checkpoint.components[name], bundle.plan(name), run)
             for name, model in models.items()
             if model.precision != "fp32"
         }

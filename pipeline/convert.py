@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from .artifacts import Checkpoint, TargetModel
 from .bundle import Bundle
 from .cache import Cache
-from .errors import UnsupportedPrecision, UsageError
+from .errors import UsageError
 from .progress import Progress, Silent
-from .recipe import Recipe, load_recipe, merged, recipe_for
+from .recipe import Recipe, load_recipe, merged, parameters_of, recipe_for
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
+    from ..quantize.plan import Plan
     from ..runtimes.protocol import Target
     from ..validate.report import ParityReport
     from .forecast import Forecast
@@ -99,6 +100,8 @@ def convert(
         DiffusetteError: see `errors`; nothing at `output` has changed then.
     """
     from ..export.checkpoint import open_checkpoint
+    from ..quantize.plan import Plan
+    from ..runtimes.checks import refuse_schemes
     from ..runtimes.registry import TARGETS, get_target
     from .destination import Destination
     from .forecast import forecast, refuse_if_too_small
@@ -111,16 +114,19 @@ def convert(
     names = targets or ((chosen.target.name,) if chosen.target.name else tuple(TARGETS))
     runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
     if precision is not None:
-        _refuse_precision(precision, "all components", runtimes.values())
+        for runtime in runtimes.values():
+            refuse_schemes(runtime, "all components", Plan(precision))
     chosen = merged(chosen, precision=precision, size=size)
     for runtime in runtimes.values():
         runtime.require()  # fail in the first second, not after the export
 
     source = open_checkpoint(checkpoint, memo=cache.memo)
     chosen.check_family(source)
-    precisions = chosen.precisions(tuple(source.components))
+    parameters = parameters_of(source)
+    plans = chosen.plans(parameters)
     for runtime in runtimes.values():
-        _refuse_unsupported(runtime, source, precisions)
+        _refuse_unsupported(runtime, source, plans)
+    precisions = {part: plan.label for part, plan in plans.items()}
     pixels = chosen.size_for(source)
     root = Path(os.path.realpath(output))
     places = {name: Destination(root / name if len(runtimes) > 1 else root, overwrite) for name in runtimes}
@@ -139,11 +145,11 @@ def convert(
         proven = []
         for name, runtime in runtimes.items():
             models = {
-                part: runtime.build(source.components[part], pixels, precisions[part], run)
-                for part in source.components
+                part: runtime.build(source.components[part], pixels, plans[part], run) for part in source.components
             }
-            parity = _prove(models, source, runtime, pixels, tokenizer, schedules, run) if gate else None
+            parity = _prove(models, plans, source, runtime, pixels, tokenizer, schedules, run) if gate else None
             inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
+            inputs = replace(inputs, plans=plans, shapes=parameters)
             proven.append((places[name], inputs, parity))
         converted = [  # only now does anything at `output` change
             Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
@@ -154,26 +160,16 @@ def convert(
     return Conversion(tuple(converted), needed, took, peak, stages)
 
 
-def _refuse_unsupported(runtime: Target, source: Checkpoint, precisions: Mapping[str, str]) -> None:
+def _refuse_unsupported(runtime: Target, source: Checkpoint, plans: Mapping[str, Plan]) -> None:
+    from ..runtimes.checks import refuse_schemes
+
     if source.family not in runtime.families:
         raise UsageError(
             f"target {runtime.name!r} does not run family {source.family!r}",
             hint=f"it runs: {', '.join(runtime.families)}",
         )
-    for part, precision in precisions.items():
-        _refuse_precision(precision, part, [runtime])
-
-
-def _refuse_precision(precision: str, part: str, runtimes: Iterable[Target]) -> None:
-    from ..quantize.scheme import parse_scheme
-
-    parse_scheme(precision)
-    for runtime in runtimes:
-        if precision not in runtime.precisions:
-            raise UnsupportedPrecision(
-                f"target {runtime.name!r} does not run {part} at {precision!r}",
-                hint=f"it runs: {', '.join(runtime.precisions)}",
-            )
+    for part, plan in plans.items():
+        refuse_schemes(runtime, part, plan)
 
 
 def _accessories(source: Checkpoint, recipe: Recipe, run: Runner) -> tuple[Tokenizer, Schedules]:
@@ -191,6 +187,7 @@ def _accessories(source: Checkpoint, recipe: Recipe, run: Runner) -> tuple[Token
 
 def _prove(
     models: Mapping[str, TargetModel],
+    plans: Mapping[str, Plan],
     source: Checkpoint,
     runtime: Target,
     pixels: tuple[int, int],
@@ -200,7 +197,7 @@ def _prove(
 ) -> ParityReport:
     from .gate import ask_pytorch, prove
 
-    return prove(models, source, runtime, ask_pytorch(source, pixels, run), tokenizer, schedules, run)
+    return prove(models, plans, source, runtime, ask_pytorch(source, pixels, run), tokenizer, schedules, run)
 
 
 def _pack_inputs(

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import ModelError
 from .manifest import MANIFEST
-from .recipe import load_recipe, merged, recipe_for
+from .recipe import load_recipe, merged, parameters_of, recipe_for
 
 
 def describe(
@@ -53,7 +53,8 @@ def _checkpoint(
     for name in names:
         get_target(name)
     pixels = recipe.size_for(source)
-    needed = forecast(source, names, recipe.precisions(tuple(source.components)), pixels, gate=gate)
+    labels = {name: plan.label for name, plan in recipe.plans(parameters_of(source)).items()}
+    needed = forecast(source, names, labels, pixels, gate=gate)
     return {
         "kind": "checkpoint",
         "name": source.name,

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..runtimes.inputs import time_embedding_facts
-from ..validate.probes import CHEAP_UNET, Probes, plan_for
+from ..validate.probes import CHEAP_UNET, Probes, RoundedAnswers, plan_for
 from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import GateComponent, GatePictures, worst_form
-from .artifacts import Checkpoint, TargetModel
+from .artifacts import Checkpoint, ComponentSource, TargetModel
 from .errors import CheckpointError
 from .pack import vae_entry
 from .stage import Runner
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
+    from ..quantize.plan import Plan
     from ..runtimes.protocol import Target
     from .schedule import CompiledSchedule
 
@@ -29,8 +30,17 @@ def ask_pytorch(checkpoint: Checkpoint, size: tuple[int, int], run: Runner) -> P
     return run(ReferenceProbes(checkpoint, size, plan_for(checkpoint, size)))
 
 
+def ask_rounded(probes: Probes, source: ComponentSource, plan: Plan, run: Runner) -> RoundedAnswers:
+    """PyTorch's answers with the weights that `plan` leaves: the same for every target."""
+    from ..quantize.quantized import quantized_weights
+    from ..validate.reference import RoundedReference
+
+    return run(RoundedReference(probes, source, plan, quantized_weights(source, plan, run)))
+
+
 def prove(
     models: Mapping[str, TargetModel],
+    plans: Mapping[str, Plan],
     checkpoint: Checkpoint,
     target: Target,
     probes: Probes,
@@ -39,15 +49,13 @@ def prove(
     run: Runner,
 ) -> ParityReport:
     """Hold every model of one target against PyTorch; the worst component comes first."""
-    from ..validate.reference import RoundedReference
-
     vae = vae_entry(checkpoint.components["vae_decoder"].config)
     time = time_embedding_facts(checkpoint.components["unet"].config)
     reports: list[ComponentReport] = []
     for name, model in models.items():
         rounded = None
         if model.precision != "fp32":
-            rounded = run(RoundedReference(probes, checkpoint.components[name], model.precision))
+            rounded = ask_rounded(probes, checkpoint.components[name], plans[name], run)
         forms = ("", *model.forms)
         reports.append(
             worst_form(

@@ -89,11 +89,27 @@ class TargetEntry(Strict):
     min_runtime: str  # oldest that loads them
 
 
+class SchemeEntry(Strict):
+    """A scheme's share of a component's parameters, and what it takes: bits a weight, scales included."""
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)]
+    bits_per_weight: Positive
+
+
+class PlanEntry(Strict):
+    """How the weights are stored (quantize/plan.py): a default, and exceptions by parameter."""
+
+    default: str
+    exceptions: dict[str, str] = Field(default_factory=dict)
+
+
 class ComponentEntry(Strict):
     """One model. `files`: the one to load first; `forms`: the same model in other forms of the runtime."""
 
     precision: str
     bits_per_weight: Positive
+    plan: PlanEntry | None = None  # absent in bundles of earlier versions: all at `precision`
+    schemes: dict[str, SchemeEntry] = Field(default_factory=dict)
     files: Annotated[tuple[FileEntry, ...], Field(min_length=1)]
     inputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]
     outputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]

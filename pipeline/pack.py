@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .artifacts import Checkpoint, TargetModel
 from .bundle import Bundle, open_bundle
@@ -28,8 +28,10 @@ from .manifest import (
     MemoryEntry,
     OtherSchedule,
     ParityEntry,
+    PlanEntry,
     Provenance,
     ScheduleEntry,
+    SchemeEntry,
     SourceEntry,
     SpeedEntry,
     TargetEntry,
@@ -41,6 +43,9 @@ from .manifest import (
 from .publish import published, written
 from .safe_path import inside
 from .schedule import CompiledSchedule
+
+if TYPE_CHECKING:
+    from ..quantize.plan import Plan, Shapes
 
 _LICENCES: Final = ("license", "licence", "notice", "copying", "use_policy")  # file names begin so, in any case
 
@@ -66,6 +71,8 @@ class PackInputs:
     recipe: str  # verbatim
     tools: Mapping[str, str]  # distribution -> version
     gate: Gate
+    plans: Mapping[str, Plan] = field(default_factory=dict)  # by component
+    shapes: Mapping[str, Shapes] = field(default_factory=dict)  # of every parameter, by component
     parity: Mapping[str, ParityEntry] = field(default_factory=dict)
     speed: Mapping[str, SpeedEntry] = field(default_factory=dict)
     memory: MemoryEntry = field(default_factory=MemoryEntry)
@@ -138,7 +145,7 @@ def _manifest(inputs: PackInputs, put: Put) -> Manifest:
         name=checkpoint.name,
         family=checkpoint.family,
         target=inputs.target,
-        components={model.component: _component(model, put) for model in inputs.models},  # type: ignore[misc]
+        components={model.component: _component(model, inputs, put) for model in inputs.models},  # type: ignore[misc]
         tokenizer=_tokenizer(inputs, put),
         schedule=ScheduleEntry(
             default=default.to_json(),
@@ -167,7 +174,7 @@ def _manifest(inputs: PackInputs, put: Put) -> Manifest:
     return manifest.model_copy(update={"assets": (readme, *manifest.assets)})
 
 
-def _component(model: TargetModel, put: Put) -> ComponentEntry:
+def _component(model: TargetModel, inputs: PackInputs, put: Put) -> ComponentEntry:
     wanted = dict.fromkeys(_all_files(model))
     # Each component has its folder; some targets build into one already.
     prefix = f"{model.component}/"
@@ -175,12 +182,27 @@ def _component(model: TargetModel, put: Put) -> ComponentEntry:
     return ComponentEntry(
         precision=model.precision,
         bits_per_weight=model.bits_per_weight,
+        **_storage(model.component, inputs),
         files=tuple(entries[file] for file in model.files),
         inputs=tuple(TensorEntry.of(spec) for spec in model.inputs),
         outputs=tuple(TensorEntry.of(spec) for spec in model.outputs),
         forms={name: tuple(entries[file] for file in files) for name, files in model.forms.items()},
         notes=model.notes,
     )
+
+
+def _storage(component: str, inputs: PackInputs) -> dict[str, Any]:
+    """The plan, and each scheme's share of the parameters."""
+    from ..quantize.plan import shares
+
+    if component not in inputs.plans:
+        return {}
+    plan = inputs.plans[component]
+    found = shares(plan, inputs.shapes[component])
+    return {
+        "plan": PlanEntry(default=plan.default, exceptions=dict(plan.exceptions)),
+        "schemes": {name: SchemeEntry(share=share, bits_per_weight=bits) for name, (share, bits) in found.items()},
+    }
 
 
 def _tokenizer(inputs: PackInputs, put: Put) -> TokenizerEntry:

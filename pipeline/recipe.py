@@ -5,48 +5,44 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import AfterValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
-from .artifacts import COMPONENTS, Checkpoint
+from .artifacts import Checkpoint
 from .errors import RecipeError, UsageError, refuse_unknown
 from .strict import Location, Strict, parsed
 
-DEFAULT_RECIPE: Final = "sd1-fp16"
-SCHEMES: Final = ("fp16", "fp32")
-"""Schemes that this release executes."""
+if TYPE_CHECKING:
+    from ..quantize.plan import Plan, Shapes
 
+DEFAULT_RECIPE: Final = "sd1-fp16"
 SchedulerName = Literal["ddim", "euler", "euler_a", "pndm", "dpmpp_2m", "unipc", "lcm", "tcd"]
 """What export/schedule.py compiles; a test compares the two."""
 
 _SHELF: Final = Path(__file__).parents[1] / "recipes"
 
-# Module paths of every kind that Stable Diffusion's components have, and one that none has. A rule that takes all
-# of them takes the component; a rule that takes some would split it.
-_PROBES: Final = (
-    "conv_in",
-    "conv_norm_out.weight",
-    "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight",
-    "decoder.mid_block.resnets.0.conv1.bias",
-    "encoder.layers.11.self_attn.k_proj",
-    "text_model.embeddings.token_embedding",
-    "time_embedding.linear_1",
-    "post_quant_conv",
-    "Zq-7/none such",
-)
+
+def _scheme(name: str) -> str:
+    from ..quantize.scheme import parse_scheme
+
+    try:
+        parse_scheme(name)
+    except UsageError as error:
+        raise PydanticCustomError("scheme", "not a scheme", {"hint": error.hint}) from None
+    return name
 
 
-def _known_scheme(scheme: str) -> str:
-    if scheme not in SCHEMES:
-        raise PydanticCustomError(
-            "scheme",
-            "this release executes no such scheme",
-            {"hint": f"schemes: {', '.join(SCHEMES)}"},
-        )
-    return scheme
+def _precision(name: str) -> str:
+    from ..quantize.scheme import KEEP
+
+    if name == KEEP:
+        hint = {"hint": "fp32 for all; keep is for rules"}
+        raise PydanticCustomError("scheme", "a precision is what all components are stored at", hint)
+    return _scheme(name)
 
 
 def _whole_latents(size: tuple[int, int]) -> tuple[int, int]:
@@ -71,7 +67,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Scheme = Annotated[str, AfterValidator(_known_scheme)]
+Scheme = Annotated[str, AfterValidator(_scheme)]
+Precision = Annotated[str, AfterValidator(_precision)]
 Size = Annotated[tuple[int, int], AfterValidator(_whole_latents)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 OrtForm = Literal["onnx", "ort"]
@@ -90,7 +87,7 @@ class ExportChoice(Strict):
 
 
 class Rule(Strict):
-    """`[[quantize.rules]]`: `match` is compared with the entire `component/module.path`."""
+    """`[[quantize.rules]]`: `match` is compared with the entire `component/module.path`, or that of a parameter."""
 
     match: Annotated[str, AfterValidator(_regex)]
     scheme: Scheme
@@ -100,7 +97,7 @@ class Rule(Strict):
 class QuantizeChoice(Strict):
     """`[quantize]`: a scheme for all, then rules in order, of which the last match wins."""
 
-    precision: Scheme = "fp16"
+    precision: Precision = "fp16"
     rules: tuple[Rule, ...] = ()
 
 
@@ -172,23 +169,48 @@ class Recipe(Strict):
         """The file's own text, comments included; for a merged recipe, the keys in force."""
         return self._text
 
-    def precisions(self, components: Collection[str]) -> dict[str, str]:
-        """The scheme of each of `components`: the recipe's precision, or that of the last rule that matches.
+    def plans(self, parameters: Mapping[str, Shapes]) -> dict[str, Plan]:
+        """The plan of each component: the recipe's precision, or the scheme of the last rule that matches.
 
+        Args:
+            parameters: component -> name -> shape of every parameter; `parameters_of` reads them from a checkpoint.
         Raises:
-            RecipeError: a rule matches none of them, or only part of one: this release keeps a component whole.
+            RecipeError: a rule matches nothing, or only what every scheme leaves in float32.
         """
-        chosen = dict.fromkeys(components, self.quantize.precision)
+        from ..quantize.plan import plan_of
+
+        rounded = {c: [name for name, shape in shapes.items() if len(shape) > 1] for c, shapes in parameters.items()}
+        chosen = {c: dict.fromkeys(names, self.quantize.precision) for c, names in rounded.items()}
         for number, rule in enumerate(self.quantize.rules, start=1):
-            where = f"{self.name} [[quantize.rules]] {number}"
-            matched = [component for component in components if _takes_whole(rule.match, component, where)]
-            if not matched:
-                raise RecipeError(
-                    f"{where}: {rule.match!r} matches nothing",
-                    hint=f"a rule is compared with COMPONENT/MODULE; components here: {', '.join(components)}",
-                )
-            chosen.update(dict.fromkeys(matched, rule.scheme))
-        return chosen
+            matched = [
+                (c, name) for c, shapes in parameters.items() for name in shapes if _matches(rule.match, c, name)
+            ]
+            taken = [(c, name) for c, name in matched if name in chosen[c]]
+            if not taken:
+                self._refuse_rule(number, rule, matched, parameters)
+            for component, name in taken:
+                chosen[component][name] = rule.scheme
+        return {c: plan_of(schemes, parameters[c]) for c, schemes in chosen.items()}
+
+    def _refuse_rule(
+        self, number: int, rule: Rule, matched: Collection[tuple[str, str]], parameters: Mapping[str, Shapes]
+    ) -> NoReturn:
+        where = f"{self.name} [[quantize.rules]] {number}"
+        if matched:
+            component, name = next(iter(matched))
+            raise RecipeError(
+                f"{where}: {rule.match!r} matches only biases and norms, such as {component}/{name}",
+                hint="these stay float32 at every scheme; match a convolution, a linear layer or an embedding",
+            )
+        components = f"COMPONENT/MODULE; components here: {', '.join(parameters)}"
+        part = next((c for c in parameters if rule.match.startswith(f"{c}/")), None)
+        near = get_close_matches(
+            rule.match.replace("\\", ""), [f"{part}/{n.rpartition('.')[0]}" for n in parameters[part]], n=1, cutoff=0.8
+        ) if part else []  # fmt: skip
+        raise RecipeError(
+            f"{where}: {rule.match!r} matches nothing",
+            hint=f"did you mean {near[0]!r}?" if near else f"a rule is compared with the whole of {components}",
+        )
 
     def target_options(self, name: str) -> dict[str, Any]:
         """The keys of `[target.NAME]`, as the runtime's constructor takes them."""
@@ -258,7 +280,6 @@ def parse_recipe(text: str, name: str) -> Recipe:
     _refuse_other_schema(data, name)
     recipe = parsed(Recipe, data, lambda table: f"{name} {_table(table)}".rstrip(), RecipeError)
     recipe._name, recipe._text = name, text
-    recipe.precisions(COMPONENTS)  # a rule that can never match is refused before any checkpoint is opened
     return recipe
 
 
@@ -314,14 +335,15 @@ def _table(location: Location) -> str:
     return f"[{names}]" if names else ""
 
 
-def _takes_whole(pattern: str, component: str, where: str) -> bool:
-    """Whether `pattern` matches all modules of `component` (True) or none (False)."""
-    taken = [re.fullmatch(pattern, f"{component}/{probe}") is not None for probe in _PROBES]
-    if all(taken):
-        return True
-    if any(taken) or pattern.startswith(f"{component}/"):
-        raise RecipeError(
-            f"{where}: {pattern!r} addresses a part of {component}; this release keeps a component in one scheme",
-            hint=f'match = "{component}/.*" with scheme {" or ".join(SCHEMES)}',
-        )
-    return False
+def _matches(pattern: str, component: str, parameter: str) -> bool:
+    """Whether a rule takes a parameter: by its own name, or by that of the module that owns it."""
+    names = (f"{component}/{parameter.rpartition('.')[0]}", f"{component}/{parameter}")
+    return any(re.fullmatch(pattern, name) for name in names)
+
+
+def parameters_of(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Component -> name -> shape of every parameter, from the headers of the checkpoint's files."""
+    from ..export.weights import Weights
+
+    found = {component: Weights(source) for component, source in checkpoint.components.items()}
+    return {c: {name: weights.spec(name)[1] for name in weights.names()} for c, weights in found.items()}

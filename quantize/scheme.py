@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 from ..pipeline.errors import UsageError
 
 FLOATS: Final = ("fp32", "fp16")
-_GRAMMAR: Final = re.compile(r"w(?P<weights>[2-8])(?P<groups>c|g\d+)_a(?P<activations>8|fp)")
+KEEP: Final = "keep"
+"""In a rule: what it matches stays as the checkpoint has it, in float32 at most."""
+
+SCALE_BITS: Final = 32  # scales are float32 on every runtime
+_GRAMMAR: Final = re.compile(r"w(?P<weights>[2-8])(?P<groups>c|g[1-9]\d*)_a(?P<activations>8|fp)")
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`fp16`, or `w<bits><granularity>_a<bits or fp>`: `w8c_afp` is int8 weights per output channel, float activations.
+    """`fp32`, `fp16`, or `w<bits><granularity>_a<bits or fp>`.
 
+    `w8c_afp` is int8 weights with a scale an output channel, float activations; `w4g64_afp` int4 with a scale for
+    every 64 weights of an output channel, in the order of memory. Integers are symmetric around zero.
     Which of them a runtime executes is data in its folder; a well-formed name need not be one of these.
     """
 
@@ -24,13 +32,43 @@ class Scheme:
     group: int | None  # weights that share a scale; None: an output channel, or floats, which have none
     activation_bits: int
 
+    @property
+    def is_float(self) -> bool:
+        return self.name in FLOATS
+
+    @property
+    def top(self) -> int:
+        """The largest code, 127 for 8 bits; the least is its negative."""
+        return int(2 ** (self.weight_bits - 1)) - 1
+
+    def groups(self, shape: Sequence[int]) -> int:
+        """Scales an output channel of a weight of `shape` [O, ...]."""
+        row = prod(shape[1:])
+        return row // self.group_in(row)
+
+    def group_in(self, row: int) -> int:
+        """Weights that share a scale in an output channel of `row` weights.
+
+        The largest divisor of the row that is not above the scheme's group: not every runtime can pad a last group.
+        """
+        if self.group is None:
+            return row
+        return next(size for size in range(min(self.group, row), 0, -1) if row % size == 0)
+
+    def bits(self, shape: Sequence[int]) -> int:
+        """Bits that a tensor of `shape` takes, scales included."""
+        scales = 0 if self.is_float else shape[0] * self.groups(shape) * SCALE_BITS
+        return prod(shape) * self.weight_bits + scales
+
 
 def parse_scheme(name: str) -> Scheme:
-    """Take a scheme's name apart.
+    """Take a scheme's name apart; `keep` is float32.
 
     Raises:
         UsageError: it is not in the grammar.
     """
+    if name == KEEP:
+        name = "fp32"
     if name in FLOATS:
         return Scheme(name, int(name[2:]), None, 32)
     match = _GRAMMAR.fullmatch(name)

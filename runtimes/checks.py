@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 
 from ..pipeline.artifacts import TensorSpec
-from ..pipeline.errors import FeedError, ToolCrashed
-from .protocol import Array, Feeds
+from ..pipeline.errors import FeedError, ToolCrashed, UnsupportedPrecision
+from ..quantize.plan import Plan
+from .protocol import Array, Feeds, Target
 
 # Activations of Stable Diffusion stay below a few hundred. MNN answers damaged weights with ±3.4e38.
 SANE_MAGNITUDE: Final = 1e6
@@ -62,3 +63,18 @@ def checked_results(results: Feeds, outputs: Sequence[TensorSpec], model: str) -
                 hint="run `diffusette verify` on the bundle; if it is whole, convert again and report this",
             )
     return {spec.name: results[spec.name] for spec in outputs}
+
+
+def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
+    """Refuse what a runtime does not execute before anything is built.
+
+    Raises:
+        UsageError: a name in the plan is no scheme.
+        UnsupportedPrecision: a scheme of the plan is not one of the target's; the hint lists these.
+    """
+    for scheme in plan.schemes:
+        if scheme.name not in target.precisions:
+            raise UnsupportedPrecision(
+                f"target {target.name!r} does not run {component} at {scheme.name!r}",
+                hint=f"it runs: {', '.join(target.precisions)}",
+            )

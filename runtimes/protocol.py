@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 from numpy.typing import NDArray
 
 from ..pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
+from ..quantize.plan import Plan
 
 if TYPE_CHECKING:
     from ..pipeline.stage import Runner
@@ -56,10 +57,11 @@ class Target(Protocol):
         """Version of the installed runtime."""
         ...
 
-    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+    def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
         """Turn a checkpoint component into this runtime's model, for pictures of `size` (height, width) pixels.
 
-        Every step goes through `run`, so that it is cached, isolated in a child process and measured.
+        Every step goes through `run`, so that it is cached, isolated in a child process and measured. Integer codes
+        are those of `quantize.quantized.quantized_weights`; the model's `precision` is the plan's label.
         """
         ...
 

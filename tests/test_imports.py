@@ -63,12 +63,16 @@ SPINE: Final = {
     )
 }  # fmt: skip
 
+# What weights are stored as, in words and numbers: `export/` and `runtimes/` speak of it too.
+NOTATION: Final = {f"quantize.{name}" for name in ("cast", "codes", "plan", "scheme")}
+
 # Who may import what; a name covers what is below it, and the longest name that covers a module is its rule.
 # cli -> pipeline.convert -> export, quantize, runtimes, validate -> spine
 ALLOWED: Final[dict[str, set[str]]] = {
     **dict.fromkeys(SPINE, SPINE),
     "export": {"export", "quantize", *SPINE},
-    "quantize": {"quantize", *SPINE},
+    "quantize": {"quantize", "export", *SPINE},  # it streams a component's weights
+    **{name: {*NOTATION, *SPINE} for name in NOTATION},
     "runtimes": {"runtimes", "export", "quantize", *SPINE},
     "validate": {"validate", "runtimes", "export", "quantize", *SPINE},
     "pipeline": {"pipeline", "export", "quantize", "runtimes", "validate"},

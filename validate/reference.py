@@ -18,7 +18,9 @@ import numpy as np
 from ..export import modules
 from ..export.schedule import SCHEDULERS, default_scheduler
 from ..pipeline.artifacts import Checkpoint, ComponentSource, TensorSpec
-from ..pipeline.errors import ModelError, UsageError
+from ..pipeline.errors import ModelError
+from ..quantize.plan import Plan
+from ..quantize.quantized import QuantizedWeights, StoredWeights
 from ..runtimes.protocol import Array, Feeds
 from .probes import ProbePlan, Probes, RoundedAnswers
 from .prompts import EMPTY
@@ -26,16 +28,17 @@ from .prompts import EMPTY
 if TYPE_CHECKING:
     from torch import nn
 
-ROUNDINGS: Final = ("fp32", "fp16")
+_AS_TRAINED: Final = Plan("fp32")
 
 
 @dataclass(frozen=True, slots=True)
 class TorchModel:
-    """A component as PyTorch runs it, its weights optionally rounded; the argument of `open_reference`."""
+    """A component as PyTorch runs it, its weights rounded as a plan says; the argument of `open_reference`."""
 
     source: ComponentSource
     size: tuple[int, int]  # height, width in pixels
-    round_to: str = "fp32"
+    plan: Plan = _AS_TRAINED
+    quantized: QuantizedWeights | None = None  # the codes, where the plan has any
 
 
 class TorchSession:
@@ -45,7 +48,8 @@ class TorchSession:
         self.inputs: tuple[TensorSpec, ...] = modules.input_specs(model.source, model.size)
         self.outputs: tuple[TensorSpec, ...] = modules.output_specs(model.source, model.size)
         self._module: nn.Module | None = modules.load(model.source)
-        round_weights(self._module, model.round_to)
+        if model.plan != _AS_TRAINED:
+            round_weights(self._module, StoredWeights(model.source, model.plan, model.quantized))
 
     @property
     def module(self) -> nn.Module:
@@ -83,26 +87,19 @@ def open_reference(argument: Any, threads: int) -> TorchSession:
     return TorchSession(TypeAdapter(TorchModel).validate_python(argument))
 
 
-def round_weights(module: nn.Module, precision: str) -> None:
-    """Round in place what a model of `precision` stores coarser: every weight of two or more dimensions.
+def round_weights(module: nn.Module, stored: StoredWeights) -> None:
+    """Give the wrapped `module` (from `modules.load`) the values that `stored` computes with, in place.
 
     Raises:
-        UsageError: PyTorch has no counterpart of this precision.
-        ModelError: a weight exceeds float16's largest value, 65504.
+        ModelError: a weight that is to be float16 exceeds its largest value, 65504.
     """
-    if precision not in ROUNDINGS:
-        raise UsageError(f"the reference cannot be rounded to {precision!r}", hint=f"one of: {', '.join(ROUNDINGS)}")
-    if precision == "fp32":
-        return
     import torch
 
+    bare: Any = module.m
     with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if weight.is_meta or weight.dim() < 2:
-                continue  # on meta: the other half of an autoencoder
-            weight.copy_(weight.half())
-            if not bool(torch.isfinite(weight).all()):
-                raise ModelError(f"weight {name} does not fit float16", hint="keep this component at fp32")
+        for name in stored.names():
+            if stored.is_rounded(name):
+                bare.get_parameter(name).copy_(torch.from_numpy(stored.read(name)))
 
 
 @dataclass(frozen=True)
@@ -212,14 +209,15 @@ class _Written:
 
 @dataclass(frozen=True)
 class RoundedReference:
-    """Ask PyTorch the same questions after rounding the component's weights to `precision`."""
+    """Ask PyTorch the same questions after rounding the component's weights as `plan` says."""
 
     probes: Probes
     source: ComponentSource
-    precision: str
+    plan: Plan
+    quantized: QuantizedWeights | None  # what `quantized_weights` gives for them
 
     name: ClassVar[str] = "rounded-reference"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
     output: ClassVar[type] = RoundedAnswers
 
@@ -228,12 +226,17 @@ class RoundedReference:
             "probes": self.probes.digest,
             "component": self.source.component,
             "source": self.source.digest,
-            "precision": self.precision,
+            "plan": self.plan.key(),
+            "quantized": self.quantized.digest if self.quantized else None,
         }
+
+    @property
+    def precision(self) -> str:
+        return self.plan.label
 
     def run(self, into: Path) -> RoundedAnswers:
         count = 0
-        with TorchSession(TorchModel(self.source, self.probes.size, self.precision)) as session:
+        with TorchSession(TorchModel(self.source, self.probes.size, self.plan, self.quantized)) as session:
             for count, probe in enumerate(self.probes.read(self.source.component), start=1):
                 np.savez(into / f"{count - 1:03}.npz", allow_pickle=False, **session.run(probe.feeds))
         return RoundedAnswers(into, self.source.component, self.precision, count)

@@ -19,6 +19,8 @@ from ...pipeline.artifacts import Checkpoint, ComponentSource, OnnxModel, Target
 from ...pipeline.disk import copy_file
 from ...pipeline.errors import BundleError, MissingTool, ToolCrashed
 from ...pipeline.stage import Runner
+from ...quantize.plan import Plan
+from ..checks import refuse_schemes
 from ..protocol import Array, Feeds, Session
 
 # fp16 weights are cast to float32 in the graph: 16 bits a weight, but for biases and norms.
@@ -51,10 +53,11 @@ class ExampleTarget:
     def version(self) -> str:
         return version_of("onnx")
 
-    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+    def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
         # A runtime whose converter digests the canonical ONNX starts from it. One that needs another export
         # form starts from `source` with stages of its own.
-        return run(BuildExample(onnx_model(source, size, precision, run)))
+        refuse_schemes(self, source.component, plan)
+        return run(BuildExample(onnx_model(source, size, plan, run)))
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}

@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import MissingTool
+from ...pipeline.errors import MissingTool, UnsupportedPrecision
+from ...quantize.plan import Plan
+from ..checks import refuse_schemes
 from ..protocol import Session
 
 if TYPE_CHECKING:
@@ -43,11 +45,17 @@ class MnnTarget:
         except PackageNotFoundError:
             raise MissingTool("the package MNN is not installed", hint="pip install MNN") from None
 
-    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
+    def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
         from ...export.onnx_model import onnx_model
         from .convert import BuildMnn
 
-        return run(BuildMnn(onnx_model(source, size, precision, run)))
+        refuse_schemes(self, source.component, plan)
+        if plan.exceptions:
+            raise UnsupportedPrecision(
+                f"target 'mnn' does not mix schemes inside {source.component}: {plan.label}",
+                hint=f"a rule that takes all of it, with one of: {', '.join(self.precisions)}",
+            )
+        return run(BuildMnn(onnx_model(source, size, plan, run)))
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}

@@ -7,8 +7,11 @@ from importlib.metadata import version as version_of
 from typing import ClassVar
 
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import MissingTool, UsageError
+from ...pipeline.errors import MissingTool
 from ...pipeline.stage import Runner
+from ...quantize.plan import Plan
+from ...quantize.quantized import quantized_weights
+from ..checks import refuse_schemes
 from . import pnnx
 from .session import NcnnSession
 from .trace import trace_of
@@ -38,10 +41,9 @@ class NcnnTarget:
     def version(self) -> str:
         return version_of("ncnn")
 
-    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
-        if precision not in self.precisions:
-            raise UsageError(f"ncnn has no precision {precision!r}", hint=f"one of: {', '.join(self.precisions)}")
-        return run(WriteNcnn(run(trace_of(source, size)), source, size, precision))
+    def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
+        refuse_schemes(self, source.component, plan)
+        return run(WriteNcnn(run(trace_of(source, size)), source, size, plan, quantized_weights(source, plan, run)))
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.modules import output_specs
-from ...export.weights import Weights
 from ...pipeline.artifacts import ComponentSource, TargetModel
-from ...quantize.cast import to_float16
+from ...quantize.plan import Plan
+from ...quantize.quantized import QuantizedWeights, StoredWeights
 from . import layout
 from .layout import Blob
 from .lower import native_inputs
@@ -37,16 +37,21 @@ class WriteNcnn:
     traced: TracedNcnn
     source: ComponentSource
     size: tuple[int, int]  # height, width in pixels: what the model's inputs are declared as
-    precision: str  # "fp32" or "fp16"
+    plan: Plan
+    quantized: QuantizedWeights | None = None
 
     name: ClassVar[str] = "weights"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel
 
     def key(self) -> Mapping[str, object]:
         inputs = {"traced": self.traced.digest, "source": self.source.digest}
-        return {**inputs, "size": list(self.size), "precision": self.precision}
+        return {**inputs, "size": list(self.size), "plan": self.plan.key()}
+
+    @property
+    def precision(self) -> str:
+        return self.plan.label
 
     def run(self, into: Path) -> TargetModel:
         component = self.source.component
@@ -69,26 +74,20 @@ class WriteNcnn:
         )
 
     def _write(self, blobs: tuple[Blob, ...], stream: BinaryIO, literals: BinaryIO) -> None:
-        weights = Weights(self.source)
+        weights = StoredWeights(self.source, self.plan, self.quantized)
         weights.check(layout.expected_shapes(blobs))
         for blob in blobs:
-            rounded = self.precision == "fp16" and is_rounded(blob)
+            rounded = blob.kind == layout.PARAMETER and weights.scheme(blob.name).name == "fp16"
             if blob.slot.tagged:
                 stream.write(TAG_FP16 if rounded else TAG_FP32)
             for chunk in _chunks(blob, weights, literals):
                 if rounded:
-                    half = to_float16(chunk, f"{self.source.component}/{blob.name}")
-                    chunk = half if blob.slot.tagged else half.astype(np.float32)
+                    chunk = chunk.astype(np.float16) if blob.slot.tagged else chunk  # exact: they are rounded already
                 stream.write(chunk.tobytes())
             stream.write(bytes(-stream.tell() % 4))
 
 
-def is_rounded(blob: Blob) -> bool:
-    """Whether "fp16" rounds a blob: a parameter that has two or more dimensions in PyTorch."""
-    return blob.kind == layout.PARAMETER and len(blob.shape) >= 2
-
-
-def _chunks(blob: Blob, weights: Weights, literals: BinaryIO) -> Iterator[NDArray[Any]]:
+def _chunks(blob: Blob, weights: StoredWeights, literals: BinaryIO) -> Iterator[NDArray[Any]]:
     """The float32 values of a blob in the order of the file."""
     if blob.kind == layout.ZEROS:
         yield np.zeros(blob.slot.elements, np.float32)

@@ -11,6 +11,8 @@ from ...export.onnx_model import onnx_model
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
 from ...pipeline.errors import MissingTool, refuse_unknown
 from ...pipeline.stage import Runner
+from ...quantize.plan import Plan
+from ..checks import refuse_schemes
 from ..protocol import Session
 from .build import FORMS, BuildOrt
 from .optimum_layout import layout_files
@@ -54,8 +56,9 @@ class OrtTarget:
     def version(self) -> str:
         return version_of("onnxruntime")
 
-    def build(self, source: ComponentSource, size: tuple[int, int], precision: str, run: Runner) -> TargetModel:
-        return run(BuildOrt(onnx_model(source, size, precision, run), self._forms))
+    def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
+        refuse_schemes(self, source.component, plan)
+        return run(BuildOrt(onnx_model(source, size, plan, run), self._forms))
 
     def open(self, model: TargetModel, *, threads: int) -> Session:
         return OrtSession(model, threads)

@@ -53,7 +53,9 @@ def test_the_keys_are_those_of_the_design(plain: dict[str, Any]) -> None:
     assert plain["schema"] == 1
     assert set(plain["target"]) == {"name", "version", "min_runtime"}
     unet = plain["components"]["unet"]
-    assert set(unet) == {"precision", "bits_per_weight", "files", "inputs", "outputs", "forms", "notes"}
+    assert set(unet) == {
+        "precision", "bits_per_weight", "plan", "schemes", "files", "inputs", "outputs", "forms", "notes",
+    }  # fmt: skip
     assert set(unet["files"][0]) == {"path", "sha256", "bytes"}
     assert unet["inputs"] == [{"name": "x", "dtype": "float32", "shape": [16]}]
     assert set(plain["tokenizer"]) == {"kind", "files", "max_tokens", "pad_id", "bos_id", "eos_id"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from diffusette.export.checkpoint import open_checkpoint
 from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource
 from diffusette.pipeline.errors import RecipeError, UsageError
 from diffusette.pipeline.recipe import (
@@ -17,10 +18,21 @@ from diffusette.pipeline.recipe import (
     Recipe,
     load_recipe,
     merged,
+    parameters_of,
     parse_recipe,
     shipped_recipes,
 )
+from diffusette.quantize.plan import Plan
 from pydantic import BaseModel
+
+PARAMETERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    component: {"conv_in.weight": (8, 4, 3, 3), "conv_in.bias": (8,), "mid.weight": (64, 64), "norm.weight": (64,)}
+    for component in COMPONENTS
+}
+
+
+def labels(of: Recipe) -> dict[str, str]:
+    return {component: plan.label for component, plan in of.plans(PARAMETERS).items()}
 
 
 def recipe(body: str = "") -> Recipe:
@@ -45,7 +57,7 @@ def test_shipped_recipes_are_valid_explained_and_kept_word_for_word(name: str) -
     assert shipped.name == f"{name}.toml"
     assert shipped.to_toml() == text
     assert text.startswith("# ")
-    assert set(shipped.precisions(COMPONENTS)) == set(COMPONENTS)
+    assert set(shipped.plans(PARAMETERS)) == set(COMPONENTS)
 
 
 def test_the_shelf_is_sorted_and_holds_the_default() -> None:
@@ -56,7 +68,7 @@ def test_the_shelf_is_sorted_and_holds_the_default() -> None:
 
 
 def test_vae32_keeps_only_the_decoder_in_float32() -> None:
-    found = load_recipe("sd1-fp16-vae32").precisions(COMPONENTS)
+    found = labels(load_recipe("sd1-fp16-vae32"))
     assert found == {"text_encoder": "fp16", "unet": "fp16", "vae_decoder": "fp32", "vae_encoder": "fp16"}
 
 
@@ -95,8 +107,8 @@ def test_scheduler_names_are_those_that_can_be_compiled() -> None:
         ("[export]\nsize = [0, 8]", "my.toml [export]: size = [0, 8]: both sides", ""),
         ('[export]\nsize = "512x512"', 'my.toml [export]: size = "512x512": should be a valid array', ""),
         ("[export]\nsize = [512]", "my.toml [export]: 'size[1]' is missing", ""),
-        ('[quantize]\nprecision = "w8c_afp"', 'my.toml [quantize]: precision = "w8c_afp"', "schemes: fp16, fp32"),
-        ('[quantize]\nprecision = "auto"', "this release executes no such scheme", "schemes: fp16, fp32"),
+        ('[quantize]\nprecision = "w8"', 'my.toml [quantize]: precision = "w8": not a scheme', "such as w8c_afp"),
+        ('[quantize]\nprecision = "keep"', "a precision is what all components are stored at", "keep is for rules"),
         ("[[quantize.rules]]\nmatch = 'unet/.*'", "my.toml [[quantize.rules]] 1: 'scheme' is missing", ""),
         (
             "[[quantize.rules]]\nmatch = '.*'\nscheme = 'fp32'\n[[quantize.rules]]\nmatch = '.*'\nshceme = 'fp32'",
@@ -104,16 +116,6 @@ def test_scheduler_names_are_those_that_can_be_compiled() -> None:
             "did you mean 'scheme'?",
         ),
         ("[[quantize.rules]]\nmatch = 'unet/(.*'\nscheme = 'fp32'", "not a regular expression: missing )", "escape"),
-        (
-            "[[quantize.rules]]\nmatch = 'unett/.*'\nscheme = 'fp32'",
-            "my.toml [[quantize.rules]] 1: 'unett/.*' matches nothing",
-            "components here: text_encoder, unet",
-        ),
-        (
-            "[[quantize.rules]]\nmatch = 'unet/conv_in.*'\nscheme = 'fp32'",
-            "'unet/conv_in.*' addresses a part of unet",
-            'match = "unet/.*" with scheme fp16 or fp32',
-        ),
         ("[target.ort]\nforms = ['onxn']", '[target.ort]: forms[0] = "onxn"', "did you mean 'onnx'?"),
         ("[target.ort]\nforms = []", "my.toml [target.ort]: forms = []", ""),
         ("[target.ort]\nforms = ['ort', 'ort']", "the same value is listed twice", ""),
@@ -160,33 +162,56 @@ def test_another_schema_is_refused_before_its_keys(text: str, what: str) -> None
         (".*", set(COMPONENTS)),
         ("vae_.*", {"vae_decoder", "vae_encoder"}),
         ("(unet|vae_decoder)/.*", {"unet", "vae_decoder"}),
-        ("unet/.*|vae_decoder/.*", {"unet", "vae_decoder"}),
     ],
 )
-def test_a_rule_takes_the_components_that_its_regex_matches_as_a_whole(match: str, fp32: set[str]) -> None:
-    found = recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'").precisions(COMPONENTS)
-    assert {name for name, scheme in found.items() if scheme == "fp32"} == fp32
+def test_a_rule_that_takes_a_component_as_a_whole_gives_it_one_scheme(match: str, fp32: set[str]) -> None:
+    plans = recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'").plans(PARAMETERS)
+    assert all(not plan.exceptions for plan in plans.values())
+    assert {name for name, plan in plans.items() if plan.default == "fp32"} == fp32
 
 
-@pytest.mark.parametrize("match", ["unet/[a-z_]*", r"unet/.*\.weight", ".*conv_in.*", "unet/conv_in", "unet/none_such"])
-def test_a_rule_that_would_split_a_component_is_refused(match: str) -> None:
-    with pytest.raises(RecipeError, match="addresses a part of"):
-        recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'")
+@pytest.mark.parametrize(
+    "match", ["unet/conv_in", r"unet/conv_in\.weight", "unet/conv_.*", ".*/conv_in", "unet/conv_in.*"]
+)
+def test_a_rule_takes_modules_and_parameters_by_their_whole_name(match: str) -> None:
+    rule = recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'keep'")
+    assert rule.plans(PARAMETERS)["unet"] == Plan("fp16", (("conv_in.weight", "keep"),))
+
+
+@pytest.mark.parametrize(
+    ("match", "what", "hint"),
+    [
+        ("unett/.*", "my.toml [[quantize.rules]] 1: 'unett/.*' matches nothing", "components here: text_encoder, unet"),
+        ("unet/conv", "'unet/conv' matches nothing", "did you mean 'unet/conv_in'?"),
+        ("conv_in", "'conv_in' matches nothing", "COMPONENT/MODULE"),
+        ("unet/norm", "matches only biases and norms, such as unet/norm.weight", "stay float32"),
+    ],
+)
+def test_a_rule_without_effect_is_an_error(match: str, what: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'").plans(PARAMETERS)
+    assert what in caught.value.what
+    assert hint in caught.value.hint
 
 
 def test_the_last_rule_that_matches_wins() -> None:
     rules = "".join(
         f"[[quantize.rules]]\nmatch = '{match}'\nscheme = '{scheme}'\n"
-        for match, scheme in [(".*", "fp32"), ("unet/.*", "fp16"), ("vae_.*", "fp32")]
+        for match, scheme in [(".*", "fp32"), ("unet/.*", "w8c_afp"), ("unet/conv_in", "fp16"), ("vae_.*", "fp16")]
     )
-    found = recipe(rules).precisions(COMPONENTS)
-    assert found == {"text_encoder": "fp32", "unet": "fp16", "vae_decoder": "fp32", "vae_encoder": "fp32"}
+    found = recipe(rules).plans(PARAMETERS)
+    assert found["text_encoder"] == Plan("fp32")
+    assert found["unet"] == Plan("w8c_afp", (("conv_in.weight", "fp16"),))
+    assert found["vae_decoder"] == found["vae_encoder"] == Plan("fp16")
 
 
-def test_a_rule_for_a_component_that_the_checkpoint_lacks_matches_nothing() -> None:
-    rule = recipe("[[quantize.rules]]\nmatch = 'vae_encoder/.*'\nscheme = 'fp32'")
-    with pytest.raises(RecipeError, match="matches nothing"):
-        rule.precisions(("unet", "vae_decoder"))
+def test_rules_are_held_against_the_parameters_of_a_real_checkpoint() -> None:
+    parameters = parameters_of(open_checkpoint("demo", survey=False))
+    assert set(parameters) == set(COMPONENTS)
+    assert parameters["unet"]["conv_in.weight"] == (48, 4, 3, 3)
+    plans = recipe("[[quantize.rules]]\nmatch = 'unet/.*attn2.*'\nscheme = 'w8c_afp'").plans(parameters)
+    assert plans["unet"].label == "fp16+w8c_afp"
+    assert all("attn2" in name for name, _ in plans["unet"].exceptions)
 
 
 def test_size_comes_from_the_recipe_else_from_the_unet() -> None:
@@ -222,7 +247,7 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
 
 def test_the_command_line_overrules_and_the_text_says_so_and_reproduces_it() -> None:
     changed = merged(load_recipe("sd1-fp16-vae32"), precision="fp32", size=(64, 128), target="ncnn")
-    assert changed.precisions(COMPONENTS) == dict.fromkeys(COMPONENTS, "fp32")
+    assert labels(changed) == dict.fromkeys(COMPONENTS, "fp32")
     assert changed.export.size == (64, 128)
     assert changed.target.name == "ncnn"
     first, *_ = changed.to_toml().splitlines()
@@ -236,13 +261,13 @@ def test_nothing_on_the_command_line_changes_nothing() -> None:
     plain = load_recipe("sd1-fp16")
     assert merged(plain) is plain
     kept = merged(load_recipe("sd1-fp16-vae32"), size=(64, 64))
-    assert kept.precisions(COMPONENTS)["vae_decoder"] == "fp32"
+    assert labels(kept)["vae_decoder"] == "fp32"
 
 
 def test_a_wrong_option_is_blamed_on_the_option() -> None:
     with pytest.raises(UsageError, match=r"^--precision w4: precision") as caught:
         merged(load_recipe("sd1-fp16"), precision="w4")
-    assert caught.value.hint == "schemes: fp16, fp32"
+    assert "w8c_afp" in caught.value.hint
     with pytest.raises(UsageError, match=r"^--size 512x500: size = \[512, 500\]: both sides"):
         merged(load_recipe("sd1-fp16"), size=(512, 500))
 

@@ -16,13 +16,30 @@ from diffusette.quantize.scheme import Scheme, parse_scheme
         ("w8c_afp", Scheme("w8c_afp", 8, None, 32)),
         ("w4g64_afp", Scheme("w4g64_afp", 4, 64, 32)),
         ("w8c_a8", Scheme("w8c_a8", 8, None, 8)),
+        ("keep", Scheme("fp32", 32, None, 32)),
     ],
 )
 def test_a_name_says_all(name: str, scheme: Scheme) -> None:
     assert parse_scheme(name) == scheme
 
 
-@pytest.mark.parametrize("name", ["", "int8", "w8_afp", "w9c_afp", "w4g_afp", "fp61", "w8c_afp "])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("fp32", 32.0),
+        ("fp16", 16.0),
+        ("w8c_afp", 8 + 32 / 1152),
+        ("w4g64_afp", 4.5),
+        ("w6c_afp", 6 + 32 / 1152),
+        ("w4g32_afp", 5.0),
+    ],
+)
+def test_bits_count_every_scale(name: str, bits: float) -> None:
+    shape = (10, 128, 3, 3)
+    assert parse_scheme(name).bits(shape) / 11520 == pytest.approx(bits, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["", "int8", "w8_afp", "w9c_afp", "w4g_afp", "w4g0_afp", "fp61", "w8c_afp "])
 def test_other_words_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="is not a scheme"):
         parse_scheme(name)

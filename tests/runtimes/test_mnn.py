@@ -14,6 +14,7 @@ import pytest
 from diffusette.export import modules
 from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, TargetModel, TensorSpec
 from diffusette.pipeline.errors import FeedError, MissingTool, ModelError
+from diffusette.quantize.plan import Plan
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.mnn import target as target_module
 from diffusette.runtimes.mnn.mnn_file import MnnFile
@@ -48,7 +49,7 @@ class Workshop:
         return dataclasses.replace(stage.run(into), digest=into.name)
 
     def build(self, component: str, precision: str) -> TargetModel:
-        return MnnTarget().build(self.checkpoint.components[component], SIZE, precision, self.run)
+        return MnnTarget().build(self.checkpoint.components[component], SIZE, Plan(precision), self.run)
 
     def feeds(self, component: str) -> dict[str, Array]:
         generator = np.random.default_rng(11)
@@ -137,7 +138,7 @@ def test_the_same_component_gives_the_same_bytes_without_a_path_in_them(workshop
     from diffusette.runtimes.mnn.convert import BuildMnn
 
     first = workshop.model("vae_encoder", precision)
-    onnx = onnx_model(workshop.checkpoint.components["vae_encoder"], SIZE, precision, workshop.run)
+    onnx = onnx_model(workshop.checkpoint.components["vae_encoder"], SIZE, Plan(precision), workshop.run)
     again = workshop.run_again(BuildMnn(onnx))
     content = (first.folder / first.files[0]).read_bytes()
     assert (again.folder / again.files[0]).read_bytes() == content

@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 from diffusette.export import modules
 from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource, TargetModel
-from diffusette.pipeline.errors import FeedError, ModelError, UsageError
+from diffusette.pipeline.errors import FeedError, ModelError, UnsupportedPrecision
 from diffusette.pipeline.stage import digest_of
+from diffusette.quantize.plan import Plan
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.ncnn import param, pnnx
+from diffusette.runtimes.ncnn.layout import PARAMETER
 from diffusette.runtimes.ncnn.lower import lowered, native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.trace import TracedNcnn, small_sizes, trace_of
-from diffusette.runtimes.ncnn.write import WriteNcnn, is_rounded
+from diffusette.runtimes.ncnn.write import WriteNcnn
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -53,7 +55,7 @@ class Workshop:
         return traced
 
     def model(self, component: str, precision: str, size: tuple[int, int] = SIZE) -> TargetModel:
-        return NcnnTarget().build(self.sources[component], size, precision, self.run)
+        return NcnnTarget().build(self.sources[component], size, Plan(precision), self.run)
 
     def feeds(self, component: str, size: tuple[int, int] = SIZE) -> dict[str, Array]:
         """Feeds of PyTorch's module: unit Gaussians, a timestep amid the schedule, token ids."""
@@ -118,7 +120,9 @@ def test_fp16_file_costs_the_rounding_of_its_weights_and_nothing_else(component:
     assert snr_db(torch_output(workshop.module(component), feeds), output) >= 45
 
     rounded = modules.load(workshop.sources[component])
-    halved = [blob.name for blob in workshop.traced(component).blobs() if is_rounded(blob)]
+    halved = [
+        blob.name for blob in workshop.traced(component).blobs() if blob.kind == PARAMETER and len(blob.shape) > 1
+    ]
     with torch.no_grad():
         for name in halved:
             parameter = rounded.get_parameter(f"m.{name}")
@@ -221,7 +225,7 @@ def test_text_encoder_takes_int32_ids(workshop: Workshop) -> None:
 
 
 def test_unknown_precision_is_refused_with_the_list(workshop: Workshop) -> None:
-    with pytest.raises(UsageError, match="w4g64_afp") as caught:
+    with pytest.raises(UnsupportedPrecision, match="w4g64_afp") as caught:
         workshop.model("unet", "w4g64_afp")
     assert "fp16" in caught.value.hint
 
@@ -236,8 +240,8 @@ def test_weight_beyond_float16_is_refused_by_name(workshop: Workshop, tmp_path: 
     large = dataclasses.replace(source, files=(tmp_path / "model.safetensors",), digest="large")
     traced = workshop.traced("text_encoder")
     with pytest.raises(ModelError, match=rf"text_encoder/{name} holds 7e\+04"):
-        workshop.run(WriteNcnn(traced, large, SIZE, "fp16"))
-    assert workshop.run(WriteNcnn(traced, large, SIZE, "fp32")).precision == "fp32"
+        workshop.run(WriteNcnn(traced, large, SIZE, Plan("fp16")))
+    assert workshop.run(WriteNcnn(traced, large, SIZE, Plan("fp32"))).precision == "fp32"
 
 
 def test_checkpoint_of_another_shape_is_refused(workshop: Workshop) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from diffusette.export import modules
 from diffusette.export.onnx_model import onnx_model
 from diffusette.pipeline.artifacts import Checkpoint, OnnxModel, TargetModel
+from diffusette.quantize.plan import Plan
 from diffusette.runtimes.protocol import Target
 from numpy.typing import NDArray
 
@@ -37,10 +38,10 @@ class Workshop:
         return self._done[repr(stage)]
 
     def build(self, target: Target, component: str, precision: str) -> TargetModel:
-        return target.build(self.checkpoint.components[component], SIZE, precision, self.run)
+        return target.build(self.checkpoint.components[component], SIZE, Plan(precision), self.run)
 
     def canonical(self, component: str, precision: str) -> OnnxModel:
-        return onnx_model(self.checkpoint.components[component], SIZE, precision, self.run)
+        return onnx_model(self.checkpoint.components[component], SIZE, Plan(precision), self.run)
 
     def feeds(self, component: str, seed: int = 11) -> dict[str, Array]:
         """Random feeds by PyTorch's names and dtypes."""

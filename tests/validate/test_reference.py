@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusette.export import modules
 from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.export.safetensors_file import read_header
 from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.errors import ModelError, UsageError
+from diffusette.pipeline.errors import ModelError
+from diffusette.quantize.plan import Plan
+from diffusette.quantize.quantized import QuantizeWeights, StoredWeights
 from diffusette.validate.parity import compare
 from diffusette.validate.probes import ProbePlan, Probes, plan_for
 from diffusette.validate.prompts import too_long
@@ -21,6 +27,8 @@ from diffusette.validate.reference import (
     open_reference,
     round_weights,
 )
+
+from tests.models import poison
 
 SIZE = (64, 64)
 CAPTION = "a large red circle on the left, on a blue background"
@@ -104,39 +112,40 @@ def test_the_reference_agrees_with_its_own_probes(probes: Probes, demo: Checkpoi
 def test_rounding_costs_something_but_not_the_model(
     component: str, probes: Probes, demo: Checkpoint, tmp_path: Path
 ) -> None:
-    rounded = RoundedReference(probes, demo.components[component], "fp16").run(tmp_path)
+    rounded = RoundedReference(probes, demo.components[component], Plan("fp16"), None).run(tmp_path)
     assert rounded.count == len(probes.labels[component])
     for probe, answers in zip(probes.read(component), rounded.read(), strict=True):
         for name, expected in probe.outputs.items():
             assert 50 < compare(expected, answers[name]).snr_db < 100
 
 
-def test_only_weights_of_two_or_more_dimensions_are_rounded() -> None:
+@pytest.mark.parametrize("scheme", ["fp16", "w8c_afp", "w4g64_afp"])
+def test_the_module_computes_with_the_values_that_are_stored_and_keeps_biases(
+    scheme: str, demo: Checkpoint, tmp_path: Path
+) -> None:
     import torch
 
-    layer = torch.nn.Linear(3, 3)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    round_weights(layer, "fp16")
-    assert torch.equal(layer.weight, weight.half().float())
-    assert not torch.equal(layer.weight, weight)
-    assert torch.equal(layer.bias, bias)
+    source, plan = demo.components["text_encoder"], Plan(scheme)
+    stored = StoredWeights(source, plan, None if plan.is_float else QuantizeWeights(source, plan).run(tmp_path))
+    module = modules.load(source)
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    round_weights(module, stored)
+    for name, value in module.named_parameters():
+        bare = name.removeprefix("m.")
+        assert torch.equal(value, torch.from_numpy(stored.read(bare)))
+        assert torch.equal(value, before[name]) == (stored.scheme(bare).name == "fp32")
+    assert stored.scheme("encoder.layers.0.mlp.fc1.weight").name == scheme
 
 
-def test_a_weight_beyond_float16_is_refused() -> None:
-    import torch
-
-    layer = torch.nn.Linear(2, 2)
-    with torch.no_grad():
-        layer.weight[0, 0] = 70000.0
-    with pytest.raises(ModelError, match="weight weight does not fit float16"):
-        round_weights(layer, "fp16")
-
-
-def test_an_unknown_rounding_is_refused() -> None:
-    import torch
-
-    with pytest.raises(UsageError, match="'fp61'"):
-        round_weights(torch.nn.Linear(2, 2), "fp61")
+def test_a_weight_beyond_float16_is_refused(demo: Checkpoint, tmp_path: Path) -> None:
+    source = demo.components["text_encoder"]
+    copy = tmp_path / "model.safetensors"
+    shutil.copy(source.files[0], copy)
+    stored = next(name for name in read_header(copy) if name.endswith("layers.1.mlp.fc1.weight"))
+    poison(copy, stored, 3, 70000.0)
+    large = replace(source, files=(copy,), digest="large")
+    with pytest.raises(ModelError, match=r"text_encoder/encoder.layers.1.mlp.fc1.weight holds 7e\+04"):
+        round_weights(modules.load(large), StoredWeights(large, Plan("fp16"), None))
 
 
 def test_the_key_follows_the_plan_and_the_checkpoint(demo: Checkpoint, probes: Probes) -> None:

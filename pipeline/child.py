@@ -1,8 +1,9 @@
 """Child processes: every stage runs in one, because native converters crash and memory must be measured.
 
-Parent side: `run_in_child` starts `python -m diffusette.pipeline.child`, watches the memory of the process tree and
-turns a signal, a failure status or our own errors into the right exception. Child side: `main`. The child dies
-with its parent: it holds the read end of a pipe whose other end only the parent has.
+Parent side: `run_in_child` starts `python -m diffusette.pipeline.child`, or has a stage that needs torch forked from
+a process that has it imported (`warm`); watches the memory of the process tree; and turns a signal, a failure status or
+our own errors into the right exception. Child side: `main`. The child dies with its parent: it holds the read end of a
+pipe whose other end only the parent has.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import errors
 from .errors import DiffusetteError, NoRoom, ToolCrashed
+from .warm import Forked, warm_pid, warm_process
 
 if TYPE_CHECKING:
     from .progress import Watch
@@ -34,6 +36,9 @@ _POLL: Final = 0.1  # seconds between looks at memory
 _REPLY_BYTES: Final = 2**16
 _FULL: Final = 2**20  # bytes free below which a failure is a full disk, whatever a tool says of it
 _TAIL: Final = 20  # lines of a dead tool's output that are shown
+# A stage's threads sleep while they wait: by default they spin, which on a machine that is busy with other work
+# takes the very cores that the threads they wait for would need.
+_PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -59,8 +64,8 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
         request = folder / "request.json"
         request.write_bytes(TypeAdapter(kind).dump_json(stage))
         (folder / "reply.part").write_bytes(bytes(_REPLY_BYTES))  # room for the last word, even on a full disk
-        argv = [sys.executable, "-m", __name__, f"{kind.__module__}:{kind.__qualname__}", str(folder), str(into)]
-        peak = _supervise(argv, folder, watch)
+        target = f"{kind.__module__}:{kind.__qualname__}"
+        peak = _supervise(target, folder, into, watch, warm="torch" in kind.tools)
         reply = json.loads((folder / "reply.json").read_bytes())
     if "error" in reply:
         error: type[DiffusetteError] = getattr(errors, reply["error"], DiffusetteError)
@@ -71,27 +76,24 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
     return reply["facts"], measured
 
 
+def patient_environment(temporary: Path) -> dict[str, str]:
+    """`child_environment` for work that is not timed."""
+    return {**_PATIENT, **child_environment(temporary)}
+
+
 def child_environment(temporary: Path) -> dict[str, str]:
     """This process's environment, offline, with temporary files in `temporary`."""
     return {**os.environ, **_OFFLINE, "TMPDIR": str(temporary), "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def _supervise(argv: list[str], folder: Path, watch: Watch) -> float:
+def _supervise(target: str, folder: Path, into: Path, watch: Watch, *, warm: bool) -> float:
     """Run the child to its end; return the peak memory of its tree and of this process together, in MiB."""
     import psutil
 
     log = folder / "log.txt"
     lifeline, held = os.pipe()
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            argv,
-            stdin=lifeline,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=folder / "cwd",
-            env=child_environment(folder / "cwd"),
-            start_new_session=True,
-        )
+        process = _start(target, folder, into, lifeline, output.fileno(), warm=warm)
     os.close(lifeline)
     peak, ours = 0.0, psutil.Process()
     try:
@@ -106,25 +108,53 @@ def _supervise(argv: list[str], folder: Path, watch: Watch) -> float:
     finally:
         os.close(held)
     _kill_group(process)  # what the child may have left running
-    if process.returncode != 0 or not (folder / "reply.json").is_file():
-        raise death(process.returncode, log, peak, argv[3])
+    status = process.wait()
+    if status != 0 or not (folder / "reply.json").is_file():
+        raise death(status, log, peak, target)
     return peak
 
 
+def _start(
+    target: str, folder: Path, into: Path, stdin: int, stdout: int, *, warm: bool
+) -> subprocess.Popen[bytes] | Forked:
+    environment = patient_environment(folder / "cwd")
+    places = {"folder": str(folder), "into": str(into), "cwd": str(folder / "cwd")}
+    for _ in range(2 if warm else 0):  # twice: a server that died unnoticed is replaced by the second look
+        server = warm_process()
+        if server and (
+            forked := server.fork({"target": target, "environment": environment, **places}, [stdin, stdout])
+        ):
+            return forked
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, target, str(folder), str(into)],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        cwd=folder / "cwd",
+        env=environment,
+        start_new_session=True,
+    )
+
+
 def tree_rss_mib(process: Any) -> float:
-    """Resident memory of a psutil process and all its descendants, MiB."""
+    """Resident memory of a psutil process and all its descendants, MiB.
+
+    Without the warm process: what it holds is shared with the child that is forked from it, and counted there.
+    """
     import psutil
 
-    total = 0
+    total, idle = 0, warm_pid()
     for member in [process, *process.children(recursive=True)]:
         try:
+            if member.pid == idle:
+                continue
             total += member.memory_info().rss
         except psutil.Error:
             continue  # it ended between the listing and the look
     return float(total / 2**20)
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: subprocess.Popen[bytes] | Forked) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -64,7 +64,8 @@ def measure_bundles(
     profiles: list[list[ComponentProfile]] = [[] for _ in bundles]
     for name in bundles[0].components:
         racing = [
-            Contestant(partial(opener(bundle, threads, form), name), partial(_feeds, bundle)) for bundle in bundles
+            Contestant(partial(opener(bundle, threads, form, timed=True), name), partial(_feeds, bundle))
+            for bundle in bundles
         ]
         if checkpoint:
             racing.append(_torch(checkpoint, name, bundles[0], threads))
@@ -85,7 +86,9 @@ def _torch(checkpoint: Checkpoint, name: str, bundle: Bundle, threads: int) -> C
     from ..validate.reference import TorchModel
 
     model = TorchModel(checkpoint.components[name], bundle.manifest.size)
-    open_torch: Callable[[], Session] = partial(open_isolated, TORCH, model, threads=threads, name=f"torch {name}")
+    open_torch: Callable[[], Session] = partial(
+        open_isolated, TORCH, model, threads=threads, name=f"torch {name}", timed=True
+    )
     return Contestant(open_torch, partial(_feeds, bundle))  # type: ignore[arg-type]
 
 

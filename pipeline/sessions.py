@@ -15,7 +15,9 @@ from .schedule import CompiledSchedule
 OPENER = "diffusette.runtimes.registry:open_model"
 
 
-def opener(bundle: Bundle, threads: int, form: str | None = None) -> Callable[[str], IsolatedSession]:
+def opener(
+    bundle: Bundle, threads: int, form: str | None = None, *, timed: bool = False
+) -> Callable[[str], IsolatedSession]:
     """A function that loads a component of `bundle` by name.
 
     Raises:
@@ -25,7 +27,7 @@ def opener(bundle: Bundle, threads: int, form: str | None = None) -> Callable[[s
     get_target(target).require()
 
     def open_component(name: str) -> IsolatedSession:
-        return open_isolated(OPENER, bundle.model(name, form), threads=threads, name=f"{target} {name}")
+        return open_isolated(OPENER, bundle.model(name, form), threads=threads, name=f"{target} {name}", timed=timed)
 
     return open_component
 

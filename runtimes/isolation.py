@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from ..pipeline import errors
 from ..pipeline.artifacts import TensorSpec
-from ..pipeline.child import ChildBug, child_environment, death, die_with_parent, own_peak_mib
+from ..pipeline.child import ChildBug, child_environment, death, die_with_parent, own_peak_mib, patient_environment
 from ..pipeline.errors import DiffusetteError, ToolCrashed
 from .checks import checked_feeds, checked_results
 from .protocol import Array, Feeds, Session
@@ -28,7 +28,7 @@ from .protocol import Array, Feeds, Session
 class IsolatedSession:
     """The parent's handle of a session that lives in a child process. Satisfies `Session`."""
 
-    def __init__(self, opener: str, argument: object, threads: int, name: str) -> None:
+    def __init__(self, opener: str, argument: object, threads: int, name: str, timed: bool) -> None:
         self.name = name
         self._folder = tempfile.TemporaryDirectory(prefix="diffusette-session-")
         self._log = Path(self._folder.name) / "log.txt"
@@ -41,7 +41,7 @@ class IsolatedSession:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder.name,
-                env=child_environment(Path(self._folder.name)),
+                env=(child_environment if timed else patient_environment)(Path(self._folder.name)),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -104,19 +104,22 @@ class IsolatedSession:
         self.close()
 
 
-def open_isolated(opener: str, argument: object, *, threads: int, name: str = "") -> IsolatedSession:
+def open_isolated(
+    opener: str, argument: object, *, threads: int, name: str = "", timed: bool = False
+) -> IsolatedSession:
     """Load a model in a child process.
 
     Args:
         opener: "package.module:function", called in the child as function(argument, threads) -> Session.
         argument: plain values or a dataclass of them, e.g. a `TargetModel`.
         name: how errors call the model.
+        timed: let its threads wait as the runtime has them wait, and not as it suits other work on this machine.
     Raises:
         ToolCrashed, NoRoom: the child died while loading.
     """
     component = getattr(argument, "component", "")
     target = getattr(argument, "target", opener.partition(":")[0].rpartition(".")[2])
-    return IsolatedSession(opener, argument, threads, name or f"{target} {component}".strip())
+    return IsolatedSession(opener, argument, threads, name or f"{target} {component}".strip(), timed)
 
 
 def _plain(argument: object) -> object:

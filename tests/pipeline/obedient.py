@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,3 +70,58 @@ class Write:
             assert block
         (into / "text.txt").write_text(self.text)
         return Written(into, len(self.text.split()))
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a process knows of itself."""
+
+    folder: Path
+    pid: int
+    parent: int
+    torch: bool  # imported before the stage began
+    word: str
+    temporary: str
+    cwd: str
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Imitate:
+    """A stage that says that it needs torch, and does what `what` tells it."""
+
+    what: str
+    number: int
+    note: str = ""  # a file to write process ids to
+
+    name: ClassVar[str] = "imitate"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("torch",)
+    output: ClassVar[type] = Circumstances
+
+    def key(self) -> Mapping[str, object]:
+        return {"what": self.what, "number": self.number}
+
+    def run(self, into: Path) -> Circumstances:
+        if self.what == "error":
+            raise ModelError("as told")
+        if self.what == "abort":
+            os.write(1, b"last words\n")
+            os.abort()
+        if self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "kill the server":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        if self.what == "sleep":
+            Path(self.note).write_text(f"{os.getppid()} {os.getpid()}")
+            time.sleep(60)
+        return Circumstances(
+            into,
+            os.getpid(),
+            os.getppid(),
+            "torch" in sys.modules,
+            os.environ.get("DIFFUSETTE_TEST_WORD", ""),
+            tempfile.gettempdir(),
+            str(Path.cwd()),
+        )

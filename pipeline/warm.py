@@ -201,7 +201,7 @@ def _attend(pid: int, control: socket.socket) -> None:
     """Report how the child ended; kill it if the parent goes first."""
     watched = os.pidfd_open(pid)
     try:
-        ready, _, _ = select.select([watched, control], [], [])
+        ready, _, _ = select.select([watched, control.fileno()], [], [])
         if watched not in ready:
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)

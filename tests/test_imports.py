@@ -59,7 +59,7 @@ SPINE: Final = {
     f"pipeline.{name}"
     for name in (
         "artifacts", "cache", "child", "disk", "errors", "hashing", "progress", "publish", "safe_path", "schedule",
-        "stage", "strict",
+        "stage", "strict", "warm",
     )
 }  # fmt: skip
 

@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from ..pipeline.artifacts import Companions
 from ..pipeline.errors import UsageError
-from .options import Json, parse_size
+from .options import Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_size
 
 
 def convert(
-    checkpoint: Annotated[str, typer.Argument(help="A diffusers folder, or the word demo.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A diffusers folder, a single file, or the word demo.", show_default=False)
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the bundle; several targets get a folder each in it.")
     ],
@@ -27,6 +30,11 @@ def convert(
     size: Annotated[
         list[str] | None, typer.Option("--size", help="HEIGHTxWIDTH of the pictures. [default: the checkpoint's own]")
     ] = None,
+    vae: Vae = None,
+    tokenizer: TokenizerFolder = None,
+    config: Config = None,
+    prediction: Prediction = None,
+    ema: Ema = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Do not compare with PyTorch; the manifest says so.")
     ] = False,
@@ -57,6 +65,7 @@ def convert(
         targets=tuple(target or ()),
         precision=precision,
         size=sizes[0] if sizes else None,
+        companions=Companions(vae=vae, tokenizer=tokenizer, config=config, prediction=prediction, ema=ema),
         gate=not no_gate,
         overwrite=overwrite,
         ignore_forecast=ignore_forecast,

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json, parse_size
+from ..pipeline.artifacts import Companions
+from .options import Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_size
 
 
 def inspect(
@@ -16,6 +17,11 @@ def inspect(
     target: Annotated[list[str] | None, typer.Option("--target", help="Forecast for these. [default: all]")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="Forecast for fp32 or fp16.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH. [default: the checkpoint's own]")] = None,
+    vae: Vae = None,
+    tokenizer: TokenizerFolder = None,
+    config: Config = None,
+    prediction: Prediction = None,
+    ema: Ema = False,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Forecast without the comparison with PyTorch.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -28,6 +34,7 @@ def inspect(
         targets=tuple(target or ()),
         precision=precision,
         size=parse_size(size) if size else None,
+        companions=Companions(vae=vae, tokenizer=tokenizer, config=config, prediction=prediction, ema=ema),
         gate=not no_gate,
     )
     if as_json:
@@ -46,6 +53,8 @@ def _show_checkpoint(facts: dict[str, Any]) -> None:
     )
     for name, part in facts["components"].items():
         print(f"  {name:<13} {part['parameters'] / 1e6:8.2f} M parameters, stored as {part['dtype']}")
+    for remark in facts["remarks"]:
+        print(f"  {remark}")
     needed = facts["forecast"]
     print(f"\nconverting it to {', '.join(facts['targets'])} at {facts['precision']} needs about")
     print(f"  memory {needed['peak_mib']} MiB at its peak ({facts['available_mib']:.0f} MiB are available)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -11,6 +12,20 @@ from ..pipeline.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads that the runtime may use.")]
+
+Vae = Annotated[Path | None, typer.Option("--vae", help="A VAE apart: a folder, or a safetensors file.")]
+TokenizerFolder = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", help="Its tokenizer's folder. [default: the checkpoint's; for a single file, CLIP's]"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="For a single file: a folder of diffusers configurations, or the original YAML."),
+]
+Prediction = Annotated[
+    str | None, typer.Option("--prediction", help="For a single file that does not say: epsilon or v_prediction.")
+]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of a single file that holds both.")]
 
 _SIZE: Final = re.compile(r"(\d+)x(\d+)", re.IGNORECASE)
 _BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)

@@ -18,6 +18,14 @@ INDEX: Final = "model_index.json"
 # transformers and diffusers save under these names (their WEIGHTS_NAME constants)
 _STEMS: Final = ("diffusion_pytorch_model", "model")
 _PICKLES: Final = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _VARIANTS: Final = ("", "fp16", "bf16")  # the full-precision file first
 _CONFIG_FILES: Final = {"scheduler": "scheduler_config.json"}  # every other component: config.json
 
@@ -87,6 +95,22 @@ def read_json(file: Path, *, finite: bool = True) -> dict[str, Any]:
             f"{file}: a JSON {type(content).__name__} where an object belongs", hint="download the file again"
         )
     return content
+
+
+def find_tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer's folder that decide what it does.
+
+    Raises:
+        CheckpointError: there is no tokenizer in it.
+    """
+    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    names = {file.name for file in found}
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+        raise CheckpointError(
+            f"{folder}: component 'tokenizer' is missing: neither tokenizer.json nor vocab.json with merges.txt",
+            hint="download the folder again",
+        )
+    return found
 
 
 def find_weights(folder: Path) -> tuple[tuple[Path, ...], Path | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from ..pipeline.errors import CheckpointError
 from .diffusers_folder import INDEX, read_json
@@ -11,7 +11,18 @@ from .families import Headers, refuse_unsupported
 from .file_kind import FOLDER, describe_foreign
 from .safetensors_file import read_header
 
+LDM_UNET: Final = "model.diffusion_model."  # where the original code keeps the UNet
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx")
+
+
+def is_single_file(path: Path) -> bool:
+    """Whether `path` is one safetensors file with a whole checkpoint of the original code. Reads its header."""
+    return (
+        path.is_file()
+        and describe_foreign(path) is None
+        and _looks_like_safetensors(path)
+        and any(name.startswith(LDM_UNET) for name in read_header(path))
+    )
 
 
 def refuse_loose(path: Path) -> NoReturn:

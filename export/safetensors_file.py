@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ..pipeline.artifacts import StoredTensor
 from ..pipeline.errors import CheckpointError
 from .file_kind import describe_foreign
 
@@ -43,18 +43,7 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
         "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where one tensor lies in its file, and what its bytes mean."""
-
-    file: Path
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    start: int  # first byte, from the beginning of the file
-    bytes: int
+_BY_NAME: Final = {dtype.name: dtype for dtype in DTYPES.values()}
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -71,13 +60,33 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights"
         ) from error
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _broken(file, "__metadata__ is not a map from text to text")
+    _metadata(file, header)
     tensors = [_stored(file, name, entry, data_start) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes))
     _check_layout(file, tensors, data_start, size)
     return {tensor.name: tensor for tensor in tensors}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The header's `__metadata__`, free text by free text key; empty where there is none.
+
+    Raises:
+        CheckpointError: as `read_header`.
+    """
+    try:
+        with file.open("rb") as stream:
+            return _metadata(file, _header_json(file, stream, file.stat().st_size)[0])
+    except OSError as error:
+        raise CheckpointError(
+            f"{file}: cannot be read: {error.strerror}", hint="check the path and its rights"
+        ) from error
+
+
+def _metadata(file: Path, header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _broken(file, "__metadata__ is not a map from text to text")
+    return metadata
 
 
 def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
@@ -86,13 +95,19 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     Plain reads rather than a memory map: pages of a map count as resident memory of this process.
     """
     count = math.prod(tensor.shape)
-    values = np.fromfile(tensor.file, dtype=tensor.dtype, count=count, offset=tensor.start)
+    values = np.fromfile(tensor.file, dtype=dtype_of(tensor), count=count, offset=tensor.start)
     if values.size != count:
         raise CheckpointError(
             f"{tensor.file}: {tensor.name!r} ends after {values.size} of {count} values: the file shrank",
             hint="do not change a checkpoint while it is converted",
         )
-    return values.reshape(tensor.shape)
+    values = values.reshape(tensor.shape)
+    return np.ascontiguousarray(values.T) if tensor.transposed else values
+
+
+def dtype_of(tensor: StoredTensor) -> np.dtype[Any]:
+    """The dtype of the stored bytes: little-endian, and with what numpy lacks (bfloat16, float8)."""
+    return _BY_NAME[tensor.dtype]
 
 
 def _header_json(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
@@ -146,7 +161,7 @@ def _stored(file: Path, name: str, entry: object, data_start: int) -> StoredTens
     length = offsets[1] - offsets[0]
     if math.prod(shape) * dtype.itemsize != length:
         raise _broken(file, f"{where}: shape {shape} of {dtype.name} does not fill its {length} bytes")
-    return StoredTensor(file, name, dtype, tuple(shape), data_start + offsets[0], length)
+    return StoredTensor(file, name, dtype.name, tuple(shape), data_start + offsets[0], length)
 
 
 def _whole_numbers(values: object) -> bool:

@@ -1,4 +1,4 @@
-"""One streaming pass over a weight file: its sha256, its largest magnitude, its first tensor that is not finite."""
+"""One streaming pass over a weight file: sha256 of it and of its tensors, largest magnitude, first NaN or infinity."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from uuid import uuid4
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from ..pipeline.artifacts import StoredTensor
 from ..pipeline.errors import CheckpointError, NoRoom
-from .safetensors_file import StoredTensor, read_header
+from .safetensors_file import dtype_of, read_header
 
 CHUNK_BYTES: Final = 16 * 2**20
-MEMO_VERSION: Final = 1  # +1 whenever a survey of equal bytes may say something else
+MEMO_VERSION: Final = 2  # +1 whenever a survey of equal bytes may say something else
 
 # stored dtype -> (unsigned integers of its width, bits without the sign, bits of +infinity). IEEE 754 magnitudes
 # order like their bit patterns, so one AND and one integer maximum find the largest value, infinities and NaN at
@@ -50,6 +51,7 @@ class Survey:
     abs_max: float  # over all finite tensors of a float dtype; 0 when there are none
     abs_max_tensor: str
     non_finite: NonFinite | None
+    tensors: Mapping[str, str]  # name -> sha256 of its bytes
 
 
 def survey(file: Path, *, memo: Path | None = None) -> Survey:
@@ -96,15 +98,19 @@ def _one_pass(file: Path, tensors: list[StoredTensor]) -> Survey:
     largest, largest_tensor, first, affected = 0.0, "", None, 0
     buffer = memoryview(bytearray(CHUNK_BYTES))
     # hashlib and numpy both release the interpreter lock: hashing, the slower half, hides the scan.
-    with FileIO(file) as stream, ThreadPoolExecutor(1) as hashing:
+    content: dict[str, str] = {}
+    with FileIO(file) as stream, ThreadPoolExecutor(2) as hashing:
         digest.update(_fill(memoryview(bytearray(tensors[0].start if tensors else file.stat().st_size)), stream))
         for tensor in tensors:
-            scan = _Scan(tensor.dtype)
+            scan = _Scan(dtype_of(tensor))
+            own = hashlib.sha256()
             for offset in range(0, tensor.bytes, CHUNK_BYTES):
                 chunk = _fill(buffer[: min(CHUNK_BYTES, tensor.bytes - offset)], stream)
-                hashed = hashing.submit(digest.update, chunk)
+                hashed = [hashing.submit(each.update, chunk) for each in (digest, own)]
                 scan.add(chunk)
-                hashed.result()
+                for done in hashed:
+                    done.result()
+            content[tensor.name] = own.hexdigest()
             if scan.count:
                 affected += 1
                 first = first or NonFinite(tensor.name, scan.first, scan.count, 0)
@@ -112,7 +118,7 @@ def _one_pass(file: Path, tensors: list[StoredTensor]) -> Survey:
                 largest, largest_tensor = scan.abs_max, tensor.name
     if first is not None:
         first = NonFinite(first.tensor, first.index, first.count, affected)
-    return Survey(digest.hexdigest(), largest, largest_tensor, first)
+    return Survey(digest.hexdigest(), largest, largest_tensor, first, content)
 
 
 class _Scan:

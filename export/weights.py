@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.artifacts import ComponentSource
+from ..pipeline.artifacts import ComponentSource, StoredTensor
 from ..pipeline.errors import CheckpointError
 from .families import Part, get_family
-from .safetensors_file import StoredTensor, read_header, read_tensor
+from .safetensors_file import read_header, read_tensor
 
 SHOWN = 5  # names listed in an error before "and N more"
 
@@ -23,7 +24,7 @@ class Weights:
 
     def __init__(self, source: ComponentSource) -> None:
         part = get_family(source.family).components[source.component]
-        stored = [tensor for file in source.files for tensor in read_header(file).values()]
+        stored = source.tensors or [tensor for file in source.files for tensor in read_header(file).values()]
         self._component = source.component
         self._tensors = current_names(stored, part)
         self._squeezed = re.compile(part.squeezed)
@@ -35,13 +36,29 @@ class Weights:
     def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Dtype name as stored ("float32", "float16", "bfloat16", ...) and shape as `read` returns it."""
         tensor = self._find(name)
-        return tensor.dtype.name, self._shape(name, tensor)
+        return tensor.dtype, self._shape(name, tensor)
 
     def read(self, name: str) -> NDArray[Any]:
         """Read one tensor, C-contiguous, in its stored dtype; bfloat16, which numpy lacks, widens to float32."""
         tensor = self._find(name)
         values = read_tensor(tensor).reshape(self._shape(name, tensor))
-        return values.astype(np.float32) if tensor.dtype == ml_dtypes.bfloat16 else values
+        return values.astype(np.float32) if tensor.dtype == "bfloat16" else values
+
+    def content(self, known: Mapping[Path, Mapping[str, str]]) -> list[list[str]]:
+        """Name, dtype and sha256 of the values of every tensor, by name: equal for equal weights in any layout.
+
+        Args:
+            known: file -> stored name -> sha256 of that tensor's bytes; a slice or a transposed one is read instead.
+        """
+        whole = {
+            (file, tensor.start, tensor.bytes): digests[name]
+            for file, digests in known.items()
+            for name, tensor in read_header(file).items()
+        }
+        return [
+            [name, tensor.dtype, (not tensor.transposed and whole.get(_place(tensor))) or _sha256(read_tensor(tensor))]
+            for name, tensor in sorted(self._tensors.items())
+        ]
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Compare names and shapes with those of the module that the weights are for.
@@ -73,8 +90,9 @@ class Weights:
             raise CheckpointError(f"{self._component}: no tensor named {name!r}") from None
 
     def _shape(self, name: str, tensor: StoredTensor) -> tuple[int, ...]:
-        is_pointwise = len(tensor.shape) == 4 and tensor.shape[2:] == (1, 1)
-        return tensor.shape[:2] if is_pointwise and self._squeezed.search(name) else tensor.shape
+        shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
+        is_pointwise = len(shape) == 4 and shape[2:] == (1, 1)
+        return shape[:2] if is_pointwise and self._squeezed.search(name) else shape
 
 
 def current_names(stored: Iterable[StoredTensor], part: Part) -> dict[str, StoredTensor]:
@@ -98,6 +116,14 @@ def current_names(stored: Iterable[StoredTensor], part: Part) -> dict[str, Store
             )
         named[name] = tensor
     return named
+
+
+def _place(tensor: StoredTensor) -> tuple[Path, int, int]:
+    return tensor.file, tensor.start, tensor.bytes
+
+
+def _sha256(values: NDArray[Any]) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def _first(names: list[str]) -> str:

@@ -20,6 +20,33 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies in its file, and what its bytes mean. A slice of rows is a tensor of its own."""
+
+    file: Path
+    name: str
+    dtype: str  # "float32", "bfloat16", ...: numpy's name, or that of ml_dtypes
+    shape: tuple[int, ...]  # as stored
+    start: int  # first byte, from the beginning of the file
+    bytes: int
+    transposed: bool = False  # a matrix that is read with its axes swapped
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What was given beside a checkpoint and decides the result: what single files lack, and what is merged in."""
+
+    vae: Path | None = None  # a VAE apart: folder or file, with today's names or those of the original code
+    tokenizer: Path | None = None  # folder
+    config: Path | None = None  # folder of diffusers configurations, or a YAML of the original code
+    prediction: str | None = None  # "epsilon" or "v_prediction"
+    ema: bool = False  # take the averaged weights of a single file that holds both
+
+
+ALONE: Final = Companions()
+
+
+@dataclass(frozen=True, slots=True)
 class ComponentSource:
     """One component of a checkpoint: its configuration and where its weights lie.
 
@@ -34,6 +61,7 @@ class ComponentSource:
     digest: str  # sha256, hex
     parameters: int
     dtype: str  # as stored: float32, float16, bfloat16
+    tensors: tuple[StoredTensor, ...] = ()  # under today's names, where `files` store other names; else empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +69,19 @@ class Checkpoint:
     """A checkpoint that was recognised from its headers."""
 
     name: str
-    root: Path
+    root: Path  # the folder, or the single file
     family: str
     why: str  # the evidence for `family`, for people
     components: Mapping[str, ComponentSource]
     scheduler: Mapping[str, Any]  # scheduler_config.json, `_class_name` included
     tokenizer: Path  # folder with tokenizer.json, or vocab.json and merges.txt
-    sources: Mapping[str, str]  # path below root -> sha256 of every file that decides the result
+    sources: Mapping[
+        str, str
+    ]  # label -> sha256 of every file that decides the result; a path below root, if it is there
     digest: str
+    places: Mapping[str, Path] = field(default_factory=dict)  # label -> where that file lies on this machine
+    companions: Companions = Companions()
+    remarks: tuple[str, ...] = ()  # what is assumed because no file states it, for people
 
     @property
     def vae_scale(self) -> int:

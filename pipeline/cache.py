@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from .artifacts import ALONE, Companions
 from .errors import CheckpointError, ModelError, UsageError
 from .hashing import sha256_of_file
 
@@ -193,15 +194,18 @@ class Cache:
                 gone.append(entry)
         return gone
 
-    def remember_source(self, digest: str, root: Path) -> None:
-        """Note where the checkpoint of that digest lies, so that `validate` needs no --reference."""
+    def remember_source(self, digest: str, root: Path, companions: Companions = ALONE) -> None:
+        """Note where the checkpoint of that digest lies, and what was given beside it: `validate` needs no --reference."""
+        from pydantic import TypeAdapter
+
         from .publish import written
 
+        beside = TypeAdapter(Companions).dump_python(companions, mode="json")
         with written(self.root / "sources" / f"{digest}.json") as file:
-            file.write_text(json.dumps({"root": str(root.resolve())}))
+            file.write_text(json.dumps({"root": str(root.resolve()), "companions": beside}))
 
-    def find_source(self, digest: str) -> Path:
-        """The folder of the checkpoint of that digest.
+    def find_source(self, digest: str) -> tuple[Path, Companions]:
+        """The folder or file of the checkpoint of that digest, and what was given beside it.
 
         Raises:
             CheckpointError: this machine never converted it, or it has gone since.
@@ -212,10 +216,20 @@ class Cache:
             raise CheckpointError(
                 "the checkpoint that this bundle was made from is not known on this machine", hint=hint
             )
-        root = Path(json.loads(note.read_text())["root"])
+        content = json.loads(note.read_text())
+        root = Path(content["root"])
         if not root.exists():
             raise CheckpointError(f"the checkpoint that this bundle was made from is no longer at {root}", hint=hint)
-        return root
+        return root, self.companions_of(digest)
+
+    def companions_of(self, digest: str) -> Companions:
+        """What was given beside the checkpoint of that digest; nothing where this machine does not know it."""
+        from pydantic import TypeAdapter
+
+        note = self.root / "sources" / f"{digest}.json"
+        if not note.is_file():
+            return ALONE
+        return TypeAdapter(Companions).validate_python(json.loads(note.read_text()).get("companions", {}))
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtimes.txt2img.generate import draw
@@ -35,8 +36,12 @@ def open_reference_checkpoint(bundle: Bundle, reference: str | None, cache: Cach
     from ..export.checkpoint import open_checkpoint
 
     wanted = bundle.manifest.provenance.checkpoint
-    place = reference if reference is not None else cache.find_source(wanted)
-    checkpoint = open_checkpoint(place, memo=cache.memo)
+    place: str | Path
+    if reference is None:
+        place, beside = cache.find_source(wanted)
+    else:  # what was given beside it is only known where it was converted
+        place, beside = reference, cache.companions_of(wanted)
+    checkpoint = open_checkpoint(place, companions=beside, memo=cache.memo)
     if checkpoint.digest != wanted:
         raise CheckpointError(
             f"{place} is not the checkpoint that {bundle.path} was made from: its digest is "

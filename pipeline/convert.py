@@ -11,7 +11,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import Checkpoint, TargetModel
+from .artifacts import ALONE, Checkpoint, Companions, TargetModel
 from .bundle import Bundle
 from .cache import Cache
 from .errors import UsageError
@@ -82,6 +82,7 @@ def convert(
     targets: tuple[str, ...] = (),
     precision: str | None = None,
     size: tuple[int, int] | None = None,
+    companions: Companions = ALONE,
     gate: bool = True,
     overwrite: bool = False,
     ignore_forecast: bool = False,
@@ -91,9 +92,10 @@ def convert(
     """Convert `checkpoint` as `recipe` says; each bundle appears whole or not at all.
 
     Args:
-        checkpoint: a diffusers folder, or "demo".
+        checkpoint: a diffusers folder, a single file of the original code, or "demo".
         output: the bundle's folder; with several targets, the parent of one folder a target.
         targets: names of runtimes; none: the recipe's, else all of them.
+        companions: what is given beside the checkpoint: a VAE, a tokenizer, configurations.
         gate: compare every model with PyTorch; a bundle that drifted is put at `OUTPUT.rejected`.
         overwrite: replace bundles that are already at `output`.
     Raises:
@@ -120,7 +122,7 @@ def convert(
     for runtime in runtimes.values():
         runtime.require()  # fail in the first second, not after the export
 
-    source = open_checkpoint(checkpoint, memo=cache.memo)
+    source = open_checkpoint(checkpoint, companions=companions, memo=cache.memo)
     chosen.check_family(source)
     parameters = parameters_of(source)
     plans = chosen.plans(parameters)
@@ -135,7 +137,9 @@ def convert(
     needed = forecast(source, tuple(runtimes), precisions, pixels, gate=gate)
     if not ignore_forecast:
         refuse_if_too_small(needed, cache.root, Path(output))
-    cache.remember_source(source.digest, source.root)
+    cache.remember_source(source.digest, source.root, source.companions)
+    for remark in source.remarks:
+        progress.say(remark)
 
     with cache.used():  # nobody may prune what later stages read
         run: Runner = partial(run_stage, cache=cache, progress=progress)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from .artifacts import ALONE, Companions
 from .errors import ModelError
 from .manifest import MANIFEST
 from .recipe import load_recipe, merged, parameters_of, recipe_for
@@ -18,6 +19,7 @@ def describe(
     targets: tuple[str, ...] = (),
     precision: str | None = None,
     size: tuple[int, int] | None = None,
+    companions: Companions = ALONE,
     gate: bool = True,
 ) -> dict[str, Any]:
     """Facts about `path`, JSON-able; `kind` says which sort. No weight is read.
@@ -30,7 +32,7 @@ def describe(
         return _onnx(place)
     if _is_file(place / MANIFEST):
         return _bundle(place)
-    return _checkpoint(path, targets, precision, size, gate)
+    return _checkpoint(path, targets, precision, size, companions, gate)
 
 
 def _is_file(path: Path) -> bool:
@@ -41,13 +43,18 @@ def _is_file(path: Path) -> bool:
 
 
 def _checkpoint(
-    path: str, targets: tuple[str, ...], precision: str | None, size: tuple[int, int] | None, gate: bool
+    path: str,
+    targets: tuple[str, ...],
+    precision: str | None,
+    size: tuple[int, int] | None,
+    companions: Companions,
+    gate: bool,
 ) -> dict[str, Any]:
     from ..export.checkpoint import open_checkpoint
     from ..runtimes.registry import TARGETS, get_target
     from .forecast import forecast, memory_available_mib
 
-    source = open_checkpoint(path, survey=False)
+    source = open_checkpoint(path, companions=companions, survey=False)
     recipe = merged(load_recipe(recipe_for(path)), precision=precision, size=size)
     names = targets or tuple(TARGETS)
     for name in names:
@@ -60,6 +67,7 @@ def _checkpoint(
         "name": source.name,
         "family": source.family,
         "why": source.why,
+        "remarks": list(source.remarks),
         "size": list(pixels),
         "scheduler": source.scheduler["_class_name"],
         "prediction_type": source.scheduler.get("prediction_type", "epsilon"),

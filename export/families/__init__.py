@@ -87,4 +87,4 @@ def _refuse_absent(headers: Headers, where: str) -> None:
 
 
 def _supported() -> str:
-    return f"supported: {', '.join(family.title for family in FAMILIES)}, as a diffusers folder"
+    return f"supported: {', '.join(family.title for family in FAMILIES)}, as a diffusers folder or a single file"

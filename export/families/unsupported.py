@@ -10,16 +10,10 @@ _NOT_YET: Final = "this family is not supported yet"
 _TRANSFORMER: Final = "its denoiser is a transformer, and only UNets are supported"
 _ADD_ON: Final = "it only changes a checkpoint and holds no model of its own"
 _GIVE_BASE: Final = "give the checkpoint that it was made for, as a diffusers folder"
+_FRAMES: Final = "it draws frames, and only single pictures are supported"
+_GIVE_UNET: Final = "give a Stable Diffusion checkpoint whose denoiser is a UNet"
 _LONE: Final = "one model of a pipeline cannot be converted alone"
 _GIVE_WHOLE: Final = "give the whole diffusers folder, the one with model_index.json"
-_SINGLE: Final = "single files are not supported yet: convert to a diffusers folder"
-
-
-def _to_folder(pipeline: str) -> str:
-    return (
-        f'python -c "import sys; from diffusers import {pipeline} as P; '
-        'P.from_single_file(sys.argv[1]).save_pretrained(sys.argv[2])" FILE FOLDER'
-    )
 
 
 UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
@@ -53,38 +47,47 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
         ),
         _GIVE_BASE,
     ),
-    # Single files with the key names of the original latent-diffusion code
-    Unsupported(
-        "a single-file SDXL checkpoint in LDM format",
-        _SINGLE,
-        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.", r"^conditioner\.embedders\.")),),
-    ),
+    # Single files; those of the original code with a UNet are opened
     Unsupported(
         "a single-file SD3 checkpoint",
-        _SINGLE,
+        _TRANSFORMER,
         (Signature(lone=True, tensors=(r"^(model\.diffusion_model\.)?joint_blocks\.",)),),
+        _GIVE_UNET,
     ),
     Unsupported(
         "a single-file Flux checkpoint",
-        _SINGLE,
+        _TRANSFORMER,
         (Signature(lone=True, tensors=(r"^(model\.diffusion_model\.)?double_blocks\.",)),),
+        _GIVE_UNET,
     ),
     Unsupported(
-        "a single-file Stable Diffusion 2.x checkpoint in LDM format",
-        _SINGLE,
-        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.", r"^cond_stage_model\.model\.")),),
+        "a single-file video model",
+        _FRAMES,
+        (
+            Signature(
+                lone=True,
+                tensors=(
+                    r"\.(time_stack|time_mixer|motion_modules)(\.|$)"
+                    r"|(^|\.)(patchify_proj|txt_in\.individual_token_refiner|head\.modulation)(\.|$)"
+                    r"|\.attn\.qkv_x\.",
+                ),
+            ),
+        ),
+        _GIVE_UNET,
     ),
     Unsupported(
-        "a single-file Stable Diffusion 1.x checkpoint in LDM format",
-        _SINGLE,
-        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.", r"^cond_stage_model\.transformer\.")),),
-        _to_folder("StableDiffusionPipeline"),
-    ),
-    Unsupported(
-        "a single-file checkpoint in LDM format",
-        _SINGLE,
-        (Signature(lone=True, tensors=(r"^model\.diffusion_model\.",)),),
-        _to_folder("DiffusionPipeline"),
+        "a single-file diffusion transformer",
+        _TRANSFORMER,
+        (
+            Signature(
+                lone=True,
+                tensors=(
+                    r"^(model\.diffusion_model|net)\.(?!input_|output_)([a-z]+_)*(blocks|layers|transformer_blocks)\.\d+\."
+                    r"|^(x_embedder|pos_embed)\.proj\.",
+                ),
+            ),
+        ),
+        _GIVE_UNET,
     ),
     # Pipelines of other families
     Unsupported(
@@ -97,7 +100,7 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
     Unsupported("DiT", _TRANSFORMER, (Signature(classes=r"DiT.*"),)),
     Unsupported(
         "a video model",
-        "it draws frames, and only single pictures are supported",
+        _FRAMES,
         (
             Signature(
                 classes=r"UNet3DConditionModel|UNetMotionModel|UNetSpatioTemporalConditionModel|MotionAdapter"

@@ -1,0 +1,54 @@
+"""The noise schedules that Stable Diffusion was trained with, which single files do not state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ...pipeline.errors import CheckpointError
+from .evidence import Evidence
+
+# configs/stable-diffusion/v1-inference.yaml; v2 and SDXL kept it. The rest is what the families' own repositories
+# have in scheduler_config.json.
+_TRAINED: Final[Mapping[str, Any]] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "trained_betas": None,
+    "steps_offset": 1,
+}
+_OWN: Final[Mapping[str, Mapping[str, Any]]] = {
+    "sd1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False},
+    "sd2": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False},
+    "sdxl": {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "linear", "timestep_spacing": "leading"},
+}
+
+
+def scheduler_config(kind: str, evidence: Evidence, where: str) -> tuple[dict[str, Any], str]:
+    """scheduler_config.json of a single file, and the words for how its prediction type is known.
+
+    Args:
+        kind: "sd1", "sd2" or "sdxl".
+    Raises:
+        CheckpointError: an SD 2.x file does not say whether it predicts noise or velocity: both exist in equal shapes.
+    """
+    if evidence.prediction is not None:
+        prediction, says = evidence.prediction
+    elif kind == "sd2":
+        raise CheckpointError(
+            f"{where}: Stable Diffusion 2.x predicts noise (the 512 pixel base) or velocity (the 768 pixel model), "
+            "and nothing in this file says which",
+            hint="say it: --prediction epsilon or --prediction v_prediction (a wrong one draws noise)",
+        )
+    else:
+        prediction, says = "epsilon", "assumed: as every checkpoint of its family that does not say otherwise"
+    config = {**_TRAINED, **_OWN[kind], "prediction_type": prediction}
+    if evidence.betas is not None:
+        config |= {"beta_start": evidence.betas[0], "beta_end": evidence.betas[1]}
+    if evidence.zero_snr:  # "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al. 2024)
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if kind == "sd1":  # PNDM cannot rescale
+            config |= {"_class_name": "DDIMScheduler", "clip_sample": False}
+            del config["skip_prk_steps"]
+    return config, f"prediction {prediction} ({says})"

@@ -58,6 +58,15 @@ def read_folder(root: Path, given: Companions) -> Layout:
         CheckpointError: its family is not supported, or a component is missing or damaged.
     """
     headers = read_headers(root)
+    if given.vae is not None:
+        from .single_file.vae import read_vae
+
+        config, _, _ = read_vae(given.vae, headers.configs.get("vae", {}))
+        headers = replace(
+            headers,
+            parts={"vae": "AutoencoderKL", **headers.parts},
+            configs={**headers.configs, "vae": config},
+        )
     family, _ = recognise(headers, str(root))
     weights: dict[str, PartWeights] = {}
     places = {INDEX: root / INDEX}

@@ -195,7 +195,7 @@ class Cache:
         return gone
 
     def remember_source(self, digest: str, root: Path, companions: Companions = ALONE) -> None:
-        """Note where the checkpoint of that digest lies, and what was given beside it: `validate` needs no --reference."""
+        """Note where the checkpoint of that digest lies and what was given beside it, so that `validate` finds both."""
         from pydantic import TypeAdapter
 
         from .publish import written

@@ -160,3 +160,66 @@ def write_ldm(
 
 def _bare(name: str) -> str:
     return name.removeprefix("text_model.")
+
+
+def original_pipeline(kind: str = "sd1", vocabulary: int = 681) -> Any:
+    """A tiny random pipeline of widths that the original code can say: 8 heads or 64 channels a head, 32 groups.
+
+    Args:
+        kind: sd1, sd2 or sdxl.
+        vocabulary: rows of the token embeddings; 681 is the demo's tokenizer.
+    """
+    from importlib import import_module
+
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    diffusers: Any = import_module("diffusers")
+    torch.manual_seed(0)
+
+    def encoder(act: str, projected: bool = False, width: int = 64) -> Any:
+        config = CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=96,
+            num_attention_heads=width // 64,
+            num_hidden_layers=2,
+            hidden_act=act,
+            vocab_size=vocabulary,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            projection_dim=width,
+        )
+        return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+    unet: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64) if kind == "sd1" else (64, 128),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 64 if kind != "sdxl" else 192,
+        "attention_head_dim": 8 if kind == "sd1" else (1, 2),
+        "use_linear_projection": kind != "sd1",
+    }
+    if kind == "sdxl":  # attention in the deeper levels only, and more of it in the deepest
+        unet |= {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 6 * 256 + 128,
+        }
+    from types import SimpleNamespace
+
+    pipeline = SimpleNamespace(
+        unet=diffusers.UNet2DConditionModel(**unet),
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(32, 32, 32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+        ),
+        text_encoder=encoder("gelu" if kind == "sd2" else "quick_gelu"),
+        text_encoder_2=encoder("gelu", projected=True, width=128) if kind == "sdxl" else None,
+    )
+    return pipeline

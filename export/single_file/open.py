@@ -83,10 +83,10 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
             "averaged weights (EMA) taken" if given.ema else "the file's averaged weights (EMA) are left out"
         )
     places = {file.name: file, **{f"tokenizer/{f.name}": f for f in find_tokenizer_files(tokenizer)}}
+    stated = {part: config.get("architectures") or [config.get("_class_name")] for part, config in configs.items()}
     parts = {
-        **{
-            part: str((configs[part].get("architectures") or [configs[part].get("_class_name")])[0]) for part in configs
-        },
+        **{part: str(names[0]) for part, names in stated.items()},
+        "vae": "AutoencoderKL",
         "tokenizer": "CLIPTokenizer",
         **({"tokenizer_2": "CLIPTokenizer"} if kind == "sdxl" else {}),
     }
@@ -154,17 +154,18 @@ def _derived(stored: Tensors, kind: str, evidence: Evidence, where: str) -> tupl
     remarks = [says]
     scale = 8
     autoencoder = vae_tensors(stored)
+    vae: dict[str, Any] = {}
     if autoencoder:
         prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in autoencoder)), "")
         vae = vae_config(_below(autoencoder, prefix), where)
         scale = int(2 ** (len(vae["block_out_channels"]) - 1))
-        vae["sample_size"] = pixels
-        vae["scaling_factor"] = evidence.scaling_factor[0] if evidence.scaling_factor else _SCALING[kind]
-        if evidence.scaling_factor:
-            remarks.append(f"VAE scaling {vae['scaling_factor']} ({evidence.scaling_factor[1]})")
-        else:
-            assumed.append(f"VAE scaling {vae['scaling_factor']}")
-        configs["vae"] = vae
+    vae["sample_size"] = pixels
+    vae["scaling_factor"] = evidence.scaling_factor[0] if evidence.scaling_factor else _SCALING[kind]
+    if evidence.scaling_factor:
+        remarks.append(f"VAE scaling {vae['scaling_factor']} ({evidence.scaling_factor[1]})")
+    else:
+        assumed.append(f"VAE scaling {vae['scaling_factor']}")
+    configs["vae"] = vae
     unet["sample_size"] = pixels // scale
     if evidence.unet:
         assumed = [words for words in assumed if "attention heads" not in words]

@@ -18,48 +18,49 @@ _ORIGINAL = "encoder.down.0.block.0.norm1.weight"  # diffusers: encoder.down_blo
 _INHERITED = ("scaling_factor", "shift_factor", "sample_size", "force_upcast")
 
 
-def with_vae(layout: Layout, place: Path) -> Layout:
-    """`layout` with the VAE at `place`.
+Apart = tuple[dict[str, Any], PartWeights, dict[str, Path]]  # config.json, weights, places by label
+
+
+def read_vae(place: Path, replaced: Mapping[str, Any]) -> Apart:
+    """The VAE at `place`.
 
     Args:
         place: a folder of diffusers (the VAE's own, or a checkpoint's with vae/), or a safetensors file.
+        replaced: configuration of the VAE that it replaces, as far as that is known.
     Raises:
-        CheckpointError: it holds no VAE, or one for latents of another kind.
+        CheckpointError: it holds no VAE, or a lone file leaves open what only a configuration says.
     """
     if place.is_dir():
         folder = place / "vae" if (place / INDEX).is_file() else place
         files, index = find_weights(folder)
-        config = read_json(folder / "config.json")
-        weights = read_parts(files)
         places = {f"vae/{file.name}": file for file in (*files, *([index] if index else ()), folder / "config.json")}
-        return _replaced(layout, config, weights, places, str(folder))
+        return read_json(folder / "config.json"), read_parts(files), places
     stored = vae_tensors(read_header(place))
     if not stored:
         raise CheckpointError(f"--vae {place}: no tensor of a VAE in it", hint="give a VAE's folder or file")
     prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in stored)), "")
     shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in stored.items()}
-    inherited = {key: value for key, value in layout.headers.configs.get("vae", {}).items() if key in _INHERITED}
+    places = {f"vae/{place.name}": place}
     if _ORIGINAL in shapes:
+        inherited = {key: value for key, value in replaced.items() if key in _INHERITED}
         config = {**vae_config(shapes, str(place)), **inherited}
-        if "scaling_factor" not in config:
-            raise CheckpointError(
-                f"--vae {place}: nothing states the factor of its latents", hint="give a folder with config.json"
-            )
-        weights = PartWeights((place,), vae_names(stored, config), renamed=True)
-    elif "vae" in layout.headers.configs:
-        config = dict(layout.headers.configs["vae"])  # the shapes are compared with it when the model is built
-        weights = PartWeights((place,), tuple(stored.values()))
-    else:
+        return config, PartWeights((place,), vae_names(stored, config), renamed=True), places
+    if "block_out_channels" not in replaced:
         raise CheckpointError(f"--vae {place}: a VAE without config.json", hint="give its folder")
-    return _replaced(layout, config, weights, {f"vae/{place.name}": place}, str(place))
+    # the shapes are compared with the configuration when the model is built
+    return dict(replaced), PartWeights((place,), tuple(stored.values())), places
 
 
-def _replaced(
-    layout: Layout, config: Mapping[str, Any], weights: PartWeights, places: Mapping[str, Path], where: str
-) -> Layout:
-    wanted, found = layout.headers.configs["unet"].get("in_channels"), config.get("latent_channels")
-    if isinstance(wanted, int) and wanted == 4 and found != wanted:
+def with_vae(layout: Layout, place: Path) -> Layout:
+    """`layout` with the VAE at `place` instead of its own.
+
+    Raises:
+        CheckpointError: as `read_vae`, or its latents are not those of the UNet.
+    """
+    config, weights, places = read_vae(place, layout.headers.configs.get("vae", {}))
+    wanted, found = layout.headers.configs["unet"].get("out_channels"), config.get("latent_channels")
+    if found != wanted:
         raise CheckpointError(
-            f"--vae {where}: latents of {found} channels, the UNet takes {wanted}", hint="it is for another family"
+            f"--vae {place}: latents of {found} channels, the UNet draws {wanted}", hint="it is for another family"
         )
     return layout.with_part("vae", config, weights, places)

@@ -438,7 +438,7 @@ def test_unknown_tensors_are_shown(tmp_path: Path) -> None:
     [
         (
             "model.diffusion_model.input_blocks.0.0.weight",
-            "single files are not supported yet: convert to a diffusers folder",
+            "a UNet of the original code without its text encoder",
         ),
         ("model.layers.0.mlp.up_proj.weight", "a language model"),
         ("lora_unet_mid_block.lora_down.weight", "a LoRA"),

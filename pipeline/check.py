@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtimes.txt2img.generate import draw
 from ..validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
-from ..validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan
+from ..validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan, plan_for
 from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import worst_form
 from .bundle import Bundle
@@ -21,10 +21,19 @@ from .sessions import opener, painter
 from .stage import run_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .artifacts import Checkpoint, TargetModel
     from .stage import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class PictureChoice:
+    """Which pictures to compare. `scheduler` and `steps` are of those that the bundle carries; None: the gate's."""
+
+    seeds: int = 1  # of each prompt
+    scheduler: str | None = None
+    steps: int | None = None
 
 
 def open_reference_checkpoint(bundle: Bundle, reference: str | None, cache: Cache) -> Checkpoint:
@@ -57,15 +66,21 @@ def check_bundle(
     reference: str | None = None,
     image: bool | None = None,
     oracle_prompts: int | None = None,
+    choice: PictureChoice | None = None,
+    keep: Callable[[Picture, Drawn], None] = lambda _, __: None,
     threads: int = 2,
     cache: Cache | None = None,
     progress: Progress,
 ) -> tuple[ParityReport, list[str]]:
     """Compare every component, and pictures where asked for or cheap; return the report and remarks for people.
 
+    Args:
+        choice: other pictures than the gate's.
+        keep: is handed PyTorch's and the bundle's version of each picture, for those who want to show them.
     Raises:
         BundleError: a file differs from the manifest.
         CheckpointError: there is no reference to compare with.
+        UsageError: the bundle has no such schedule, or pictures are chosen but not wanted.
     """
     bundle.refuse_damage()
     cache = cache or Cache.default()
@@ -79,6 +94,7 @@ def check_bundle(
     pictures = cheap if image is None else image
     if oracle_prompts is not None:
         _refuse_prompts(pictures, checkpoint)
+    plan = _picture_plan(bundle, checkpoint, choice, pictures) if choice else None
     with cache.used():  # nobody may prune PyTorch's answers meanwhile
         run: Runner = partial(run_stage, cache=cache, progress=progress)
         facts = bundle.manifest
@@ -103,7 +119,7 @@ def check_bundle(
             remarks.append("no pictures were drawn, because a component failed: force them with --image")
             return report, remarks
         return _with_pictures(
-            report, bundle, checkpoint, coarsest(models), threads, oracle_prompts, run, progress
+            report, bundle, checkpoint, coarsest(models), threads, plan, keep, oracle_prompts, run, progress
         ), remarks
 
 
@@ -129,6 +145,30 @@ def _check_forms(
     return tuple(sorted((worst_form(parts) for parts in found.values()), key=lambda part: part.margin_db))
 
 
+def _picture_plan(bundle: Bundle, checkpoint: Checkpoint, choice: PictureChoice, pictures: bool) -> ProbePlan:
+    """The gate's prompts, each with `choice.seeds` seeds. Noise of stochastic solvers follows the seed on both sides.
+
+    Raises:
+        UsageError: pictures are not wanted at all, or the bundle carries no such schedule.
+    """
+    from ..export.schedule import default_scheduler
+
+    if not pictures:
+        raise UsageError("--seeds, --scheduler and --steps choose pictures", hint="add --image")
+    gates = plan_for(checkpoint, bundle.manifest.size)
+    own = choice.scheduler in (None, default_scheduler(checkpoint.scheduler))
+    steps = gates.steps if own and choice.steps is None else choice.steps
+    schedule = bundle.schedule(choice.scheduler or default_scheduler(checkpoint.scheduler), steps)
+    return replace(
+        gates,
+        prompts=gates.prompts * choice.seeds,
+        texts=(),
+        picked=(),
+        steps=schedule.steps,
+        scheduler=schedule.scheduler,
+    )
+
+
 def _refuse_prompts(pictures: bool, checkpoint: Checkpoint) -> None:
     from ..validate.scenes import knows
 
@@ -147,6 +187,8 @@ def _with_pictures(
     checkpoint: Checkpoint,
     precision: str,
     threads: int,
+    chosen: ProbePlan | None,
+    keep: Callable[[Picture, Drawn], None],
     oracle_count: int | None,
     run: Runner,
     progress: Progress,
@@ -154,6 +196,7 @@ def _with_pictures(
     from ..export.schedule import default_scheduler
     from ..validate import scenes as world
     from ..validate.reference import ReferenceProbes
+    from ..validate.tolerances import image_tolerance
 
     target, size = bundle.manifest.target.name, bundle.manifest.size
     own = default_scheduler(checkpoint.scheduler)  # PyTorch drew with it, whatever the bundle's default is
@@ -162,12 +205,13 @@ def _with_pictures(
         def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
             schedule = bundle.schedule(plan.scheduler or own, plan.steps)
             models = replace(painter(bundle, schedule, threads), open=open_component)
-            result = draw(models, picture.prompt, guidance=plan.guidance, seed=picture.seed)
-            return Drawn(result.latents, result.image)
+            result = draw(models, picture.prompt, guidance=plan.guidance, seed=picture.seed, keep_trajectory=True)
+            return Drawn(result.trajectory, result.image)
 
-        probes = ask_pytorch(checkpoint, size, run)
+        probes = run(ReferenceProbes(checkpoint, size, chosen)) if chosen else ask_pytorch(checkpoint, size, run)
         with progress.running(f"{target} pictures"):
-            report = replace(report, image=check_pictures(drawn, probes, target=target, precision=precision))
+            found = check_pictures(drawn, probes, limit=image_tolerance(target, precision), keep=keep)
+        report = replace(report, image=found)
         if oracle_count is None:
             return report
         scenes = world.oracle_prompts(oracle_count, seed=0)

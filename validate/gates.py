@@ -14,11 +14,12 @@ import numpy as np
 from ..pipeline.errors import ModelError, ParityError, ToolCrashed, UsageError
 from ..runtimes.inputs import native_feeds
 from ..runtimes.protocol import Array, Session
-from .parity import Parity, compare, worst
+from .parity import Parity, compare, finite_db, worst
 from .probes import Picture, ProbePlan, Probes, RoundedAnswers
 from .report import ComponentReport, ImageReport, OracleReport, PictureReport
 from .scenes import Scene
-from .tolerances import image_tolerance, tolerance
+from .spread import spread_of
+from .tolerances import ImageTolerance, tolerance
 
 ORACLE_POINTS: Final = 1.0
 """How far the oracle's score may lie from PyTorch's. Of 64 pictures one is 1.6 points: none may change sides."""
@@ -26,9 +27,9 @@ ORACLE_POINTS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a conversion drew: [1, C, h, w] latents and the [H, W, 3] picture in 0..1 before rounding to 8 bits."""
+    """What a conversion drew: [1, C, h, w] latents after each call, and the [H, W, 3] picture in 0..1 as floats."""
 
-    latents: Array
+    trajectory: Sequence[Array]
     image: Array
 
 
@@ -109,18 +110,27 @@ def _measure(
     )
 
 
-def check_pictures(draw: Draw, probes: Probes, *, target: str, precision: str) -> ImageReport:
-    """Draw every picture of the plan from PyTorch's starting noise and compare latents and pixels.
+def check_pictures(
+    draw: Draw,
+    probes: Probes,
+    *,
+    limit: ImageTolerance,
+    keep: Callable[[Picture, Drawn], None] = lambda _, __: None,
+) -> ImageReport:
+    """Draw every picture of the plan from PyTorch's starting noise and compare latents, step by step, and pixels.
 
     Args:
         draw: generates with the conversion alone; gets the picture's prompt and seed, and the plan's schedule.
-        precision: the coarsest of the components', which sets the tolerance.
+        limit: `tolerances.image_tolerance` of the target and the coarsest of the components' precisions.
+        keep: is handed each pair, for those who want to show it.
     """
-    report = ImageReport((), image_tolerance(target, precision), probes.plan.steps, probes.plan.guidance)
+    report = ImageReport((), limit, probes.plan.steps, probes.plan.guidance, probes.plan.scheduler)
     pictures = []
     try:
         for picture in probes.pictures():
-            pictures.append(_compare_pictures(picture, draw(picture, probes.plan)))
+            drawn = draw(picture, probes.plan)
+            pictures.append(_compare_pictures(picture, drawn))
+            keep(picture, drawn)
     except (ToolCrashed, ParityError) as problem:
         return replace(report, pictures=tuple(pictures), problem=problem.what)
     return replace(report, pictures=tuple(pictures))
@@ -129,12 +139,20 @@ def check_pictures(draw: Draw, probes: Probes, *, target: str, precision: str) -
 def _compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:
     from skimage.metrics import structural_similarity
 
-    latents = compare(reference.latents, drawn.latents, where=f"latents of {reference.prompt!r}")
+    calls = len(drawn.trajectory)
+    if calls != len(reference.trajectory):
+        raise ParityError(f"{reference.prompt!r} took {calls} steps instead of {len(reference.trajectory)}")
+    steps = [
+        compare(ours, theirs, where=f"latents of {reference.prompt!r} after step {step}")
+        for step, (ours, theirs) in enumerate(zip(reference.trajectory, drawn.trajectory, strict=True), start=1)
+    ]
     image = compare(reference.image, drawn.image, peak=1.0, where=f"picture of {reference.prompt!r}")
     ssim = structural_similarity(  # type: ignore[no-untyped-call]
         reference.image.astype(np.float64), drawn.image.astype(np.float64), channel_axis=2, data_range=1.0
     )
-    return PictureReport(reference.prompt, reference.seed, latents, image, float(ssim))
+    drift = tuple(finite_db(step.snr_db) for step in steps)
+    spread = spread_of(reference.image, drawn.image)
+    return PictureReport(reference.prompt, reference.seed, steps[-1], image, float(ssim), drift, spread)
 
 
 @contextmanager

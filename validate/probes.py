@@ -98,6 +98,7 @@ class Picture:
     seed: int
     latents: Array  # [1, C, h, w], as the scheduler leaves them
     image: Array  # [H, W, 3], float32 in 0..1, before rounding to 8 bits
+    trajectory: Array  # [calls, 1, C, h, w], the latents after each call of the scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,8 @@ class Probes:
     def pictures(self) -> Iterator[Picture]:
         for index, prompt in enumerate(self.plan.prompts):
             arrays = read_arrays(self.folder / f"picture-{index:03}.npz")
-            yield Picture(prompt, self.plan.seed + index, arrays["latents"], arrays["image"])
+            trajectory = arrays["trajectory"]
+            yield Picture(prompt, self.plan.seed + index, trajectory[-1], arrays["image"], trajectory)
 
 
 @dataclass(frozen=True, slots=True)

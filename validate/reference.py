@@ -111,7 +111,7 @@ class ReferenceProbes:
     plan: ProbePlan
 
     name: ClassVar[str] = "reference-probes"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "tokenizers")
     output: ClassVar[type] = Probes
 
@@ -124,16 +124,17 @@ class ReferenceProbes:
         with self._open("text_encoder") as session:
             states = self._encode(session, written)
         with self._open("unet") as session:
-            latents = [self._draw(session, states, index, written) for index in range(len(plan.prompts))]
+            drawn = [self._draw(session, states, index, written) for index in range(len(plan.prompts))]
         images = []
         with self._open("vae_decoder") as session:
             scaling = _scaling_factor(session)
-            for prompt, final in zip(plan.prompts, latents, strict=True):
-                sample = written.ask(session, "vae_decoder", repr(prompt), {"latent_sample": final / scaling})
+            for prompt, trajectory in zip(plan.prompts, drawn, strict=True):
+                feeds = {"latent_sample": trajectory[-1] / scaling}
+                sample = written.ask(session, "vae_decoder", repr(prompt), feeds)
                 images.append(np.clip(sample, -1, 1))
-        for index, (final, image) in enumerate(zip(latents, images, strict=True)):
+        for index, (trajectory, image) in enumerate(zip(drawn, images, strict=True)):
             picture = np.ascontiguousarray((image[0] / 2 + 0.5).transpose(1, 2, 0))
-            np.savez(into / f"picture-{index:03}.npz", latents=final, image=picture)
+            np.savez(into / f"picture-{index:03}.npz", trajectory=trajectory, image=picture)
         if "vae_encoder" in self.checkpoint.components:
             with self._open("vae_encoder") as session:
                 for prompt, image in zip(plan.prompts, images, strict=True):
@@ -157,7 +158,7 @@ class ReferenceProbes:
         return states
 
     def _draw(self, session: TorchSession, states: Mapping[str, Array], index: int, written: _Written) -> Array:
-        """Latents after the full schedule, guided as diffusers' pipeline guides, the noise drawn as it draws it."""
+        """Latents after each step, [calls, 1, C, h, w], guided and with noise drawn as diffusers' pipeline does."""
         import torch
         from diffusers.utils.torch_utils import randn_tensor
 
@@ -171,6 +172,7 @@ class ReferenceProbes:
         latents = randn_tensor(session.inputs[0].shape, generator=generator, dtype=torch.float32)
         latents = latents * scheduler.init_noise_sigma
         branches = {"unconditional": states[EMPTY], "conditional": states[prompt]}
+        trajectory = []
         for step, t in enumerate(scheduler.timesteps):
             sample = scheduler.scale_model_input(latents, t).numpy()
             noise = {}
@@ -180,7 +182,8 @@ class ReferenceProbes:
                 noise[branch] = torch.from_numpy(written.ask(session, "unet", label, feeds))
             guided = noise["unconditional"] + plan.guidance * (noise["conditional"] - noise["unconditional"])
             latents = scheduler.step(guided, t, latents, **more, return_dict=False)[0]
-        return np.asarray(latents.numpy())
+            trajectory.append(latents.numpy().copy())
+        return np.stack(trajectory)
 
 
 class _Written:

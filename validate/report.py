@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .parity import Parity, finite_db
+from .spread import Spread
 from .tolerances import ImageTolerance, Tolerance
 
 if TYPE_CHECKING:
@@ -90,6 +91,20 @@ class PictureReport:
     latents: Parity
     image: Parity  # peak 1.0, before rounding to 8 bits
     ssim: float  # Wang et al. 2004, -1..1, of the float pictures
+    drift_db: tuple[float, ...]  # SNR of the latents after each step, finite
+    spread: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "psnr_db": finite_db(self.image.psnr_db),
+            "max_abs": self.image.max_abs,
+            "ssim": self.ssim,
+            "latents_snr_db": finite_db(self.latents.snr_db),
+            "drift_db": list(self.drift_db),
+            "histogram": self.spread.to_json(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +115,13 @@ class ImageReport:
     tolerance: ImageTolerance
     steps: int
     guidance: float
+    scheduler: str = ""  # empty: the checkpoint's own
     problem: str = ""
+
+    @property
+    def drift_db(self) -> tuple[float, ...]:
+        """SNR of the latents after each step, of the picture that is worst at that step."""
+        return tuple(min(step) for step in zip(*(picture.drift_db for picture in self.pictures), strict=True))
 
     @property
     def psnr_db(self) -> float:
@@ -127,18 +148,10 @@ class ImageReport:
             "why": self.tolerance.why,
             "steps": self.steps,
             "guidance": self.guidance,
+            "scheduler": self.scheduler or None,
             "problem": self.problem or None,
-            "pictures": [
-                {
-                    "prompt": picture.prompt,
-                    "seed": picture.seed,
-                    "psnr_db": finite_db(picture.image.psnr_db),
-                    "max_abs": picture.image.max_abs,
-                    "ssim": picture.ssim,
-                    "latents_snr_db": finite_db(picture.latents.snr_db),
-                }
-                for picture in sorted(pictures, key=lambda each: each.image.psnr_db)
-            ],
+            "drift_db": list(self.drift_db),
+            "pictures": [picture.to_json() for picture in sorted(pictures, key=lambda each: each.image.psnr_db)],
         }
 
 

@@ -111,7 +111,7 @@ class GatePictures:
     threads: int = 2
 
     name: ClassVar[str] = "pictures"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
     output: ClassVar[type] = GatedPictures
 
@@ -148,7 +148,7 @@ class GatePictures:
         )
 
         def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-            result = draw(painter, picture.prompt, guidance=plan.guidance, seed=picture.seed)
-            return Drawn(result.latents, result.image)
+            result = draw(painter, picture.prompt, guidance=plan.guidance, seed=picture.seed, keep_trajectory=True)
+            return Drawn(result.trajectory, result.image)
 
-        return GatedPictures(into, check_pictures(drawn, self.probes, target=target, precision=self.precision))
+        return GatedPictures(into, check_pictures(drawn, self.probes, limit=image_tolerance(target, self.precision)))

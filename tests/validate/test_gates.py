@@ -12,8 +12,11 @@ from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.pipeline.errors import ModelError, ToolCrashed, UsageError
 from diffusette.runtimes.protocol import Array, Feeds
 from diffusette.validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
+from diffusette.validate.parity import EXACT_DB
 from diffusette.validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan
 from diffusette.validate.scenes import oracle_prompts, render
+from diffusette.validate.spread import EDGES, spread_of
+from diffusette.validate.tolerances import image_tolerance
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {name: RNG.normal(size=(16, 16)).astype(np.float32) for name in ("first", "second")}
@@ -66,7 +69,8 @@ def probes(tmp_path: Path) -> Probes:
             np.savez(tmp_path / f"{component}-{index:03}.npz", **arrays)
     for index in range(2):
         image = RNG.uniform(size=(16, 16, 3)).astype(np.float32)
-        np.savez(tmp_path / f"picture-{index:03}.npz", latents=np.ones((1, 4, 2, 2), np.float32), image=image)
+        trajectory = np.ones((3, 1, 4, 2, 2), np.float32)
+        np.savez(tmp_path / f"picture-{index:03}.npz", trajectory=trajectory, image=image)
     labels = ("early", "middle", "late")
     return Probes(tmp_path, plan, (16, 16), {"unet": labels, "vae_decoder": labels})
 
@@ -188,18 +192,56 @@ def test_a_component_without_probes_is_an_error(probes: Probes) -> None:
 def test_pictures_are_compared_before_rounding(probes: Probes) -> None:
     def draw(picture: Picture, plan: ProbePlan) -> Drawn:
         assert picture.seed == plan.seed + plan.prompts.index(picture.prompt)
-        return Drawn(picture.latents, picture.image + np.float32(1e-4 if picture.prompt == "one" else 1e-3))
+        return Drawn(picture.trajectory, picture.image + np.float32(1e-4 if picture.prompt == "one" else 1e-3))
 
-    report = check_pictures(draw, probes, target="ort", precision="fp16")
+    report = check_pictures(draw, probes, limit=image_tolerance("ort", "fp16"))
     assert report.psnr_db == pytest.approx(60, abs=0.05)  # 8 bits would have hidden a difference of 1e-3 below 51 dB
     assert report.ok
-    assert not check_pictures(draw, probes, target="ort", precision="fp32").ok
+    assert not check_pictures(draw, probes, limit=image_tolerance("ort", "fp32")).ok
     assert report.pictures[0].ssim > 0.999
+
+
+def test_drift_is_told_step_by_step_and_each_picture_to_whoever_shows_it(probes: Probes) -> None:
+    def draw(picture: Picture, plan: ProbePlan) -> Drawn:
+        scale = 0.001 if picture.prompt == "one" else 0.01
+        return Drawn([x * np.float32(1 + scale * step) for step, x in enumerate(picture.trajectory)], picture.image)
+
+    kept: list[tuple[str, Drawn]] = []
+    report = check_pictures(
+        draw,
+        probes,
+        limit=image_tolerance("ort", "fp16"),
+        keep=lambda picture, drawn: kept.append((picture.prompt, drawn)),
+    )
+    assert report.pictures[0].drift_db == pytest.approx((EXACT_DB, 60.0, 54.0), abs=0.1)
+    assert report.drift_db == report.pictures[1].drift_db == pytest.approx((EXACT_DB, 40.0, 34.0), abs=0.1)
+    assert [prompt for prompt, _ in kept] == ["one", "two"]
+
+
+def test_a_trajectory_of_another_length_fails(probes: Probes) -> None:
+    report = check_pictures(
+        lambda picture, _: Drawn(picture.trajectory[:2], picture.image), probes, limit=image_tolerance("ort", "fp16")
+    )
+    assert report.verdict == "'one' took 2 steps instead of 3"
+
+
+def test_the_histogram_tells_a_haze_from_a_wrong_pixel() -> None:
+    reference = np.full((10, 10, 3), 0.5, np.float32)
+    haze = spread_of(reference, reference + np.float32(0.02 / 255))
+    assert haze.counts[EDGES.index(0.01)] == 300
+    pixel = reference.copy()
+    pixel[3, 4] = 1.0
+    spot = spread_of(reference, pixel)
+    assert (spot.counts[0], spot.counts[EDGES.index(100.0)], spot.changed) == (297, 3, 0.01)
+    opposite = spread_of(np.zeros((2, 2, 3), np.float32), np.ones((2, 2, 3), np.float32))
+    assert (opposite.counts[-1], opposite.changed) == (12, 1.0)
 
 
 def test_a_black_picture_fails(probes: Probes) -> None:
     report = check_pictures(
-        lambda picture, _: Drawn(picture.latents, np.zeros_like(picture.image)), probes, target="ort", precision="fp16"
+        lambda picture, _: Drawn(picture.trajectory, np.zeros_like(picture.image)),
+        probes,
+        limit=image_tolerance("ort", "fp16"),
     )
     assert not report.ok
     assert report.psnr_db < 10
@@ -209,7 +251,7 @@ def test_a_crash_while_drawing_is_reported(probes: Probes) -> None:
     def draw(picture: Picture, plan: ProbePlan) -> Drawn:
         raise ToolCrashed("mnn unet crashed")
 
-    report = check_pictures(draw, probes, target="mnn", precision="fp32")
+    report = check_pictures(draw, probes, limit=image_tolerance("mnn", "fp32"))
     assert not report.ok
     assert report.verdict == "mnn unet crashed"
 
@@ -233,13 +275,13 @@ def test_the_oracle_compares_scores_on_equal_captions(tmp_path: Path) -> None:
     scenes = oracle_prompts(4, seed=0)
     for index, scene in enumerate(scenes):
         image = (render(scene, index) / 255).astype(np.float32)
-        np.savez(tmp_path / f"picture-{index:03}.npz", latents=np.zeros(1), image=image)
+        np.savez(tmp_path / f"picture-{index:03}.npz", trajectory=np.zeros((1, 1)), image=image)
     probes = Probes(tmp_path, oracle_plan(scenes), (64, 64), {})
-    same = check_oracle(lambda picture, _: Drawn(picture.latents, picture.image), probes, scenes)
+    same = check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image), probes, scenes)
     assert same.ok
     assert same.score == same.reference_score == 100.0
-    black = check_oracle(lambda picture, _: Drawn(picture.latents, picture.image * 0), probes, scenes)
+    black = check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image * 0), probes, scenes)
     assert not black.ok
     assert black.score == 0.0
     with pytest.raises(UsageError, match="captions"):
-        check_oracle(lambda picture, _: Drawn(picture.latents, picture.image), probes, scenes[:3])
+        check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image), probes, scenes[:3])

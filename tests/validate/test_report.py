@@ -15,6 +15,7 @@ from diffusette.validate.report import (
     PictureReport,
     parity_table,
 )
+from diffusette.validate.spread import Spread
 from diffusette.validate.tolerances import ImageTolerance, Tolerance
 from rich.console import Console
 
@@ -22,7 +23,8 @@ EXACT = Parity(0.0, math.inf, math.inf, 1.0)
 CLOSE = Parity(1e-5, 110.0, 115.0, 1.0)
 FAR = Parity(0.5, 20.0, 25.0, 0.99)
 LIMIT = Tolerance(100.0, "only the order of sums differs")
-PICTURE = PictureReport("a [red] circle", 0, CLOSE, Parity(1e-4, 80.0, 84.0, 1.0), 0.99999)
+SPREAD = Spread((0, 0, 0, 12288, *[0] * 8), 0.0)
+PICTURE = PictureReport("a [red] circle", 0, CLOSE, Parity(1e-4, 80.0, 84.0, 1.0), 0.99999, (120.0, 110.0), SPREAD)
 IMAGE = ImageReport((PICTURE,), ImageTolerance(70.0, "twenty steps amplify rounding"), 20, 4.0)
 
 
@@ -47,6 +49,8 @@ def test_json_has_the_promised_keys_and_no_infinity() -> None:
     )
     assert facts["image"]["psnr_db"] == 84.0
     assert facts["image"]["ssim"] == 0.99999
+    assert facts["image"]["drift_db"] == [120.0, 110.0]
+    assert facts["image"]["pictures"][0]["histogram"]["counts"][3] == 12288
 
 
 def test_any_failed_part_fails_the_report() -> None:

@@ -8,6 +8,7 @@ from .terminal import size_text, stdout
 
 if TYPE_CHECKING:
     from ..pipeline.convert import Conversion
+    from ..validate.contrast import Comparison
     from ..validate.latency import ProfileReport
     from ..validate.report import ParityReport
 
@@ -51,3 +52,17 @@ def show_profile(report: ProfileReport) -> None:
     from ..validate.latency import profile_table
 
     stdout().print(profile_table(report))
+
+
+def show_comparison(found: Comparison) -> None:
+    """The table, what the manifests say differently, then a line for each part that lies too far apart."""
+    from ..validate.contrast import contrast_table
+
+    console = stdout()
+    console.print(contrast_table(found))
+    for what, a, b in found.differences:
+        console.print(f"{what}: {a} | {b}", markup=False)
+    for line in found.alone:
+        console.print(f"not compared: {line}", markup=False)
+    for line in found.failures():
+        console.print(f"APART {line}", markup=False)

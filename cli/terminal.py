@@ -62,6 +62,13 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
+def command_line() -> str:
+    """What was typed, for a page that says how it came about; the program by its name, not by where it lies."""
+    import shlex
+
+    return shlex.join(["diffusette", *sys.argv[1:]])
+
+
 def warn(text: str) -> None:
     """A line on stderr that the user should read."""
     print(f"warning: {text}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..pipeline.errors import UsageError
 from .options import Json, Threads
 
 
@@ -30,6 +31,11 @@ def validate(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Of the pictures, as the bundle has them.")
     ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page to send: one file, works offline.")] = None,
+    speed: Annotated[
+        bool | None,
+        typer.Option("--speed/--no-speed", help="Time it for the page. [default: where that takes seconds]"),
+    ] = None,
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:
@@ -39,10 +45,20 @@ def validate(
     """
     from ..pipeline.bundle import open_bundle
     from ..pipeline.check import PictureChoice, check_bundle
+    from ..pipeline.measure import quick_profile
+    from ..pipeline.page_file import refuse_unwritable_page, write_page
+    from ..validate.page import parity_page
+    from ..validate.pictures import Shown
     from .report import show_parity
-    from .terminal import TerminalProgress, print_json, warn
+    from .terminal import TerminalProgress, command_line, print_json, warn
 
+    if html is None and speed is not None:
+        raise UsageError("--speed and --no-speed are about the page", hint="add --html FILE")
+    if html is not None:
+        refuse_unwritable_page(html)
     opened = open_bundle(bundle)
+    shown: list[Shown] = []
+    progress = TerminalProgress()
     chosen = (seeds, scheduler, steps) != (1, None, None)
     report, remarks = check_bundle(
         opened,
@@ -50,13 +66,19 @@ def validate(
         image=image,
         oracle_prompts=prompts,
         choice=PictureChoice(seeds, scheduler, steps) if chosen else None,
+        keep=lambda picture, drawn: shown.append(Shown(picture.prompt, picture.seed, picture.image, drawn.image)),
         threads=threads,
-        progress=TerminalProgress(),
+        progress=progress,
     )
+    if html is not None:
+        profile = quick_profile(opened, speed, reference=reference, threads=threads, progress=progress)
+        write_page(html, parity_page(report.to_json(), opened.manifest, shown, profile, command_line()))
     for remark in remarks:
         warn(remark)
     if as_json:
         print_json({"bundle": opened.manifest.name, **report.to_json()})
     else:
         show_parity(report)
+        if html is not None:
+            print(html)
     return 0 if report.ok else 5

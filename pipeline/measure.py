@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..runtimes.protocol import Array, Feeds, Session
     from .artifacts import Checkpoint
 
+QUICK_RUNS = 5
 TORCH = "diffusette.validate.reference:open_reference"
 
 
@@ -41,11 +42,14 @@ def measure_bundles(
     versus_torch: bool = False,
     reference: str | None = None,
     form: str | None = None,
+    components: Sequence[str] | None = None,
     cache: Cache | None = None,
     progress: Progress,
 ) -> tuple[ProfileReport, ...]:
     """Time every component in a process of its own, bundles of one checkpoint and PyTorch eager taking turns.
 
+    Args:
+        components: these only, which every bundle has; None: all of the first.
     Raises:
         BundleError: a file differs from the manifest.
         CheckpointError: PyTorch was asked for and the checkpoint is not known here.
@@ -55,14 +59,15 @@ def measure_bundles(
         raise UsageError(f"{runs} runs measure nothing", hint="ask for at least one")
     for bundle in bundles:
         bundle.refuse_damage()
-    models = [{name: bundle.model(name, form) for name in bundle.components} for bundle in bundles]
+    timed = tuple(components or bundles[0].components)
+    models = [{name: bundle.model(name, form) for name in timed} for bundle in bundles]
     checkpoint = None
     if versus_torch:
         from .check import open_reference_checkpoint
 
         checkpoint = open_reference_checkpoint(bundles[0], reference, cache or Cache.default())
     profiles: list[list[ComponentProfile]] = [[] for _ in bundles]
-    for name in bundles[0].components:
+    for name in timed:
         racing = [
             Contestant(partial(opener(bundle, threads, form, timed=True), name), partial(_feeds, bundle))
             for bundle in bundles
@@ -80,6 +85,26 @@ def measure_bundles(
         ProfileReport(bundle.manifest.target.name, tuple(kept), machine_name)
         for bundle, kept in zip(bundles, profiles, strict=True)
     )
+
+
+def quick_profile(
+    bundle: Bundle, wanted: bool | None, *, reference: str | None, threads: int, progress: Progress
+) -> dict[str, Any] | None:
+    """A few runs next to PyTorch, as `profile --json` says them; None where they are not wanted.
+
+    Args:
+        wanted: None: where they take seconds.
+    """
+    from .check import open_reference_checkpoint
+    from .gate import pictures_are_cheap
+
+    if wanted is None:
+        checkpoint = open_reference_checkpoint(bundle, reference, Cache.default())
+        wanted = pictures_are_cheap(checkpoint, bundle.manifest.size)
+    if not wanted:
+        return None
+    options = {"runs": QUICK_RUNS, "threads": threads, "versus_torch": True, "reference": reference}
+    return measure_bundle(bundle, progress=progress, **options).to_json()
 
 
 def _torch(checkpoint: Checkpoint, name: str, bundle: Bundle, threads: int) -> Contestant:

@@ -65,7 +65,7 @@ def check_components(
             answers = _answers(component, precision, rounded or {})
         try:
             with open_component(component) as session:
-                reports.append(_measure(report, session, probes, answers, time_embedding))
+                reports.append(measure(report, session, probes, answers, time_embedding))
         except (ToolCrashed, ParityError) as problem:  # NaN, another shape, a dead runtime: there is no number for it
             reports.append(replace(report, problem=problem.what))
     return tuple(sorted(reports, key=lambda report: report.margin_db))
@@ -81,13 +81,20 @@ def _answers(component: str, precision: str, rounded: Mapping[str, RoundedAnswer
     return found
 
 
-def _measure(
+def measure(
     report: ComponentReport,
     session: Session,
     probes: Probes,
     answers: RoundedAnswers | None,
     time_embedding: Mapping[str, Any],
 ) -> ComponentReport:
+    """Run every probe of `report.component`; return the report with the worst that was found.
+
+    Args:
+        answers: the rounded reference's, in the order of the probes, or None where there is no such gate.
+    Raises:
+        ParityError: an answer has another shape, or holds a NaN or an infinity.
+    """
     losses: list[tuple[float, str, Parity]] = []
     fidelities: list[Parity] = []
     references: Iterator[Mapping[str, Array] | None] = answers.read() if answers else repeat(None)

@@ -8,6 +8,7 @@ numbers were chosen.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -63,6 +64,14 @@ IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
     ),
     ("*", "fp16"): ImageTolerance(55.0, "rounding the weights to fp16 inside PyTorch alone leaves 82 dB on the demo"),
 }
+
+
+def apart(first_db: float, second_db: float) -> float:
+    """The least ratio in dB between two tensors that keep theirs from a third one, `first_db` and `second_db`.
+
+    By the triangle inequality the errors' amplitudes add at worst; that of the other ratio's signal is neglected.
+    """
+    return -20 * math.log10(10 ** (-first_db / 20) + 10 ** (-second_db / 20))
 
 
 def tolerance(gate: Gate, component: str, target: str, precision: str) -> Tolerance:

@@ -1,0 +1,65 @@
+"""diffusette compare: two bundles on the same inputs, in one table and one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, Threads
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A bundle's folder; its answers are the reference.", metavar="A")],
+    second: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+    image: Annotated[
+        bool | None,
+        typer.Option("--image/--no-image", help="Draw pictures with both. [default: where that takes seconds]"),
+    ] = None,
+    speed: Annotated[
+        bool | None,
+        typer.Option("--speed/--no-speed", help="Time both, taking turns. [default: where that takes seconds]"),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page to send: one file, works offline.")] = None,
+    threads: Threads = 2,
+    as_json: Json = False,
+) -> int:
+    """Give two bundles the same inputs: two runtimes, two precisions, before and after an upgrade.
+
+    Inputs come from the pictures that A draws, so neither PyTorch nor the checkpoint is needed. Exits with 5 when they
+    lie further apart than two bundles can that each pass their own gate. Bundles of different checkpoints are compared
+    with a warning, and without a verdict.
+    """
+    from ..pipeline.bundle import open_bundle
+    from ..pipeline.compare import compare_bundles
+    from ..pipeline.page_file import refuse_unwritable_page, write_page
+    from ..validate.contrast_page import contrast_page
+    from ..validate.pictures import Shown
+    from .report import show_comparison
+    from .terminal import TerminalProgress, command_line, print_json, warn
+
+    if html is not None:
+        refuse_unwritable_page(html)
+    one, two = open_bundle(first), open_bundle(second)
+    shown: list[Shown] = []
+    found, remarks = compare_bundles(
+        one,
+        two,
+        image=image,
+        speed=speed,
+        threads=threads,
+        keep=lambda picture, drawn: shown.append(Shown(picture.prompt, picture.seed, picture.image, drawn.image)),
+        progress=TerminalProgress(),
+    )
+    if html is not None:
+        write_page(html, contrast_page(found.to_json(), remarks, shown, command_line()))
+    for remark in remarks:
+        warn(remark)
+    if as_json:
+        print_json({**found.to_json(), "remarks": remarks})
+    else:
+        show_comparison(found)
+        if html is not None:
+            print(html)
+    return 0 if found.ok else 5

@@ -1,0 +1,177 @@
+"""The page of `validate --html`: says what the JSON says, loads nothing, escapes what strangers wrote, fits a phone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusette.pipeline.bundle import Bundle
+from diffusette.pipeline.errors import UsageError
+from diffusette.pipeline.page_file import refuse_unwritable_page, write_page
+from diffusette.validate.page import parity_page
+from diffusette.validate.parity import Parity
+from diffusette.validate.pictures import GAINS, Shown, difference_of
+from diffusette.validate.report import ComponentReport, ImageReport, OracleReport, ParityReport, PictureReport
+from diffusette.validate.spread import spread_of
+from diffusette.validate.tolerances import ImageTolerance, Tolerance
+
+from .chromium import chromium, visit
+
+HOSTILE = "\"><script>alert(1)</script><img src='https://evil.example/x.png' onerror=alert(1)>"
+LIMIT = Tolerance(45.0, "eleven significant bits")
+CLOSE, FAR = Parity(1e-3, 54.2, 60.0, 1.0), Parity(0.5, 20.0, 25.0, 0.99)
+
+
+def drawn(prompt: str, seed: int, error: float) -> tuple[PictureReport, Shown]:
+    rng = np.random.default_rng(seed)
+    reference = rng.uniform(size=(32, 32, 3)).astype(np.float32)
+    candidate = np.clip(reference + np.float32(error) * rng.standard_normal(reference.shape), 0, 1).astype(np.float32)
+    psnr = -20 * np.log10(error)
+    drift = tuple(float(psnr + 30 - step) for step in range(10))
+    report = PictureReport(
+        prompt, seed, CLOSE, Parity(error, psnr, psnr, 1.0), 0.999, drift, spread_of(reference, candidate)
+    )
+    return report, Shown(prompt, seed, reference, candidate)
+
+
+@pytest.fixture
+def report() -> tuple[ParityReport, list[Shown]]:
+    pairs = [
+        drawn("a red star", 0, 1e-4),
+        drawn(HOSTILE, 1, 1e-3),
+        *(drawn(f"picture {i}", i, 1e-5) for i in range(2, 7)),
+    ]
+    image = ImageReport(tuple(pair[0] for pair in pairs), ImageTolerance(55.0, "rounding alone leaves 82"), 10, 4.0)
+    unet = ComponentReport("unet", "fp16", LIMIT, CLOSE, f"{HOSTILE!r} step 3", 8, CLOSE, Tolerance(40.0, "sums"))
+    vae = ComponentReport("vae_decoder", "fp16", LIMIT, CLOSE, "late", 3)
+    return ParityReport("ort", (unet, vae), image, OracleReport(96.9, 96.9, 64, 1.6)), [pair[1] for pair in pairs]
+
+
+def page_of(report: ParityReport, shown: list[Shown], bundle: Bundle, **more: Any) -> str:
+    return parity_page(
+        {**report.to_json(), **more}, bundle.manifest, shown, None, "diffusette validate out --html r.html"
+    )
+
+
+LAYERS = [
+    {"module": f"unet/down_blocks.{i}.attentions.0.attn{1 + i % 2}.to_q", "op": "MatMul", "snr_db": 130.0 - 7 * i}
+    for i in range(14)
+]
+
+
+@pytest.fixture
+def page(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> str:
+    manifest = bundle.manifest.model_copy(update={"name": HOSTILE})
+    return page_of(*report, replace(bundle, manifest=manifest), layers=LAYERS, first_bad=LAYERS[-1])
+
+
+def test_the_verdict_comes_first_and_in_one_line(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> None:
+    text = page_of(*report, bundle)
+    heading = re.search(r"<h1>(.*?)</h1>", text)
+    assert heading
+    assert heading[1] == (
+        "tiny on ort computes what PyTorch computes: 54.2 dB or better in every model, 60.0 dB in the pictures"
+    )
+    assert text.index("<h1>") < text.index("<h2>")
+    parity, shown = report
+    bad = replace(parity, components=(replace(parity.components[0], loss=FAR), parity.components[1]))
+    text = page_of(bad, shown, bundle)
+    assert "tiny on ort is not what PyTorch computes: unet: 20.0 dB from PyTorch, 45 dB needed" in text
+    assert '<span class="pill bad">failed</span>' in text
+
+
+def test_what_strangers_wrote_is_text(page: str) -> None:
+    assert "<script" not in page
+    assert "<img src='https" not in page
+    assert page.count("&lt;script&gt;") >= 4  # title, heading, prompt, alternative texts
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page.replace("xlink:href", "href"))
+
+
+def test_the_worst_pictures_are_shown_each_three_times_with_words(page: str) -> None:
+    images = re.findall(r"<img src=\"data:image/png;base64,[^\"]+\" alt=\"([^\"]+)\"", page)
+    assert len(images) == 12  # four of seven, by PyTorch, by the runtime, and their difference
+    assert "difference × 200; the largest is" in images[2]
+    assert page.index(">a red star<") > page.index("PyTorch&#39;s picture of: &#34;&gt;")  # the worst first
+
+
+def test_sections_that_were_not_measured_are_absent(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> None:
+    parity, _ = report
+    text = page_of(replace(parity, image=None, oracle=None), [], bundle)
+    assert "<h2>Layers</h2>" not in text
+    assert "<h2>Pictures</h2>" not in text
+    assert "not measured for this page" in text
+    crashed = replace(parity, image=ImageReport((), ImageTolerance(55.0, ""), 10, 4.0, problem="mnn unet crashed"))
+    assert "mnn unet crashed" in page_of(crashed, [], bundle)
+
+
+def test_layers_name_the_first_bad_module_and_what_to_try(page: str) -> None:
+    worst = re.findall(r'<li class="card([^"]*)">\s*<header><h3 class="mono">([^<]+)', page)
+    assert worst[0] == (" failed", "unet/down_blocks.13.attentions.0.attn2.to_q")
+    assert len(worst) == 10
+    assert "The first module past its tolerance is unet/down_blocks.13" in page
+    assert "Attention: errors in scores are exponentiated" in page
+    assert page.count('class="cell"') == 14
+
+
+def test_the_difference_is_made_visible_and_says_by_how_much() -> None:
+    black = np.zeros((8, 8, 3), np.float32)
+    assert difference_of(black, black).gain == 0
+    faint = difference_of(black, black + np.float32(0.9e-3))
+    assert faint.gain == 1000
+    assert faint.largest == pytest.approx(0.2295, rel=1e-3)
+    assert difference_of(black, black + np.float32(1e-12)).gain == max(GAINS)
+    outlier = np.zeros((20, 20, 3), np.float32)
+    outlier[3, 3] = 1.0
+    outlier[4:, 4:] = 0.9e-3
+    assert difference_of(np.zeros_like(outlier), outlier).gain == 1000, "one wrong pixel must not darken the rest"
+    assert difference_of(black, black + 1).gain == 1
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path, page: str) -> None:
+    file = tmp_path / "new" / "report.html"
+    write_page(file, page)
+    write_page(file, page)
+    assert file.read_text() == page
+    other = tmp_path / "index.html"
+    other.write_text("<html>my home page</html>")
+    for wrong, said in (
+        (other, "not a page that diffusette wrote"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "report.pdf", r"written as \.html"),
+        (other / "report.html", "cannot be written"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            refuse_unwritable_page(wrong)
+    assert other.read_text() == "<html>my home page</html>"
+
+
+with_browser = pytest.mark.skipif(chromium() is None, reason="there is no Chromium to look with")
+
+
+@with_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_a_browser_shows_it_without_complaint_or_request(page: str, tmp_path: Path, width: int, dark: bool) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page)
+    seen = visit(file, tmp_path, width=width, dark=dark)
+    assert seen.console == ()
+    assert seen.requests == ()
+    assert seen.overflow <= 0
+    assert seen.brightness < 100 if dark else seen.brightness > 150
+
+
+@with_browser
+def test_the_browser_would_notice_what_a_page_must_not_do(tmp_path: Path) -> None:
+    file = tmp_path / "bad.html"
+    wide = '<p style="width: 900px">wide</p>'
+    file.write_text(
+        f"<html><body>{wide}<img src='http://example.invalid/x.png'><script>console.log('hi')</script></html>"
+    )
+    seen = visit(file, tmp_path, width=390)
+    assert any("hi" in line for line in seen.console)
+    assert seen.requests == ("http://example.invalid/x.png",)
+    assert seen.overflow > 500

@@ -19,14 +19,14 @@ def bundle_charts(manifest: Manifest, profile: Mapping[str, Any] | None) -> list
     if measured:
         ours = {name: part["median_ms"] for name, part in measured.items()}
         theirs = {name: part["torch"]["median_ms"] for name, part in measured.items() if part["torch"]}
-        found.append(chart("Speed", "one run, milliseconds", ours, ms, _legend(theirs), theirs))
+        found.append(chart("Speed", "one run, milliseconds", ours, ms, "", theirs, "PyTorch"))
     elif manifest.speed:
         ratios = {name: entry.ratio_to_fp32 for name, entry in manifest.speed.items()}
         found.append(chart("Speed", "time against float32 here", ratios, lambda ratio: f"{ratio:.2f}x"))
     if measured:
         peaks = {name: part["peak_rss_mib"] for name, part in measured.items()}
         theirs = {name: part["torch"]["peak_rss_mib"] for name, part in measured.items() if part["torch"]}
-        found.append(chart("Memory", "peak, one model alone", peaks, mib, _legend(theirs), theirs))
+        found.append(chart("Memory", "peak, one model alone", peaks, mib, "", theirs, "PyTorch"))
     elif memory := (manifest.memory.measured or manifest.memory.forecast):
         word = "as measured" if manifest.memory.measured else "a forecast, not measured"
         found.append(chart("Memory", "peak, one model alone", dict(memory), mib, word))
@@ -40,20 +40,17 @@ def chart(
     text: Callable[[float], str],
     note: str = "",
     others: Mapping[Any, float] | None = None,
+    rival: str = "",
 ) -> dict[str, Any]:
-    """Bars, two a name where `others` has one too."""
+    """Bars, two a name where `others` has one too, of whom `rival` is the name."""
     others = others or {}
     rows = []
     for name, value in values.items():
         rows.append({"label": name, "value": value, "text": text(value), "kind": ""})
         if name in others:
-            rows.append({"label": "", "value": others[name], "text": text(others[name]), "kind": "second"})
+            rows.append({"label": rival, "value": others[name], "text": text(others[name]), "kind": "second"})
     top = max([*values.values(), *others.values()])
     return {"title": title, "unit": unit, "bars": rows, "top": top, "note": note}
-
-
-def _legend(theirs: Mapping[Any, float]) -> str:
-    return "second bar: PyTorch" if theirs else ""
 
 
 def size_text(number: float) -> str:

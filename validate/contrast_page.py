@@ -53,7 +53,7 @@ def contrast_line(facts: Facts) -> str:
         return f"{a} and {b} differ more than two sound bundles can: {first}{more}"
     least = min(part["snr_db"] for part in facts["components"].values())
     pictures = f", {db(facts['image']['psnr_db'])} in the pictures" if facts["image"] else ""
-    close = "are equal" if db(least) == "equal" else f"are within {db(least)} in every model"
+    close = "are equal" if db(least) == "equal" else f"agree to {db(least)} or better in every model"
     what = f"{a} and {b} {close}{pictures}"
     return what if facts["gated"] else f"{what}; they were made from different checkpoints"
 
@@ -83,19 +83,16 @@ def _card(name: str, part: Facts, a: Facts, b: Facts) -> dict[str, Any]:
 
 def _charts(facts: Facts) -> list[dict[str, Any]]:
     a, b, names = facts["a"], facts["b"], list(facts["components"])
-    legend = f"first bar: {a['label']}, second: {b['label']}"
-    found = [
-        chart(
-            "Size", "on disk", {n: a["bytes"][n] for n in names}, size_text, legend, {n: b["bytes"][n] for n in names}
-        )
-    ]
+    sizes = [{name: side["bytes"][name] for name in names} for side in (a, b)]
+    note = f"named bars: {a['label']}"
+    found = [chart("Size", "on disk", sizes[0], size_text, note, sizes[1], b["label"])]
     for title, unit, key, text in (
         ("Speed", "one run, milliseconds", "median_ms", ms),
         ("Memory", "peak, one model alone", "peak_rss_mib", mib),
     ):
         if speed := facts["speed"]:
             sides = [{name: speed[name][side][key] for name in names} for side in ("a", "b")]
-            found.append(chart(title, unit, sides[0], text, legend, sides[1]))
+            found.append(chart(title, unit, sides[0], text, note, sides[1], b["label"]))
     return found
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 from diffusette.pipeline.artifacts import COMPONENTS
 from diffusette.pipeline.errors import UsageError
 from diffusette.validate import tolerances
-from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES, Tolerance, image_tolerance, tolerance
+from diffusette.validate.parity import compare
+from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES, Tolerance, apart, image_tolerance, tolerance
 
 PROMISED = {("ort", "fp32"): 100, ("ncnn", "fp32"): 100, ("mnn", "fp32"): 80}  # dB, the floors of the first release
 
@@ -54,3 +56,14 @@ def test_an_exact_row_goes_before_a_wildcard(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tolerances, "TOLERANCES", table)
     cases = {("vae_decoder", "mnn"): 1, ("vae_decoder", "ort"): 2, ("unet", "mnn"): 3, ("unet", "ort"): 4}
     assert {case: tolerance("loss", *case, "fp16").min_snr_db for case in cases} == cases
+
+
+def test_two_that_keep_their_distance_from_a_third_keep_this_one_from_each_other() -> None:
+    assert apart(95.0, 95.0) == pytest.approx(95 - 6.02, abs=0.01)
+    assert apart(100.0, 45.0) == pytest.approx(45.0, abs=0.02)
+    rng = np.random.default_rng(0)
+    r = rng.standard_normal(1000)
+    error = rng.standard_normal(1000)
+    error *= np.linalg.norm(r) / np.linalg.norm(error)
+    a, b = r + error * 10 ** (-60 / 20), r - error * 10 ** (-40 / 20)  # the worst case: opposite directions
+    assert compare(a, b).snr_db == pytest.approx(apart(60.0, 40.0), abs=0.05)

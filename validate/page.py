@@ -147,10 +147,10 @@ def pictures_section(image: Facts | None, shown: Sequence[Shown], reference: str
     visible = sum(count for edge, count in zip(edges, counts, strict=False) if edge >= 1) / sum(counts)
     turned = max(each["histogram"]["changed_share_8bit"] for each in image["pictures"])
     section |= {
-        "drift": _safe(drift_plot(labels, drift, f"Latents start at {db(drift[0])} and end at {db(drift[-1])}")),
+        "drift": drift_plot(labels, drift, f"Latents start at {db(drift[0])} and end at {db(drift[-1])}"),
         "drift_words": f"Signal over error of the latents after each step, against {reference}: {db(drift[0])} after "
         f"the first, {db(drift[-1])} after the last. Thick: the worst picture at each step.",
-        "histogram": _safe(histogram_plot(edges, counts, f"{visible:.1%} of channel values differ by a level or more")),
+        "histogram": histogram_plot(edges, counts, f"{visible:.1%} of channel values differ by a level or more"),
         "histogram_words": f"{visible:.2%} of channel values differ by one level of 255 or more (right of the dashed "
         f"line). Once rounded to 8 bits, at most {turned:.2%} of a picture's values differ at all.",
     }
@@ -267,10 +267,3 @@ def heat(value: float) -> int:
 def db(value: float) -> str:
     """A ratio for people; JSON's stand-in for infinity is "equal"."""
     return "equal" if value >= EXACT_DB else f"{value:.1f} dB"
-
-
-def _safe(svg: str) -> Any:
-    """Our own SVG, which has to stand in the page as it is."""
-    from markupsafe import Markup
-
-    return Markup(svg)

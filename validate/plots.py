@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,8 +93,6 @@ def _axes(name: str) -> Iterator[tuple[Axes, Callable[[], str]]]:
 
 def _inlined(svg: str, name: str) -> str:
     """The `<svg>` element alone, scalable, with a name, without ids that two plots would share."""
-    from markupsafe import escape
-
     body = svg[svg.index("<svg") :]
     size = re.search(r'viewBox="([^"]+)"', body)
     if size is None:
@@ -107,5 +106,5 @@ def _inlined(svg: str, name: str) -> str:
         inner = inner.replace(colour, f"var(--{variable})")
     inner = inner.replace("fill: #ffffff", "fill: none")
     head = f'<svg viewBox="{size[1]}" role="img" xmlns="http://www.w3.org/2000/svg" '
-    head += f'xmlns:xlink="http://www.w3.org/1999/xlink" class="plot"><title>{escape(name)}</title>'
+    head += f'xmlns:xlink="http://www.w3.org/1999/xlink" class="plot"><title>{html.escape(name)}</title>'
     return head + inner

@@ -9,6 +9,7 @@ from ..runtimes.inputs import time_embedding_facts
 from ..validate.probes import CHEAP_UNET, Probes, RoundedAnswers, plan_for
 from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import GateComponent, GatePictures, worst_form
+from ..validate.tolerances import coarsest_scheme
 from .artifacts import Checkpoint, ComponentSource, TargetModel
 from .errors import CheckpointError
 from .pack import vae_entry
@@ -92,8 +93,8 @@ def pictures_are_cheap(checkpoint: Checkpoint, size: tuple[int, int]) -> bool:
 
 
 def coarsest(models: Mapping[str, TargetModel]) -> str:
-    """The precision with the fewest bits among `models`: it sets the pictures' tolerance."""
-    return min(models.values(), key=lambda model: model.bits_per_weight).precision
+    """The scheme with the fewest bits among `models`: it sets the pictures' tolerance."""
+    return coarsest_scheme("+".join(model.precision for model in models.values()))
 
 
 def gate_schedule(checkpoint: Checkpoint, schedules: Schedules, steps: int) -> CompiledSchedule:

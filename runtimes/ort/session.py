@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -9,11 +10,12 @@ from typing import Any, Final, Self
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import BundleError, FeedError, ToolCrashed
 from ..protocol import Array, Feeds
-from .external_data import read_graph, weight_bits
+from .external_data import read_graph
 from .free_batch import BATCH
 
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}
-# ONNX Runtime widens float16 weights when it loads a graph: as fast as float32, but both copies are in memory then.
+# ONNX Runtime widens float16 and integer weights when it loads a graph: as fast as float32, but both copies are in
+# memory then.
 WIDEN_AT_MOST: Final = 2**30  # bytes of float32
 _ERRORS_ONLY: Final = 3  # ort's severities: 0 verbose ... 4 fatal
 
@@ -105,9 +107,16 @@ def _open(file: Path, threads: int) -> Any:
 
 
 def _too_large_to_widen(model: Any) -> bool:
-    """Whether float32 copies of a model's float16 weights would take more than `WIDEN_AT_MOST`."""
-    bits, numbers = weight_bits(model)
-    return bits < 32 * numbers and 4 * numbers > WIDEN_AT_MOST
+    """Whether float32 copies of a model's float16 and integer weights would take more than `WIDEN_AT_MOST`."""
+    from onnx import TensorProto
+
+    numbers = {TensorProto.FLOAT16: 1, TensorProto.INT8: 1, TensorProto.UINT8: 2}  # an element; bytes hold two nibbles
+    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type in numbers}
+    narrow = [
+        stored[name] for node in model.graph.node if node.op_type == "Cast" for name in node.input if name in stored
+    ]
+    widened: int = sum(4 * numbers[tensor.data_type] * prod(tensor.dims) for tensor in narrow)
+    return widened > WIDEN_AT_MOST
 
 
 def _spec(argument: Any) -> TensorSpec:

@@ -7,14 +7,16 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from typing import ClassVar
 
-from ...export.onnx_model import onnx_model
+from ...export.onnx_model import onnx_graph, onnx_model
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
 from ...pipeline.errors import MissingTool, refuse_unknown
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
+from ...quantize.quantized import quantized_weights
 from ..checks import refuse_schemes
 from ..protocol import Session
 from .build import FORMS, BuildOrt
+from .build_coded import BuildCoded
 from .optimum_layout import layout_files
 from .session import OrtSession
 
@@ -27,7 +29,7 @@ class OrtTarget:
     """
 
     name: ClassVar[str] = "ort"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "w8c_afp", "w4g64_afp", "w4g32_afp", "w4c_afp")
     families: ClassVar[tuple[str, ...]] = ("sd1",)
     tools: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -58,6 +60,9 @@ class OrtTarget:
 
     def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
         refuse_schemes(self, source.component, plan)
+        if not plan.is_float:
+            codes = quantized_weights(source, plan, run)
+            return run(BuildCoded(onnx_graph(source, size, run), source, plan, codes, self._forms))
         return run(BuildOrt(onnx_model(source, size, plan, run), self._forms))
 
     def open(self, model: TargetModel, *, threads: int) -> Session:

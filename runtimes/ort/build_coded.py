@@ -1,0 +1,175 @@
+"""Graph + integer codes -> what ONNX Runtime loads. Weights stream; the graph is rewritten while it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...export.graph import Graph, WeightSlot
+from ...export.onnx_model import DATA_FILE
+from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...quantize.plan import Plan
+from ...quantize.quantized import QuantizedWeights, StoredWeights
+from .build import FORMS, write_batched
+from .mobile import why_absent, write_ort
+from .packing import Packed, apply, pack
+from .steady_norms import steady_norms
+
+_INLINE_BELOW: Final = 1024  # bytes, as in export/onnx_model.py
+_ALIGNMENT: Final = 64  # bytes: a cache line. 4096, which float weights have, would be 3 % of a small model in codes
+
+
+@dataclass(frozen=True)
+class BuildCoded:
+    """`<component>/model.onnx` with `model.onnx_data`, and `model.ort`, of a plan that has integer codes.
+
+    The graph is made ready (steady sums, free batch) with placeholders for weights, then each weight is replaced by
+    its codes and what widens them: the rules of `free_batch` need not know of them.
+    """
+
+    graph: Graph
+    source: ComponentSource
+    plan: Plan
+    quantized: QuantizedWeights | None
+    forms: tuple[str, ...] = FORMS
+
+    name: ClassVar[str] = "build-ort"
+    version: ClassVar[int] = 4
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime", "numpy")
+    output: ClassVar[type] = TargetModel
+
+    @property
+    def precision(self) -> str:
+        return self.plan.label
+
+    def key(self) -> Mapping[str, object]:
+        return {
+            "graph": self.graph.digest,
+            "source": self.source.digest,
+            "plan": self.plan.key(),
+            "codes": self.quantized.digest if self.quantized else None,
+            "forms": list(self.forms),
+        }
+
+    def run(self, into: Path) -> TargetModel:
+        import onnx
+
+        component = self.graph.component
+        folder = into / component
+        folder.mkdir()
+        slots = self.graph.slots()
+        static = with_placeholders(onnx.load(str(self.graph.file)), slots)
+        steady_norms(static)
+        onnx_file, staged = folder / "model.onnx", folder / "static.onnx"
+        write_batched(static, onnx_file)
+        batched = onnx.load(str(onnx_file), load_external_data=False)
+        weights = StoredWeights(self.source, self.plan, self.quantized)
+        weights.check({slot.source: slot.stored for slot in slots})
+        with (folder / DATA_FILE).open("wb") as data:
+            writer = _Writer(data)
+            packings = {slot.name: _packed(slot, weights, static, writer) for slot in slots}
+        for model, file in ((static, staged), (batched, onnx_file)):
+            apply(model, packings)
+            del model.graph.value_info[:]
+            onnx.save(model, str(file))
+            onnx.checker.check_model(str(file))
+        numbers = sum(prod(slot.stored) for slot in slots)
+        return self._finished(into, staged, writer.bytes, numbers)
+
+    def _finished(self, into: Path, staged: Path, stored: int, numbers: int) -> TargetModel:
+        folder = staged.parent
+        note = why_absent(stored, staged.stat().st_size) if "ort" in self.forms else ""
+        written: dict[str, tuple[str, ...]] = {}
+        for form in self.forms:
+            if form == "onnx" or note:
+                written["onnx"] = ("model.onnx", DATA_FILE)
+            else:
+                written["ort"] = write_ort(staged, folder, stored)
+            if note:
+                break
+        for file in (staged.name, *(() if "onnx" in written else ("model.onnx", DATA_FILE))):
+            (folder / file).unlink()
+        files = {form: tuple(f"{folder.name}/{name}" for name in names) for form, names in written.items()}
+        first = next(iter(files))
+        return TargetModel(
+            folder=into,
+            component=self.graph.component,
+            target="ort",
+            precision=self.plan.label,
+            files=files.pop(first),
+            inputs=self.graph.inputs,
+            outputs=self.graph.outputs,
+            bits_per_weight=round(8 * stored / numbers, 3),
+            forms=files,
+            notes=(note,) if note else (),
+        )
+
+
+class _Writer:
+    """Writes arrays behind each other into the external data; counts what weights take, without alignment."""
+
+    def __init__(self, data: BinaryIO) -> None:
+        self._data = data
+        self.bytes = 0
+
+    def store(self, name: str, array: NDArray[Any], kind: str) -> Any:
+        """The initializer of `array`, whose elements have `kind`, ONNX's name of a dtype."""
+        from onnx import TensorProto
+
+        tensor = TensorProto(name=name, dims=array.shape, data_type=TensorProto.DataType.Value(kind))
+        flat = np.ascontiguousarray(array).reshape(-1)
+        if kind != "INT64":  # shapes are no weights
+            self.bytes += flat.nbytes
+        if flat.nbytes < _INLINE_BELOW:
+            tensor.raw_data = flat.tobytes()
+            return tensor
+        self._data.write(bytes(-self._data.tell() % _ALIGNMENT))
+        tensor.data_location = TensorProto.EXTERNAL
+        place = {"location": DATA_FILE, "offset": self._data.tell(), "length": flat.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self._data.write(flat.data)
+        return tensor
+
+
+def with_placeholders(model: Any, slots: tuple[WeightSlot, ...]) -> Any:
+    """Turn the weight inputs of `model` into initializers whose values lie nowhere: enough to infer shapes."""
+    from onnx import TensorProto
+
+    names = {slot.name for slot in slots}
+    kept = [value for value in model.graph.input if value.name not in names]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for slot in slots:
+        tensor = TensorProto(name=slot.name, dims=slot.shape, data_type=TensorProto.FLOAT)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="nowhere")
+        model.graph.initializer.append(tensor)
+    return model
+
+
+def _packed(slot: WeightSlot, weights: StoredWeights, model: Any, writer: _Writer) -> Packed:
+    from onnx import TensorProto, helper
+
+    scheme = weights.scheme(slot.source)
+    if not scheme.is_float:
+        uses = [
+            (node, place) for node in model.graph.node for place, name in enumerate(node.input) if name == slot.name
+        ]
+        return pack(slot, weights.codes(slot.source), scheme, uses, writer.store)
+    array = weights.read(slot.source)
+    if slot.permute:
+        array = array.transpose(slot.permute)
+    array = array.reshape(slot.shape)
+    if scheme.name == "fp32":
+        return Packed([writer.store(slot.name, array, "FLOAT")])
+    tensor = writer.store(f"{slot.name}.fp16", array.astype(np.float16), "FLOAT16")  # exact: they are rounded already
+    return Packed(
+        [tensor], [helper.make_node("Cast", [tensor.name], [slot.name], f"{slot.name}.cast", to=TensorProto.FLOAT)]
+    )

@@ -1,0 +1,192 @@
+"""Integer codes as ONNX: the initializers and nodes that stand where a float weight stood.
+
+A weight is widened by plain operators, which ONNX Runtime folds when it loads a model: the speed and memory of
+float32 from a small file; told not to fold, it widens as it goes. `DequantizeLinear` is not used: at default
+options ONNX Runtime leaves it in front of convolutions, where it takes ten times the convolution, and merges it into
+matrix products that then round activations to 8 bits (docs/decisions/0030).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...export.graph import WeightSlot
+from ...pipeline.errors import ExportError
+from ...quantize.codes import Codes
+from ...quantize.scheme import Scheme
+
+Store = Callable[[str, NDArray[Any], str], Any]  # name, array, ONNX dtype name -> TensorProto whose bytes are written
+
+NIBBLES: Final = "nibbles"
+"""Name of the table [256, 2] that turns a byte into the two 4-bit numbers in it, the low half first."""
+
+FLOAT_ACTIVATIONS: Final = 1
+"""`accuracy_level` of MatMulNBits: float32. Level 4, the default where ORT makes such nodes, rounds activations."""
+
+
+@dataclass
+class Packed:
+    """What replaces one float weight: `nodes` compute it under its own name, or `consumers` are exchanged."""
+
+    initializers: list[Any] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)
+    consumers: dict[str, list[Any]] = field(default_factory=dict)  # name of a node -> what takes its place
+
+
+def pack(slot: WeightSlot, codes: Codes, scheme: Scheme, uses: Sequence[tuple[Any, int]], store: Store) -> Packed:
+    """Pack the codes of one weight for the nodes that use it.
+
+    Args:
+        slot: layout in which the graph takes the weight.
+        uses: (node, index of the input) of every use.
+        store: writes an array and returns its initializer.
+    Raises:
+        ExportError: the graph wants the weight in a layout that no packing is known for.
+    """
+    kinds = {(node.op_type, index) for node, index in uses}
+    if kinds == {("Gather", 0)} and slot.permute is None and slot.shape == slot.stored:
+        return _gathered(slot, codes, scheme, uses, store)
+    linear = kinds == {("MatMul", 1)} and slot.permute == (1, 0)
+    if linear and scheme.weight_bits == 4 and fits_matmul_nbits(codes):
+        return _matmul_nbits(slot, codes, uses, store)
+    return _widened(slot, codes, scheme, store)
+
+
+def fits_matmul_nbits(codes: Codes) -> bool:
+    """Whether the groups are blocks of MatMulNBits: a power of two, 16 at least."""
+    group = codes.values.shape[1] // codes.scales.shape[1]
+    return codes.values.ndim == 2 and group >= 16 and group & (group - 1) == 0
+
+
+def _widened(slot: WeightSlot, codes: Codes, scheme: Scheme, store: Store) -> Packed:
+    """Codes -> float -> times scale, in the layout of the graph, without a Transpose."""
+    rows, groups = codes.scales.shape
+    values, scales = codes.values.reshape(rows, groups, -1), codes.scales[:, :, None]  # [O, G, g], [O, G, 1]
+    if slot.permute == (1, 0):
+        values, scales = values.transpose(1, 2, 0), scales.transpose(1, 2, 0)  # [G, g, O], [G, 1, O]
+    elif slot.permute is not None:
+        raise ExportError(
+            f"the graph takes weight {slot.source!r} with its axes as {slot.permute}, which no packing is known for",
+            hint='keep it in float: a recipe rule with scheme = "fp16"',
+        )
+    packed = Packed()
+    add = partial(_add, packed.nodes, slot.name, None)
+    if scheme.weight_bits == 4 and values.shape[2] % 2 == 0:
+        packed.initializers.append(store(f"{slot.name}.codes", _in_pairs(values), "UINT8"))
+        wide = _looked_up(packed.initializers[0].name, add)  # [.., .., half, 2]
+        scales = np.repeat(scales, values.shape[2], 2) if scales.shape[2] == 1 and slot.permute else scales
+        scales = scales.reshape(*scales.shape[:2], -1, 2) if scales.shape[2] > 1 else scales[..., None]
+    else:
+        packed.initializers.append(store(f"{slot.name}.codes", values, "INT8"))
+        wide = add("Cast", [packed.initializers[0].name], to=_FLOAT)
+    packed.initializers.append(store(f"{slot.name}.scales", scales, "FLOAT"))
+    scaled = add("Mul", [wide, packed.initializers[-1].name])
+    packed.initializers.append(store(f"{slot.name}.shape", np.array(slot.shape, np.int64), "INT64"))
+    add("Reshape", [scaled, packed.initializers[-1].name], output=slot.name)
+    return packed
+
+
+def _matmul_nbits(slot: WeightSlot, codes: Codes, uses: Sequence[tuple[Any, int]], store: Store) -> Packed:
+    """`MatMulNBits` (com.microsoft): unsigned nibbles around 8, its default zero point; [N, K / block, block / 2]."""
+    from onnx import helper
+
+    rows, inner = codes.values.shape
+    blocks = codes.scales.shape[1]
+    packed = Packed()
+    packed.initializers = [
+        store(f"{slot.name}.codes", _in_pairs(codes.values.reshape(rows, blocks, -1)), "UINT8"),
+        store(f"{slot.name}.scales", codes.scales.reshape(-1), "FLOAT"),
+    ]
+    names = [tensor.name for tensor in packed.initializers]
+    sizes = {"K": inner, "N": rows, "bits": 4, "block_size": inner // blocks, "accuracy_level": FLOAT_ACTIVATIONS}
+    for node, _ in uses:
+        changed = helper.make_node(
+            "MatMulNBits", [node.input[0], *names], list(node.output), node.name, domain="com.microsoft", **sizes
+        )
+        changed.metadata_props.extend(node.metadata_props)
+        packed.consumers[node.name] = [changed]
+    return packed
+
+
+def _gathered(slot: WeightSlot, codes: Codes, scheme: Scheme, uses: Sequence[tuple[Any, int]], store: Store) -> Packed:
+    """An embedding: rows are gathered as codes and widened after, so that a table of 50,000 rows is never widened."""
+    from onnx import helper
+
+    rows, groups = codes.scales.shape
+    width = codes.values.shape[1]
+    paired = scheme.weight_bits == 4 and width % 2 == 0
+    packed = Packed()
+    table = store(
+        f"{slot.name}.codes", _in_pairs(codes.values) if paired else codes.values, "UINT8" if paired else "INT8"
+    )
+    scales = store(f"{slot.name}.scales", codes.scales.reshape(rows, groups, 1), "FLOAT")
+    # 0 copies the axis: [batch, tokens, ...]
+    folded = store(f"{slot.name}.folded", np.array([0, 0, groups, width // groups], np.int64), "INT64")
+    whole = store(f"{slot.name}.whole", np.array([0, 0, width], np.int64), "INT64")
+    packed.initializers = [table, scales, folded, whole]
+    for number, (node, _) in enumerate(uses):
+        made: list[Any] = []
+        add = partial(_add, made, f"{slot.name}.use{number}", node)
+        found = add("Gather", [table.name, node.input[1]], axis=0)
+        wide = _looked_up(found, add) if paired else add("Cast", [found], to=_FLOAT)
+        scale = add("Gather", [scales.name, node.input[1]], axis=0)
+        scaled = add("Mul", [add("Reshape", [wide, folded.name]), scale])
+        made.append(helper.make_node("Reshape", [scaled, whole.name], list(node.output), name=node.name))
+        made[-1].metadata_props.extend(node.metadata_props)
+        packed.consumers[node.name] = made
+    return packed
+
+
+_FLOAT: Final = 1  # onnx.TensorProto.FLOAT
+_INT32: Final = 6
+
+
+def _in_pairs(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """[..., n] of -8..7 -> [..., n / 2] bytes of two nibbles, each around 8, the first in the low half."""
+    nibbles = (np.ascontiguousarray(values) + np.int8(8)).astype(np.uint8)
+    return np.asarray(nibbles[..., 0::2] | nibbles[..., 1::2] << 4)
+
+
+def _looked_up(packed: str, add: Callable[..., str]) -> str:
+    """Bytes [...] -> the numbers in them, [..., 2]."""
+    return add("Gather", [NIBBLES, add("Cast", [packed], to=_INT32)], axis=0)
+
+
+def _add(
+    made: list[Any], stem: str, origin: Any, op: str, inputs: list[str], *, output: str = "", **attributes: Any
+) -> str:
+    """Append a node to `made`, of the module that `origin` is of; return the name of its output."""
+    from onnx import helper
+
+    output = output or f"{stem}.{len(made)}"
+    made.append(helper.make_node(op, inputs, [output], name=f"{stem}.{op}{len(made)}", **attributes))
+    if origin is not None:
+        made[-1].metadata_props.extend(origin.metadata_props)
+    return output
+
+
+def apply(model: Any, packings: Mapping[str, Packed]) -> None:
+    """Put `packings` (by the name of the weight) into `model`, an `onnx.ModelProto` that has floats in their place."""
+    from onnx import numpy_helper
+
+    exchanged = {name: nodes for packed in packings.values() for name, nodes in packed.consumers.items()}
+    nodes = [node for packed in packings.values() for node in packed.nodes]
+    for node in model.graph.node:
+        nodes += exchanged.get(node.name, [node])
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in packings]
+    kept += [tensor for packed in packings.values() for tensor in packed.initializers]
+    if any(NIBBLES in node.input for node in nodes):
+        byte = np.arange(256)
+        kept.append(numpy_helper.from_array(np.stack([byte & 15, byte >> 4], 1).astype(np.float32) - 8, NIBBLES))
+    for repeated, values in ((model.graph.node, nodes), (model.graph.initializer, kept)):
+        del repeated[:]
+        repeated.extend(values)
+    if any(node.domain == "com.microsoft" for node in nodes):
+        added = model.opset_import.add()
+        added.domain, added.version = "com.microsoft", 1

@@ -1,0 +1,135 @@
+"""Integer weights on ONNX Runtime: PyTorch's numbers with the same codes, in both forms and at anybody's options."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from diffusette.export import modules
+from diffusette.export.graph import WeightSlot
+from diffusette.pipeline.artifacts import Checkpoint, TargetModel
+from diffusette.pipeline.errors import ExportError, UnsupportedPrecision
+from diffusette.quantize.codes import round_to_nearest
+from diffusette.quantize.plan import Plan
+from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.quantize.scheme import parse_scheme
+from diffusette.runtimes.ort.packing import pack
+from diffusette.runtimes.ort.target import OrtTarget
+from diffusette.validate.reference import round_weights
+
+from tests.runtimes.workshop import SIZE, Array, Workshop, snr_db
+
+INTEGERS = [name for name in OrtTarget.precisions if name.startswith("w") and name.endswith("afp")]
+MIX = Plan("w8c_afp", (("decoder.conv_in", "fp16"), ("decoder.mid_block.resnets.0.conv1.weight", "w4g64_afp")))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("coded"), demo_checkpoint)
+
+
+def built(shop: Workshop, component: str, plan: Plan) -> TargetModel:
+    model = OrtTarget().build(shop.checkpoint.components[component], SIZE, plan, shop.run)
+    assert isinstance(model, TargetModel)
+    return model
+
+
+def rounded_torch(shop: Workshop, component: str, plan: Plan) -> Array:
+    """What PyTorch answers with the weights that `plan` leaves."""
+    import torch
+
+    source = shop.checkpoint.components[component]
+    module = modules.load(source)
+    round_weights(module, StoredWeights(source, plan, quantized_weights(source, plan, shop.run)))
+    with torch.inference_mode():
+        answer: Array = module(*(torch.from_numpy(a) for a in shop.feeds(component).values())).numpy()
+    return answer
+
+
+def output(session: Any, feeds: dict[str, Array]) -> Array:
+    (value,) = session.run(feeds).values()
+    return np.asarray(value)
+
+
+@pytest.mark.parametrize(
+    ("component", "plan"),
+    [
+        *(("text_encoder", Plan(name)) for name in INTEGERS),
+        ("vae_decoder", Plan("w8c_afp")),
+        ("vae_decoder", Plan("w4g64_afp")),
+        ("vae_decoder", MIX),
+    ],
+    ids=lambda value: value.label if isinstance(value, Plan) else value,
+)
+def test_it_computes_what_pytorch_computes_with_the_same_codes(component: str, plan: Plan, shop: Workshop) -> None:
+    model, feeds, expected = built(shop, component, plan), shop.feeds(component), rounded_torch(shop, component, plan)
+    assert model.precision == plan.label
+    for form in (model.files, model.forms["ort"]):
+        with OrtTarget().open(replace(model, files=form), threads=1) as session:
+            assert snr_db(expected, output(session, feeds)) > 100
+    # an app sets no options, or asks for little memory: nothing may round activations behind its back
+    for config in ({}, {"optimization.disable_specified_optimizers": "ConstantFolding"}):
+        options = onnxruntime.SessionOptions()
+        for key, value in config.items():
+            options.add_session_config_entry(key, value)
+        session = onnxruntime.InferenceSession(str(model.folder / model.files[0]), options)
+        assert snr_db(expected, session.run(None, feeds)[0]) > 100
+
+
+@pytest.mark.parametrize("scheme", ["w8c_afp", "w4g64_afp"])
+def test_bits_are_those_of_the_plan_and_the_file_holds_nothing_else(scheme: str, shop: Workshop) -> None:
+    model, plan = built(shop, "vae_decoder", Plan(scheme)), Plan(scheme)
+    source = shop.checkpoint.components["vae_decoder"]
+    shapes = StoredWeights(source, plan, quantized_weights(source, plan, shop.run)).shapes()
+    assert model.bits_per_weight == pytest.approx(plan.bits_per_weight(shapes), abs=1e-3)
+    data = (model.folder / "vae_decoder/model.onnx_data").stat().st_size
+    assert 0.9 < data / (plan.bits(shapes) / 8) < 1.03  # weights below 1 KiB lie in the graph, and 64-byte holes here
+
+
+def test_the_batch_is_free_and_values_of_shapes_stay_out_of_the_file(shop: Workshop) -> None:
+    model = built(shop, "vae_decoder", Plan("w8c_afp"))
+    graph = onnx.load(str(model.folder / model.files[0]), load_external_data=False).graph
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch_size"
+    session = onnxruntime.InferenceSession(str(model.folder / model.files[0]))
+    latents = shop.feeds("vae_decoder")["latent_sample"]
+    one, two = (session.run(None, {"latent_sample": np.repeat(latents, n, 0)})[0] for n in (1, 2))
+    assert two.shape[0] == 2
+    assert snr_db(one, two[:1]) > 100
+
+
+def test_linear_layers_of_four_bits_are_multiplied_as_they_are(shop: Workshop) -> None:
+    model = built(shop, "text_encoder", Plan("w4g64_afp"))
+    graph = onnx.load(str(model.folder / model.files[0]), load_external_data=False).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert kinds["MatMulNBits"] > 10
+    levels = {a.i for node in graph.node for a in node.attribute if a.name == "accuracy_level"}
+    assert levels == {1}  # float32 activations
+    assert "DequantizeLinear" not in kinds
+
+
+def test_a_table_of_embeddings_is_never_widened(shop: Workshop) -> None:
+    for scheme in ("w8c_afp", "w4g64_afp"):
+        model = built(shop, "text_encoder", Plan(scheme))
+        graph = onnx.load(str(model.folder / model.files[0]), load_external_data=False).graph
+        (user,) = (node for node in graph.node if "embeddings.token_embedding.weight.codes" in node.input)
+        assert user.op_type == "Gather"
+
+
+def test_a_layout_that_cannot_be_packed_is_refused_by_name() -> None:
+    scheme = parse_scheme("w8c_afp")
+    codes = round_to_nearest(np.ones((4, 4, 3, 3), np.float32), scheme, "x")
+    slot = WeightSlot("x", "block.conv.weight", (4, 4, 3, 3), (1, 0, 2, 3), (4, 4, 3, 3))
+    with pytest.raises(ExportError, match=r"weight 'block.conv.weight' with its axes as \(1, 0, 2, 3\)"):
+        pack(slot, codes, scheme, [], lambda name, array, kind: None)
+
+
+def test_what_the_runtime_does_not_execute_is_refused_with_the_list(shop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedPrecision, match="'ort' does not run vae_decoder at 'w3c_afp'") as caught:
+        built(shop, "vae_decoder", Plan("w8c_afp", (("decoder.conv_in", "w3c_afp"),)))
+    assert "w4g64_afp" in caught.value.hint

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from . import cache, compare, convert, demo, generate, inspect, profile, recipe, targets, validate, verify
+from . import (
+    cache,
+    check_goldens,
+    compare,
+    convert,
+    demo,
+    generate,
+    inspect,
+    profile,
+    recipe,
+    targets,
+    validate,
+    verify,
+)
 
 app = typer.Typer(
     help="Turn a Stable Diffusion checkpoint into models for phones, and prove that they still compute the same.",
@@ -21,6 +34,7 @@ app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
+app.command("check-goldens")(check_goldens.check_goldens)
 app.command("targets")(targets.targets)
 app.add_typer(recipe.app, name="recipe", help="List, show or check recipes.")
 app.add_typer(cache.app, name="cache", help="List, verify or prune the store of finished stages.")

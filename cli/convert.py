@@ -35,6 +35,9 @@ def convert(
     config: Config = None,
     prediction: Prediction = None,
     ema: Ema = False,
+    goldens: Annotated[
+        bool, typer.Option("--goldens", help="Put golden vectors into the bundles, for check-goldens and for ports.")
+    ] = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Do not compare with PyTorch; the manifest says so.")
     ] = False,
@@ -67,6 +70,7 @@ def convert(
         size=sizes[0] if sizes else None,
         companions=Companions(vae=vae, tokenizer=tokenizer, config=config, prediction=prediction, ema=ema),
         gate=not no_gate,
+        goldens=goldens,
         overwrite=overwrite,
         ignore_forecast=ignore_forecast,
         progress=progress,

@@ -16,11 +16,11 @@ from ..runtimes.txt2img.generate import draw
 from ..validate.bundle_probes import ask_bundle
 from ..validate.contrast import Comparison, Contrast, Side
 from ..validate.gates import Drawn, OpenComponent, check_pictures, kept_open, measure
-from ..validate.probes import CHEAP_UNET, Picture, ProbePlan, Probes
+from ..validate.probes import Picture, ProbePlan, Probes
 from ..validate.prompts import prompts_for
 from ..validate.report import ComponentReport
 from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, tolerance
-from .bundle import Bundle
+from .bundle import Bundle, calls_are_cheap
 from .errors import ParityError, ToolCrashed, UsageError
 from .measure import measure_bundles
 from .progress import Progress
@@ -59,7 +59,7 @@ def compare_bundles(
     for bundle in (first, second):
         bundle.refuse_damage()
     shared = _shared(first, second)
-    cheap = _cheap(first.manifest) and _cheap(second.manifest)
+    cheap = calls_are_cheap(first.manifest) and calls_are_cheap(second.manifest)
     gated = first.manifest.provenance.checkpoint == second.manifest.provenance.checkpoint
     remarks = []
     if not gated:
@@ -141,14 +141,6 @@ def _takes(entry: ComponentEntry) -> dict[str, tuple[int, ...]]:
     shapes = {tensor.name: tensor.shape for tensor in entry.inputs if tensor.name != TIMESTEP_EMBEDDING}
     shapes.pop("timestep", None)
     return shapes
-
-
-def _cheap(manifest: Manifest) -> bool:
-    """Whether a picture takes seconds, by the size of the UNet and of its latents."""
-    unet = manifest.components["unet"]
-    parameters = sum(file.bytes for file in unet.files) * 8 / unet.bits_per_weight
-    sample = next((tensor.shape for tensor in unet.inputs if tensor.name == "sample"), ())
-    return parameters * math.prod(sample[2:]) < CHEAP_UNET
 
 
 def _schedule(first: Bundle, second: Bundle, cheap: bool) -> tuple[CompiledSchedule, bool]:

@@ -84,6 +84,7 @@ def convert(
     size: tuple[int, int] | None = None,
     companions: Companions = ALONE,
     gate: bool = True,
+    goldens: bool = False,
     overwrite: bool = False,
     ignore_forecast: bool = False,
     cache: Cache | None = None,
@@ -97,6 +98,7 @@ def convert(
         targets: names of runtimes; none: the recipe's, else all of them.
         companions: what is given beside the checkpoint: a VAE, a tokenizer, configurations.
         gate: compare every model with PyTorch; a bundle that drifted is put at `OUTPUT.rejected`.
+        goldens: put golden vectors into each bundle, as `[bundle] goldens = true` in a recipe does.
         overwrite: replace bundles that are already at `output`.
     Raises:
         DiffusetteError: see `errors`; nothing at `output` has changed then.
@@ -107,6 +109,7 @@ def convert(
     from ..runtimes.registry import TARGETS, get_target
     from .destination import Destination
     from .forecast import forecast, refuse_if_too_small
+    from .goldens import with_goldens
     from .stage import run_stage
 
     started = time.monotonic()
@@ -118,7 +121,7 @@ def convert(
     if precision is not None:
         for runtime in runtimes.values():
             refuse_schemes(runtime, "all components", Plan(precision))
-    chosen = merged(chosen, precision=precision, size=size)
+    chosen = merged(chosen, precision=precision, size=size, goldens=goldens)
     for runtime in runtimes.values():
         runtime.require()  # fail in the first second, not after the export
 
@@ -154,6 +157,8 @@ def convert(
             parity = _prove(models, plans, source, runtime, pixels, tokenizer, schedules, run) if gate else None
             inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
             inputs = replace(inputs, plans=plans, shapes=parameters)
+            if chosen.bundle.goldens and (parity is None or parity.ok):
+                inputs = with_goldens(inputs, cache.root / "work", run)
             proven.append((places[name], inputs, parity))
         converted = [  # only now does anything at `output` change
             Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)

@@ -114,6 +114,16 @@ def packed_before(inputs: PackInputs, output: Path) -> Bundle | None:
     return bundle if bundle.manifest == _manifest(inputs, partial(_describe, _recorded(inputs))) else None
 
 
+def staged(inputs: PackInputs, folder: Path) -> Manifest:
+    """Make the empty `folder` read like the bundle to come, for those who have to run it before it is packed.
+
+    Models are hard links into the cache where the disk allows it: gigabytes are not copied, and nobody may write there.
+    """
+    manifest = _manifest(inputs, partial(_link, folder, _recorded(inputs)))
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+    return manifest
+
+
 def record(
     bundle: Bundle,
     *,
@@ -226,6 +236,18 @@ def _assets(inputs: PackInputs) -> dict[str, Content]:
         if file.is_file() and file.name.lower().startswith(_LICENCES)
     }
     return {**licences, **inputs.assets}
+
+
+def _link(folder: Path, recorded: Mapping[Path, str], content: Content, path: str) -> FileEntry:
+    if isinstance(content, bytes):
+        return _write(folder, recorded, content, path)
+    target = folder / inside(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(content)
+    except OSError:  # another disk, or one that has no hard links
+        copy_file(content, target)
+    return _describe(recorded, content, path)
 
 
 def _write(scratch: Path, recorded: Mapping[Path, str], content: Content, path: str) -> FileEntry:

@@ -140,6 +140,12 @@ class GuidanceChoice(Strict):
     default: Annotated[float, Field(ge=0.0, le=100.0)] = 7.5
 
 
+class BundleChoice(Strict):
+    """`[bundle]`: what else goes into it."""
+
+    goldens: bool = False  # golden vectors, by which a port of text-to-image can be checked on the device
+
+
 class ValidateChoice(Strict):
     """`[validate]`: which prompts and steps the gate uses; `auto` chooses by the model's size."""
 
@@ -156,6 +162,7 @@ class Recipe(Strict):
     target: TargetChoice = TargetChoice()
     schedule: ScheduleChoice = ScheduleChoice()
     guidance: GuidanceChoice = GuidanceChoice()
+    bundle: BundleChoice = BundleChoice()
     validate_: ValidateChoice = Field(default=ValidateChoice(), alias="validate")
 
     _name: str = PrivateAttr("")
@@ -289,6 +296,7 @@ def merged(
     precision: str | None = None,
     size: tuple[int, int] | None = None,
     target: str | None = None,
+    goldens: bool = False,
 ) -> Recipe:
     """`recipe` with what the command line says instead.
 
@@ -311,6 +319,9 @@ def merged(
     if target is not None:
         data["target"]["name"] = target
         options.append(("target", f"--target {target}"))
+    if goldens:
+        data["bundle"]["goldens"] = True
+        options.append(("bundle", "--goldens"))
     if not options:
         return recipe
     shown = dict(options)

@@ -12,7 +12,7 @@ from diffusette.pipeline import pack as packing
 from diffusette.pipeline.bundle import Bundle, open_bundle
 from diffusette.pipeline.errors import NoRoom, UsageError
 from diffusette.pipeline.manifest import MemoryEntry, ParityEntry, SpeedEntry
-from diffusette.pipeline.pack import PackInputs, pack, packed_before, record, vae_entry
+from diffusette.pipeline.pack import PackInputs, pack, packed_before, record, staged, vae_entry
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -169,3 +169,13 @@ def test_measurements_are_recorded_in_the_manifest_alone(bundle: Bundle) -> None
     after = tree(bundle.path)
     assert {name for name in after if after[name] != before[name]} == {"manifest.json"}
     assert record(changed) == changed
+
+
+def test_a_staged_bundle_reads_like_the_one_to_come_and_copies_no_model(inputs: PackInputs, tmp_path: Path) -> None:
+    folder = tmp_path / "staged"
+    folder.mkdir()
+    manifest = staged(inputs, folder)
+    assert open_bundle(folder).verify().ok
+    assert manifest == pack(inputs, tmp_path / "packed").manifest
+    model = next(model for model in inputs.models if model.component == "unet")
+    assert (folder / "unet" / "model.onnx").samefile(model.folder / "model.onnx")

@@ -1,0 +1,72 @@
+"""Golden vectors from `convert --goldens` to `check-goldens`, on every runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusette.export.checkpoint import open_checkpoint
+from diffusette.export.weights import Weights
+
+from .conftest import TARGETS, Command
+from .test_demo import rewrite_hashes, scale_tensor
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def with_goldens(tmp_path_factory: pytest.TempPathFactory, cache: Path, converted: Path) -> Path:
+    """The demo's bundles with goldens; `converted` has built all of their models."""
+    from diffusette.pipeline.cache import Cache
+    from diffusette.pipeline.convert import convert
+
+    folder = tmp_path_factory.mktemp("goldens") / "demo"
+    assert convert("demo", folder, targets=TARGETS, precision="fp16", goldens=True, cache=Cache(cache)).ok
+    return folder
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_bundle_replays_its_own_goldens(command: Command, with_goldens: Path, target: str) -> None:
+    answer = command("check-goldens", with_goldens / target, "--json")
+    assert answer.code == 0, answer.err
+    facts = answer.json
+    assert facts["ok"] is True
+    assert facts["made_by"].startswith(target)
+    assert len(facts["checks"]) == 2 + 20 + 1
+    assert min(check["found"] for check in facts["checks"] if check["unit"] == "dB SNR") > 110
+    assert (with_goldens / target / "goldens" / "goldens.json").stat().st_size < 100_000
+    assert command("verify", with_goldens / target).code == 0
+
+
+def test_the_recipe_that_was_used_gives_the_same_bundle_again(
+    command: Command, with_goldens: Path, tmp_path: Path
+) -> None:
+    bundle = with_goldens / "mnn"
+    recipe = tmp_path / "again.toml"
+    recipe.write_text(json.loads((bundle / "manifest.json").read_text())["recipe"])
+    answer = command("convert", "demo", "-o", tmp_path / "again", "-r", recipe, "--target", "mnn", "--json")
+    assert answer.code == 0, answer.err
+    assert all(stage.get("cached") for stage in answer.json["stages"])
+    goldens = [place / "goldens" / "goldens.json" for place in (bundle, tmp_path / "again")]
+    assert goldens[0].read_bytes() == goldens[1].read_bytes()
+
+
+def test_drift_is_five_damage_is_six_and_none_is_two(
+    command: Command, with_goldens: Path, converted: Path, tmp_path: Path
+) -> None:
+    assert command("check-goldens", converted / "mnn").code == 2
+    drifted = Path(shutil.copytree(with_goldens / "mnn", tmp_path / "drifted"))
+    weight = Weights(open_checkpoint("demo").components["unet"]).read("mid_block.resnets.0.conv1.weight")
+    scale_tensor(drifted / "unet", weight.astype(np.float16))
+    assert command("check-goldens", drifted).code == 6
+    rewrite_hashes(drifted)
+    answer = command("check-goldens", drifted)
+    assert answer.code == 5
+    assert "latents after step 1" in answer.out.splitlines()[-1]
+    goldens = drifted / "goldens" / "goldens.json"
+    goldens.write_text(goldens.read_text().replace('"schema":1', '"schema":9'))
+    rewrite_hashes(drifted)
+    assert command("check-goldens", drifted).code == 6

@@ -1,0 +1,269 @@
+"""Golden vectors: what a bundle's own runtime computed when it was made, small enough to ship and to read anywhere.
+
+Whoever ports text-to-image to C++ or Kotlin replays them on the device, part by part: token ids, noise, the schedule's
+steps, the picture. docs/goldens.md has the format for readers of other languages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+import numpy as np
+from pydantic import Field
+
+from ..pipeline.errors import BundleError
+from ..pipeline.strict import Strict, parsed
+from ..runtimes.protocol import Array
+from ..runtimes.txt2img.noise import TorchNoise
+from .parity import finite_db
+from .prompts import too_long
+from .tolerances import GOLDEN_LIMITS
+
+if TYPE_CHECKING:
+    from ..runtimes.txt2img.generate import Drawing
+    from ..runtimes.txt2img.tokenizer import PromptTokenizer
+
+SCHEMA: Final = 1
+PLACE: Final = "goldens/goldens.json"
+MOST_VALUES: Final = 256
+"""Of a tensor: a port that errs, errs everywhere; 256 values are 3 kB as text."""
+
+MAX_BYTES: Final = 4 * 2**20
+
+# Each is handled wrongly by some tokenizer: nothing, case, contractions, digits, accents in two spellings, other
+# scripts, emoji with joiners, brackets of prompt weights (which are not syntax here), white space, more than fits.
+TRICKY: Final = (
+    "",
+    "A Red STAR",
+    "it's the dog's; we'll don't",
+    "1girl, 8k, 3.14 and 50%",
+    "café naïve cafe\u0301",
+    "星 и звезда",
+    "👩\u200d🚀 ☕️",
+    '(a:1.2), [b] & c--d <e> "f"',
+    "  two   spaces\tand\na line ",
+    too_long("a red star on a blue background"),
+)
+
+PROMPT: Final = "a large red star in the center, on a blue background"
+SEED: Final = 7
+
+
+class Sample(Strict):
+    """A tensor in brief: every `stride`-th value of its C-order, at most 256, and what sums over all of it give."""
+
+    shape: tuple[int, ...]
+    stride: Annotated[int, Field(ge=1)]
+    values: tuple[float, ...]
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, tensor: Array) -> Self:
+        flat = np.asarray(tensor, np.float64).ravel()
+        stride = -(-flat.size // MOST_VALUES)
+        values = tuple(float(str(np.float32(value))) for value in flat[::stride])  # the shortest that is this float32
+        return cls(
+            shape=tuple(tensor.shape), stride=stride, values=values, mean=float(flat.mean()), std=float(flat.std())
+        )
+
+
+class Tokens(Strict):
+    """A prompt, and the ids that the text encoder reads."""
+
+    prompt: str
+    ids: tuple[int, ...]
+
+
+class Call(Strict):
+    """The latents after one call of the UNet (two with guidance) and one row of the schedule."""
+
+    timestep: float
+    latents: Sample
+
+
+class GoldenImage(Strict):
+    """The picture, [height, width, 3] in 0..1; `sha256` is that of its bytes once rounded to 8 bits."""
+
+    sample: Sample
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class GoldenPicture(Strict):
+    """One prompt from noise to picture, with a schedule that the bundle carries."""
+
+    prompt: str
+    negative: str
+    seed: int
+    guidance: float
+    scheduler: str
+    steps: Annotated[int, Field(ge=1)]
+    noise: Sample  # the first draw, standard normal
+    calls: Annotated[tuple[Call, ...], Field(min_length=1)]
+    image: GoldenImage
+
+
+class Limits(Strict):
+    """How far a replay may lie from the goldens; `tolerances.GOLDEN_LIMITS` has the reasons."""
+
+    noise_max_abs: float
+    latents_snr_db: float
+    image_max_levels: float
+
+
+class Goldens(Strict):
+    """goldens/goldens.json as a whole."""
+
+    schema_: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = Field(alias="schema")
+    runtime: str  # that computed them, with its version
+    tokens: Annotated[tuple[Tokens, ...], Field(min_length=1)]
+    picture: GoldenPicture
+    limits: Limits
+
+    def to_json(self) -> str:
+        """Canonical text: the same goldens give the same bytes."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_goldens(tokenizer: PromptTokenizer, drawing: Drawing, timesteps: Sequence[float], runtime: str) -> Goldens:
+    """Goldens of what `drawing`, with its trajectory kept, shows."""
+    if len(drawing.trajectory) != len(timesteps):
+        raise ValueError(f"{len(drawing.trajectory)} latents for {len(timesteps)} calls: was the trajectory kept?")
+    calls = tuple(
+        Call(timestep=timestep, latents=Sample.of(latents))
+        for timestep, latents in zip(timesteps, drawing.trajectory, strict=True)
+    )
+    return Goldens(
+        schema=SCHEMA,
+        runtime=runtime,
+        tokens=tuple(Tokens(prompt=prompt, ids=_ids(tokenizer, prompt)) for prompt in TRICKY),
+        picture=GoldenPicture(
+            prompt=drawing.prompt,
+            negative=drawing.negative,
+            seed=drawing.seed,
+            guidance=drawing.guidance,
+            scheduler=drawing.scheduler,
+            steps=drawing.steps,
+            noise=Sample.of(TorchNoise(drawing.seed).normal(drawing.latents.shape)),
+            calls=calls,
+            image=GoldenImage(sample=Sample.of(drawing.image), sha256=_image_hash(drawing.image)),
+        ),
+        limits=Limits(**{name: value for name, (value, _) in GOLDEN_LIMITS.items()}),
+    )
+
+
+def read_goldens(text: bytes, where: str) -> Goldens:
+    """Parse goldens.json.
+
+    Raises:
+        BundleError: it is no such file, or contradicts itself.
+    """
+    try:
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"{len(text)} bytes, at most {MAX_BYTES} are read")
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where}: no goldens: {error}", hint="convert the checkpoint again") from None
+    found = parsed(Goldens, data, lambda place: ".".join([where, *map(str, place)]), BundleError)
+    samples = [found.picture.noise, *(call.latents for call in found.picture.calls), found.picture.image.sample]
+    for sample in samples:
+        size = int(np.prod(sample.shape))
+        if len(sample.values) != -(-size // sample.stride):
+            raise BundleError(
+                f"{where}: {len(sample.values)} values with stride {sample.stride} are no sample of {sample.shape}",
+                hint="convert the checkpoint again",
+            )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was replayed. `found` and `limit` are in `unit`; for dB more is better, else less."""
+
+    what: str
+    ok: bool
+    found: float
+    limit: float
+    unit: str
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "ok": self.ok,
+            "found": finite_db(self.found),
+            "limit": self.limit,
+            "unit": self.unit,
+            "note": self.note or None,
+        }
+
+
+def check_goldens(goldens: Goldens, tokenizer: PromptTokenizer, drawing: Drawing) -> Iterator[Check]:
+    """Hold a replay against the goldens, in the order in which a picture comes about: the first failure is the cause.
+
+    Raises:
+        BundleError: the goldens are of another shape than what the bundle draws.
+    """
+    picture, limits = goldens.picture, goldens.limits
+    wrong = [tokens.prompt for tokens in goldens.tokens if _ids(tokenizer, tokens.prompt) != tokens.ids]
+    note = f"first: {wrong[0]!r:.60}" if wrong else f"{len(goldens.tokens)} prompts"
+    yield Check("token ids", not wrong, len(wrong), 0, "wrong", note)
+    noise = _apart(picture.noise, TorchNoise(picture.seed).normal(picture.noise.shape))
+    yield Check("noise", noise <= limits.noise_max_abs, noise, limits.noise_max_abs, "max abs")
+    if len(drawing.trajectory) != len(picture.calls):
+        yield Check("steps", False, len(drawing.trajectory), len(picture.calls), "calls")
+        return
+    for step, (call, latents) in enumerate(zip(picture.calls, drawing.trajectory, strict=True), start=1):
+        ratio = _snr_db(call.latents, latents)
+        what = f"latents after step {step} (t = {call.timestep:g})"
+        yield Check(what, ratio >= limits.latents_snr_db, ratio, limits.latents_snr_db, "dB SNR")
+    levels = _apart(picture.image.sample, drawing.image) * 255
+    same = _image_hash(drawing.image) == picture.image.sha256
+    note = "equal to the last bit of 8" if same else "not bit for bit, which other processors need not reach"
+    yield Check("picture", levels <= limits.image_max_levels, levels, limits.image_max_levels, "levels of 255", note)
+
+
+def _ids(tokenizer: PromptTokenizer, prompt: str) -> tuple[int, ...]:
+    return tuple(int(token) for token in tokenizer(prompt).ids.ravel())
+
+
+def _image_hash(image: Array) -> str:
+    return hashlib.sha256(np.rint(image * 255).astype(np.uint8).tobytes()).hexdigest()
+
+
+def _sampled(sample: Sample, tensor: Array) -> tuple[Array, Array]:
+    if tuple(tensor.shape) != sample.shape:
+        raise BundleError(
+            f"the goldens are of shape {sample.shape}, the bundle draws {tuple(tensor.shape)}",
+            hint="convert the checkpoint again",
+        )
+    return np.array(sample.values, np.float32).astype(np.float64), np.asarray(tensor, np.float64).ravel()[
+        :: sample.stride
+    ]
+
+
+def _apart(sample: Sample, tensor: Array) -> float:
+    golden, found = _sampled(sample, tensor)
+    return float(np.abs(golden - found).max())
+
+
+def _snr_db(sample: Sample, tensor: Array) -> float:
+    golden, found = _sampled(sample, tensor)
+    error = float(np.sum((golden - found) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(np.sum(golden**2) / error))
+
+
+def facts_of(checks: Sequence[Check], goldens: Goldens) -> Mapping[str, Any]:
+    """What `check-goldens --json` prints."""
+    first = next((check.what for check in checks if not check.ok), None)
+    return {
+        "ok": first is None,
+        "first_bad": first,
+        "made_by": goldens.runtime,
+        "checks": [check.to_json() for check in checks],
+    }

@@ -5,12 +5,12 @@ Pages are made from the JSON documents that the commands print, so that a page c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .advice import advice_for
 from .charts import bundle_charts, size_text
+from .layer_section import layer_section
 from .parity import EXACT_DB
 from .pictures import SMALL, Shown, difference_of, png_uri
 from .plots import drift_plot, histogram_plot
@@ -22,11 +22,6 @@ GENERATOR: Final = "diffusette"
 """Begins the page's `<meta name="generator">`, by which a later run knows that it may replace the file."""
 
 MOST_PICTURES: Final = 4
-MOST_LAYERS: Final = 10
-TOP_DB: Final = 140.0
-"""Full length of a bar of dB: float32 models end between 100 and 135."""
-
-LAYER_TOP_DB: Final = 160.0
 
 Facts = Mapping[str, Any]
 
@@ -56,7 +51,7 @@ def parity_page(facts: Facts, manifest: Manifest, shown: Sequence[Shown], profil
         components=[component_card(name, part) for name, part in components.items()],
         pictures=pictures_section(facts["image"], shown, "PyTorch"),
         oracle=_oracle(facts["oracle"]),
-        layers=_layers(facts, target.name),
+        layers=layer_section(facts, target.name),
         charts=bundle_charts(manifest, profile),
         method=[*_method(facts), *speed_method(profile), ("command", command)],
         reasons=_reasons(facts),
@@ -225,43 +220,6 @@ def _oracle(oracle: Facts | None) -> str:
         f"{oracle['reference_score']:.1f} % in PyTorch's: "
         f"{'within' if oracle['ok'] else 'beyond'} the {oracle['tolerance']:g} points that are allowed."
     )
-
-
-def _layers(facts: Facts, target: str) -> dict[str, Any] | None:
-    """The worst modules with what to try, and all of them as a heat map; None: layers were not compared."""
-    layers: Iterable[Facts] = facts["layers"]
-    ranked = sorted(layers, key=lambda layer: layer["snr_db"])
-    if not ranked:
-        return None
-    first = facts["first_bad"]
-    bad = first["module"] if isinstance(first, Mapping) else first
-    rows = [
-        {"module": layer["module"], "cells": [{"text": f"{layer['snr_db']:.0f}", "heat": heat(layer["snr_db"])}]}
-        for layer in layers
-    ]
-    worst = [
-        {
-            "module": layer["module"],
-            "op": layer["op"],
-            "value": max(layer["snr_db"], 0) * TOP_DB / LAYER_TOP_DB,
-            "text": db(layer["snr_db"]),
-            "first_bad": layer["module"] == bad,
-            "advice": advice_for(layer["module"], layer["op"]),
-        }
-        for layer in ranked[:MOST_LAYERS]
-    ]
-    said = f"The first module past its tolerance is {bad}." if bad else "No module is past its tolerance."
-    return {
-        "words": f"{said} The {len(worst)} with the lowest signal over error, the worst first:",
-        "worst": worst,
-        "count": len(rows),
-        "map": {"columns": [target], "rows": rows, "words": "signal over error in dB by module"},
-    }
-
-
-def heat(value: float) -> int:
-    """0 (as good as float32, 120 dB) to 100 (20 dB, 10 % off), the share of red in a cell."""
-    return round(100 * min(max((120 - value) / 100, 0), 1))
 
 
 def db(value: float) -> str:

@@ -58,15 +58,28 @@ def page_of(report: ParityReport, shown: list[Shown], bundle: Bundle, **more: An
 
 
 LAYERS = [
-    {"module": f"unet/down_blocks.{i}.attentions.0.attn{1 + i % 2}.to_q", "op": "MatMul", "snr_db": 130.0 - 7 * i}
+    {
+        "component": "unet",
+        "module": f"down_blocks.{i}.attentions.0.attn{1 + i % 2}.to_q",
+        "op": "MatMul",
+        "snr_db": None if i == 2 else 130.0 - 7 * i,
+        "made_db": 30.0 if i == 12 else 135.0,
+        "lost_db": 90.0 - i,
+        "ok": i != 12,
+        "problem": "a value is NaN" if i == 12 else None,
+    }
     for i in range(14)
 ]
+FIRST_BAD = {"component": "unet", "module": LAYERS[12]["module"], "op": "MatMul", "made_db": 30.0, "try": "verify it"}
+RANGES = {
+    "unet": [{"module": "mid_block", "op": "Conv", "peak": 32752.0, "of_fp16": 0.5, "near": True, "probe": "late"}]
+}
 
 
 @pytest.fixture
 def page(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> str:
     manifest = bundle.manifest.model_copy(update={"name": HOSTILE})
-    return page_of(*report, replace(bundle, manifest=manifest), layers=LAYERS, first_bad=LAYERS[-1])
+    return page_of(*report, replace(bundle, manifest=manifest), layers=LAYERS, first_bad=FIRST_BAD, ranges=RANGES)
 
 
 def test_the_verdict_comes_first_and_in_one_line(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> None:
@@ -110,11 +123,23 @@ def test_sections_that_were_not_measured_are_absent(report: tuple[ParityReport, 
 
 def test_layers_name_the_first_bad_module_and_what_to_try(page: str) -> None:
     worst = re.findall(r'<li class="card([^"]*)">\s*<header><h3 class="mono">([^<]+)', page)
-    assert worst[0] == (" failed", "unet/down_blocks.13.attentions.0.attn2.to_q")
+    assert worst[0] == (" failed", "unet/down_blocks.12.attentions.0.attn1.to_q")  # wrong before costly
+    assert worst[1] == ("", "unet/down_blocks.13.attentions.0.attn2.to_q")
     assert len(worst) == 10
-    assert "The first module past its tolerance is unet/down_blocks.13" in page
+    assert "computes something else than PyTorch does: unet/down_blocks.12" in page
+    assert "To try: verify it." in page
+    assert "a value is NaN" in page
     assert "Attention: errors in scores are exponentiated" in page
-    assert page.count('class="cell"') == 14
+    assert r"match = &#39;unet/down_blocks\.13\.attentions\.0\.attn2\.to_q&#39;" in page
+    assert page.count('class="cell"') == 3 * 14
+    assert "3.28e+04, 50.0% of float16" in page
+
+
+def test_layers_with_the_least_of_keys_are_shown_too(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> None:
+    least = [{"module": "conv_in", "op": "Conv", "snr_db": 101.0}]
+    text = page_of(*report, bundle, layers=least, first_bad=None)
+    assert "Every module computes what PyTorch computes" in text
+    assert "101.0 dB" in text
 
 
 def test_the_difference_is_made_visible_and_says_by_how_much() -> None:

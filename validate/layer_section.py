@@ -1,0 +1,123 @@
+"""The part of a page that is about layers, from the keys of `validate --layers --json`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from .advice import advice_for
+
+MOST: Final = 10
+LARGEST: Final = 5  # results that come near float16's end
+TOP_DB: Final = 160.0  # full length of a bar: a module alone may be nearly exact
+OPEN: Final = 60  # modules up to which the map is shown without being asked for
+
+# key in the JSON, heading of its column in the map, name of its bar
+_RATIOS: Final = (
+    ("made_db", "made", "made here, fed with PyTorch's own inputs"),
+    ("snr_db", "carried", "with what earlier modules carried in"),
+    ("lost_db", "lost", "lost to fewer bits, against float32"),
+)
+
+Facts = Mapping[str, Any]
+
+
+def layer_section(facts: Facts, target: str) -> dict[str, Any] | None:
+    """The ten worst modules with what to try, a map of all, and what comes near float16's end; None: not compared.
+
+    A module that computes wrongly stands before one that merely loses much to its precision.
+    """
+    layers: Sequence[Facts] = facts["layers"]
+    if not layers:
+        return None
+    first = facts["first_bad"]
+    bad = _name(first) if first else ""
+    ratios = [ratio for ratio in _RATIOS if any(layer.get(ratio[0]) is not None for layer in layers)]
+    worst = sorted(layers, key=_harm)[:MOST]
+    said = f"The first module that computes something else than PyTorch does: {bad}." if bad else ""
+    return {
+        "words": said or "Every module computes what PyTorch computes from the same inputs.",
+        "more": f"Below, the {len(worst)} that add most error.",
+        "bad": bool(bad),
+        "top": TOP_DB,
+        "worst": [_card(layer, first, _name(layer) == bad, ratios) for layer in worst],
+        "count": len(layers),
+        "open": len(layers) <= OPEN,
+        "map": {
+            "words": f"signal over error of every module on {target}, in dB",
+            "columns": [f"{target}: {ratios[0][1]}", *(heading for _, heading, _ in ratios[1:])],
+            "rows": [
+                {"module": _name(layer), "cells": [_cell(layer.get(key)) for key, _, _ in ratios]} for layer in layers
+            ],
+        },
+        "largest": _largest(facts.get("ranges", {})),
+    }
+
+
+def _name(layer: Facts) -> str:
+    component = layer.get("component")
+    return f"{component}/{layer['module']}" if component else str(layer["module"])
+
+
+def _harm(layer: Facts) -> tuple[bool, float]:
+    """Sorts wrong modules first, then by what they add: their own error, or what their bits cost."""
+    found = [layer.get(key) for key in ("lost_db", "made_db", "snr_db")]
+    ratio = next((value for value in found if value is not None), 0.0)
+    own = layer.get("made_db")
+    wrong = not layer.get("ok", True)
+    return not wrong, own if wrong and own is not None else ratio
+
+
+def _card(layer: Facts, first: Facts | None, is_first: bool, ratios: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    ok = bool(layer.get("ok", True))
+    meters = []
+    for key, _, label in ratios:
+        value = layer.get(key)
+        if value is not None:
+            text = "equal" if value >= 999 else f"{value:.1f} dB"
+            meters.append({"label": label, "value": max(value, 0), "text": text, "ok": ok or key != "made_db"})
+    advice = advice_for(layer["module"], layer["op"]) if ok else "Find out why the first bad module is, then run again."
+    if is_first and first and first.get("try"):
+        advice = f"To try: {first['try']}."
+    rule = ""
+    if ok and layer.get("lost_db") is not None:
+        rule = f"[[quantize.rules]]\nmatch = '{re.escape(_name(layer))}'\nscheme = \"fp32\""
+    return {
+        "module": _name(layer),
+        "op": layer["op"],
+        "ok": ok,
+        "first": is_first,
+        "meters": meters,
+        "problem": layer.get("problem") or "",
+        "advice": advice,
+        "rule": rule,
+    }
+
+
+def _cell(value: float | None) -> dict[str, Any]:
+    if value is None:
+        return {"text": "", "heat": 0}
+    return {"text": "=" if value >= 999 else f"{value:.0f}", "heat": heat(value)}
+
+
+def heat(value: float) -> int:
+    """0 (as good as float32, 120 dB) to 100 (20 dB, 10 % off): the share of red in a cell."""
+    return round(100 * min(max((120 - value) / 100, 0), 1))
+
+
+def _largest(ranges: Mapping[str, Sequence[Facts]]) -> list[dict[str, Any]]:
+    """Results by how much of float16's range (65504) they take."""
+    found = [
+        (each["of_fp16"], f"{component}/{each['module']}", each) for component, rows in ranges.items() for each in rows
+    ]
+    found.sort(key=lambda row: -row[0])
+    return [
+        {
+            "label": name,
+            "value": share,
+            "text": f"{each['peak']:.3g}, {share:.1%} of float16",
+            "ok": not each.get("near", share > 0.125),
+        }
+        for share, name, each in found[:LARGEST]
+    ]

@@ -56,6 +56,8 @@ def compare(
         write_page(html, contrast_page(found.to_json(), remarks, shown, command_line()))
     for remark in remarks:
         warn(remark)
+    if found.busy is not None:
+        warn(f"the machine was busy with other work (load {found.busy:.1f}): trust ratios more than milliseconds")
     if as_json:
         print_json({**found.to_json(), "remarks": remarks})
     else:

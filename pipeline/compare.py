@@ -22,7 +22,7 @@ from ..validate.report import ComponentReport
 from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, tolerance
 from .bundle import Bundle, calls_are_cheap
 from .errors import ParityError, ToolCrashed, UsageError
-from .measure import measure_bundles
+from .measure import busy, measure_bundles
 from .progress import Progress
 from .provenance import differences
 from .sessions import opener, painter
@@ -112,6 +112,7 @@ def compare_bundles(
         times,
         tuple(differences(first.manifest, second.manifest)),
         gated,
+        busy() if times else None,
     ), remarks
 
 

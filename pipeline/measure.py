@@ -104,7 +104,7 @@ def quick_profile(
     if not wanted:
         return None
     options = {"runs": QUICK_RUNS, "threads": threads, "versus_torch": True, "reference": reference}
-    return measure_bundle(bundle, progress=progress, **options).to_json()
+    return {**measure_bundle(bundle, progress=progress, **options).to_json(), "busy": busy()}
 
 
 def _torch(checkpoint: Checkpoint, name: str, bundle: Bundle, threads: int) -> Contestant:

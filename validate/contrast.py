@@ -81,6 +81,7 @@ class Comparison:
     speed: Mapping[str, tuple[ComponentProfile, ComponentProfile]]  # empty: not measured
     differences: tuple[tuple[str, str, str], ...]  # what, in the first, in the second
     gated: bool  # False: different checkpoints
+    busy: float | None = None  # load average while timing, if the machine had other work
 
     @property
     def ok(self) -> bool:
@@ -118,6 +119,7 @@ class Comparison:
                 name: {"a": a.to_json(), "b": b.to_json(), "ratio_b_to_a": round(_ratio(a, b), 4)}
                 for name, (a, b) in self.speed.items()
             },
+            "busy": self.busy,
             "differences": [{"what": what, "a": a, "b": b} for what, a, b in self.differences],
             "failures": self.failures(),
         }

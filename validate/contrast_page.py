@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .charts import chart, mib, ms, size_text
-from .page import Facts, db, pictures_section, render
+from .page import Facts, busy_note, db, pictures_section, render
 from .pictures import Shown
 
 
@@ -39,6 +39,7 @@ def contrast_page(facts: Facts, remarks: Sequence[str], shown: Sequence[Shown], 
         alone=facts["alone"],
         pictures=pictures_section(facts["image"], shown, a["label"]),
         charts=_charts(facts),
+        busy=busy_note(facts["busy"]),
         differences=[(row["what"], row["a"], row["b"]) for row in facts["differences"]],
         method=_method(facts, command),
     )

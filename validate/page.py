@@ -53,6 +53,7 @@ def parity_page(facts: Facts, manifest: Manifest, shown: Sequence[Shown], profil
         oracle=_oracle(facts["oracle"]),
         layers=layer_section(facts, target.name),
         charts=bundle_charts(manifest, profile),
+        busy=busy_note(profile["busy"] if profile else None),
         method=[*_method(facts), *speed_method(profile), ("command", command)],
         reasons=_reasons(facts),
         provenance=provenance(manifest),
@@ -220,6 +221,13 @@ def _oracle(oracle: Facts | None) -> str:
         f"{oracle['reference_score']:.1f} % in PyTorch's: "
         f"{'within' if oracle['ok'] else 'beyond'} the {oracle['tolerance']:g} points that are allowed."
     )
+
+
+def busy_note(load: float | None) -> str:
+    """A warning under the times, where the machine had other work; None: it had not."""
+    if load is None:
+        return ""
+    return f"The machine was busy with other work (load {load:.1f}): do not trust these milliseconds."
 
 
 def db(value: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.errors import UsageError
 from diffusette.pipeline.page_file import refuse_unwritable_page, write_page
-from diffusette.validate.page import parity_page
+from diffusette.validate.page import busy_note, parity_page
 from diffusette.validate.parity import Parity
 from diffusette.validate.pictures import GAINS, Shown, difference_of
 from diffusette.validate.report import ComponentReport, ImageReport, OracleReport, ParityReport, PictureReport
@@ -140,6 +140,11 @@ def test_layers_with_the_least_of_keys_are_shown_too(report: tuple[ParityReport,
     text = page_of(*report, bundle, layers=least, first_bad=None)
     assert "Every module computes what PyTorch computes" in text
     assert "101.0 dB" in text
+
+
+def test_times_of_a_busy_machine_carry_a_warning() -> None:
+    assert busy_note(None) == ""
+    assert "load 9.2" in busy_note(9.2)
 
 
 def test_the_difference_is_made_visible_and_says_by_how_much() -> None:

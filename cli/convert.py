@@ -9,7 +9,7 @@ import typer
 
 from ..pipeline.artifacts import Companions
 from ..pipeline.errors import UsageError
-from .options import Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_size
+from .options import Adapters, Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_adapter, parse_size
 
 
 def convert(
@@ -30,6 +30,7 @@ def convert(
     size: Annotated[
         list[str] | None, typer.Option("--size", help="HEIGHTxWIDTH of the pictures. [default: the checkpoint's own]")
     ] = None,
+    adapter: Adapters = None,
     vae: Vae = None,
     tokenizer: TokenizerFolder = None,
     config: Config = None,
@@ -68,7 +69,14 @@ def convert(
         targets=tuple(target or ()),
         precision=precision,
         size=sizes[0] if sizes else None,
-        companions=Companions(vae=vae, tokenizer=tokenizer, config=config, prediction=prediction, ema=ema),
+        companions=Companions(
+            vae=vae,
+            tokenizer=tokenizer,
+            config=config,
+            prediction=prediction,
+            ema=ema,
+            adapters=tuple(map(parse_adapter, adapter or ())),
+        ),
         gate=not no_gate,
         goldens=goldens,
         overwrite=overwrite,

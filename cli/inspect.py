@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..pipeline.artifacts import Companions
-from .options import Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_size
+from .options import Adapters, Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_adapter, parse_size
 
 
 def inspect(
@@ -17,6 +17,7 @@ def inspect(
     target: Annotated[list[str] | None, typer.Option("--target", help="Forecast for these. [default: all]")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="Forecast for fp32 or fp16.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH. [default: the checkpoint's own]")] = None,
+    adapter: Adapters = None,
     vae: Vae = None,
     tokenizer: TokenizerFolder = None,
     config: Config = None,
@@ -34,7 +35,14 @@ def inspect(
         targets=tuple(target or ()),
         precision=precision,
         size=parse_size(size) if size else None,
-        companions=Companions(vae=vae, tokenizer=tokenizer, config=config, prediction=prediction, ema=ema),
+        companions=Companions(
+            vae=vae,
+            tokenizer=tokenizer,
+            config=config,
+            prediction=prediction,
+            ema=ema,
+            adapters=tuple(map(parse_adapter, adapter or ())),
+        ),
         gate=not no_gate,
     )
     if as_json:

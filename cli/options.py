@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Final
@@ -27,9 +28,37 @@ Prediction = Annotated[
 ]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of a single file that holds both.")]
 
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        help="PATH[:SCALE] of a LoRA, DoRA, LoHa, LoKr, OFT or BOFT to merge; repeat for several. [default scale: 1]",
+    ),
+]
+
 _SIZE: Final = re.compile(r"(\d+)x(\d+)", re.IGNORECASE)
 _BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """`style.safetensors:0.8` -> its path and 0.8; without a scale, 1.
+
+    Raises:
+        UsageError: the scale is no finite number.
+    """
+    path, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():  # a name may hold a colon
+        return Path(text), 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        raise UsageError(
+            f"--adapter {text!r}: {scale!r} is no number, and there is no such file", hint="the form is PATH[:SCALE]"
+        ) from None
+    if not math.isfinite(value):
+        raise UsageError(f"--adapter {text!r}: the scale is {value}, a finite number is needed")
+    return Path(path), value
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -15,6 +15,8 @@ import rfc8785
 
 from ..pipeline.artifacts import ALONE, Checkpoint, Companions, ComponentSource
 from ..pipeline.errors import CheckpointError
+from ..pipeline.hashing import sha256_of_file
+from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
 from .diffusers_folder import INDEX
 from .families import Family, Part, recognise, refuse_unsupported
 from .graph import architecture
@@ -62,19 +64,23 @@ def open_checkpoint(
         ) from None
     family, why = recognise(replace(layout.headers, tensors={}), str(root))
     refuse_unsupported(layout.headers, str(root))  # configs can lie about what the weights are
+    components = {name: _component(family, name, layout) for name in family.components}
+    components, adapters, more = apply_adapters(components, given.adapters)
+    places = {**layout.places, **more}
     checkpoint = Checkpoint(
         name=DEMO if is_demo else root.name if root.is_dir() else root.stem,
         root=root,
         family=family.name,
         why=why if root.is_dir() else f"a single file of the original code: {why.replace(' in model_index.json', '')}",
-        components={name: _component(family, name, layout) for name in family.components},
-        scheduler=_completed_scheduler(layout),
+        components=components,
+        scheduler=adapted_scheduler(_completed_scheduler(layout), adapters),
         tokenizer=layout.tokenizer,
-        sources=dict.fromkeys(sorted(layout.places), ""),
+        sources=dict.fromkeys(sorted(places), ""),
         digest="",
-        places=layout.places,
+        places=places,
         companions=given,
-        remarks=layout.remarks,
+        adapters=adapters,
+        remarks=layout.remarks + remarks_on(adapters),
     )
     return _surveyed(checkpoint, memo) if survey else checkpoint
 
@@ -90,6 +96,7 @@ def _absolute(given: Companions) -> Companions:
         vae=found("--vae", given.vae),
         tokenizer=found("--tokenizer", given.tokenizer),
         config=found("--config", given.config),
+        adapters=tuple((place.absolute(), scale) for place, scale in given.adapters),
     )
 
 
@@ -180,8 +187,11 @@ def _surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
     weights = {file for source in checkpoint.components.values() for file in source.files}
     sources: dict[str, str] = {}
     surveys: dict[Path, Survey] = {}
+    adapters = {checkpoint.places[adapter.place] for adapter in checkpoint.adapters}
     for label, place in checkpoint.places.items():
-        if place in weights:
+        if place in adapters:  # its factors are digested with the weights that they change
+            sources[label] = sha256_of_file(place)
+        elif place in weights:
             surveys[place] = survey_file(place, memo=memo)
             refuse_non_finite(place, surveys[place])
             sources[label] = surveys[place].sha256

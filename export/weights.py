@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.artifacts import ComponentSource, StoredTensor
+from ..pipeline.artifacts import Adapted, ComponentSource, StoredTensor
 from ..pipeline.errors import CheckpointError
 from .families import Part, get_family
 from .safetensors_file import read_header, read_tensor
@@ -28,24 +28,44 @@ class Weights:
         self._component = source.component
         self._tensors = current_names(stored, part)
         self._squeezed = re.compile(part.squeezed)
+        self._changes: dict[str, list[Adapted]] = {}
+        for change in source.adapted:
+            self._changes.setdefault(change.parameter, []).append(change)
 
     def names(self) -> tuple[str, ...]:
         """Names of the state_dict, in the order of the tensors in their files: reading so never seeks back."""
         return tuple(self._tensors)
 
     def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Dtype name as stored ("float32", "float16", "bfloat16", ...) and shape as `read` returns it."""
+        """Dtype name as stored ("float32", "float16", "bfloat16", ...) and shape as `read` returns it.
+
+        What adapters change is float32: rounding it back would lose some of the change.
+        """
         tensor = self._find(name)
-        return tensor.dtype, self._shape(name, tensor)
+        return "float32" if name in self._changes else tensor.dtype, self._shape(name, tensor)
 
     def read(self, name: str) -> NDArray[Any]:
-        """Read one tensor, C-contiguous, in its stored dtype; bfloat16, which numpy lacks, widens to float32."""
+        """Read one tensor, C-contiguous, in its stored dtype; bfloat16, which numpy lacks, widens to float32.
+
+        What adapters change comes merged, in float32.
+        """
+        values = self.read_unchanged(name)
+        if name in self._changes:
+            from .adapters.merge import merge_all
+
+            return merge_all(values, self._changes[name])
+        return values
+
+    def read_unchanged(self, name: str) -> NDArray[Any]:
+        """As `read`, before any adapter."""
         tensor = self._find(name)
         values = read_tensor(tensor).reshape(self._shape(name, tensor))
         return values.astype(np.float32) if tensor.dtype == "bfloat16" else values
 
-    def content(self, known: Mapping[Path, Mapping[str, str]]) -> list[list[str]]:
+    def content(self, known: Mapping[Path, Mapping[str, str]]) -> list[list[Any]]:
         """Name, dtype and sha256 of the values of every tensor, by name: equal for equal weights in any layout.
+
+        A tensor that adapters change lists them too: kind, scale, settings, sha256 of each factor.
 
         Args:
             known: file -> stored name -> sha256 of that tensor's bytes; a slice or a transposed one is read instead.
@@ -55,10 +75,12 @@ class Weights:
             for file, digests in known.items()
             for name, tensor in read_header(file).items()
         }
-        return [
-            [name, tensor.dtype, (not tensor.transposed and whole.get(_place(tensor))) or _sha256(read_tensor(tensor))]
-            for name, tensor in sorted(self._tensors.items())
-        ]
+        listed: list[list[Any]] = []
+        for name, tensor in sorted(self._tensors.items()):
+            stored = None if tensor.transposed else whole.get(_place(tensor))
+            changes = [_description(change) for change in self._changes.get(name, ())]
+            listed.append([name, tensor.dtype, stored or _sha256(read_tensor(tensor)), *changes])
+        return listed
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Compare names and shapes with those of the module that the weights are for.
@@ -120,6 +142,11 @@ def current_names(stored: Iterable[StoredTensor], part: Part) -> dict[str, Store
 
 def _place(tensor: StoredTensor) -> tuple[Path, int, int]:
     return tensor.file, tensor.start, tensor.bytes
+
+
+def _description(change: Adapted) -> dict[str, Any]:
+    factors = {role: _sha256(read_tensor(f)) for role, f in zip(change.roles, change.factors, strict=True)}
+    return {"kind": change.kind, "scale": change.scale, "settings": dict(change.settings), "factors": factors}
 
 
 def _sha256(values: NDArray[Any]) -> str:

@@ -33,6 +33,29 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapted:
+    """What one adapter does to one parameter; `export.adapters.merge` does it whenever the parameter is read."""
+
+    parameter: str  # of the component's state_dict
+    kind: str  # lora (with or without DoRA's magnitudes), loha, lokr, oft, boft, lycoris-oft, full
+    roles: tuple[str, ...]  # what each of `factors` is: down, up, alpha, hada_w1_a, ...
+    factors: tuple[StoredTensor, ...]
+    settings: Mapping[str, Any]  # PEFT's, as far as they decide the arithmetic
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """One adapter that is merged into a checkpoint."""
+
+    label: str  # file name, below its folder if that was given
+    place: str  # label of its weights in `Checkpoint.places`
+    scale: float
+    parameters: Mapping[str, int]  # component -> how many of its parameters it changes
+    distilled: str = ""  # "lcm": the checkpoint becomes a latent consistency model
+
+
+@dataclass(frozen=True, slots=True)
 class Companions:
     """What was given beside a checkpoint and decides the result: what single files lack, and what is merged in."""
 
@@ -41,6 +64,7 @@ class Companions:
     config: Path | None = None  # folder of diffusers configurations, or a YAML of the original code
     prediction: str | None = None  # "epsilon" or "v_prediction"
     ema: bool = False  # take the averaged weights of a single file that holds both
+    adapters: tuple[tuple[Path, float], ...] = ()  # files or folders with their scales, merged in this order
 
 
 ALONE: Final = Companions()
@@ -62,6 +86,7 @@ class ComponentSource:
     parameters: int
     dtype: str  # as stored: float32, float16, bfloat16
     tensors: tuple[StoredTensor, ...] = ()  # under today's names, where `files` store other names; else empty
+    adapted: tuple[Adapted, ...] = ()  # changes of parameters, in the order in which they are merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +105,8 @@ class Checkpoint:
     ]  # label -> sha256 of every file that decides the result; a path below root, if it is there
     digest: str
     places: Mapping[str, Path] = field(default_factory=dict)  # label -> where that file lies on this machine
-    companions: Companions = Companions()
+    companions: Companions = ALONE
+    adapters: tuple[AdapterSource, ...] = ()
     remarks: tuple[str, ...] = ()  # what is assumed because no file states it, for people
 
     @property

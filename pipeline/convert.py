@@ -221,7 +221,7 @@ def _pack_inputs(
     needed: Forecast,
 ) -> Any:
     from ..runtimes.inputs import time_embedding_facts
-    from .manifest import Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
+    from .manifest import AdapterEntry, Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
     from .pack import PackInputs, vae_entry
 
     proven = {p.component: p.loss for p in parity.components if p.loss} if parity else {}
@@ -247,6 +247,10 @@ def _pack_inputs(
         recipe=recipe.to_toml(),
         tools={name: version_of(name) for name in runtime.tools},
         gate=gate,
+        adapters=tuple(
+            AdapterEntry(file=adapter.label, sha256=source.sources[adapter.place], scale=adapter.scale)
+            for adapter in source.adapters
+        ),
         parity={name: ParityEntry(max_abs=p.max_abs, snr_db=p.snr_db, psnr_db=p.psnr_db) for name, p in proven.items()},
         memory=MemoryEntry.model_validate({"forecast": needed.run_mib(runtime.name)}),
         assets=runtime.assets(source, pixels),

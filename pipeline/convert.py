@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -48,6 +48,7 @@ class Conversion:
     seconds: float
     peak_mib: float  # of this process and its children together
     stages: tuple[Mapping[str, Any], ...]
+    moved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by adapters: component -> weight -> share
 
     @property
     def ok(self) -> bool:
@@ -71,6 +72,7 @@ class Conversion:
             "peak_mib": round(self.peak_mib),
             "forecast": self.forecast.to_json(),
             "stages": [dict(stage) for stage in self.stages],
+            "adapters_moved": {component: dict(moved) for component, moved in self.moved.items()},
         }
 
 
@@ -149,6 +151,7 @@ def convert(
         tokenizer, schedules = _accessories(source, chosen, run)
         for what, why in schedules.skipped.items():
             progress.say(f"no schedule for {what} steps: {why}")
+        moved = _movements(source, run, progress)
         proven = []
         for name, runtime in runtimes.items():
             models = {
@@ -166,7 +169,7 @@ def convert(
         ]
     took = time.monotonic() - started
     peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
-    return Conversion(tuple(converted), needed, took, peak, stages)
+    return Conversion(tuple(converted), needed, took, peak, stages, moved)
 
 
 def _refuse_unsupported(runtime: Target, source: Checkpoint, plans: Mapping[str, Plan]) -> None:
@@ -179,6 +182,19 @@ def _refuse_unsupported(runtime: Target, source: Checkpoint, plans: Mapping[str,
         )
     for part, plan in plans.items():
         refuse_schemes(runtime, part, plan)
+
+
+def _movements(source: Checkpoint, run: Runner, progress: Progress) -> dict[str, dict[str, float]]:
+    """How far adapters move each weight, by component; said in a line each."""
+    from ..export.adapters.movement import MeasureMovement
+
+    moved = {}
+    for name, part in source.components.items():
+        if part.adapted:
+            movement = run(MeasureMovement(part))
+            progress.say(movement.summary())
+            moved[name] = movement.read()
+    return moved
 
 
 def _accessories(source: Checkpoint, recipe: Recipe, run: Runner) -> tuple[Tokenizer, Schedules]:

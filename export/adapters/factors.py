@@ -37,6 +37,12 @@ def changes(
         CheckpointError: the factors are incomplete, or are for a weight of another shape.
     """
     kind = _kind(stored, adapter)
+    if kind == "lycoris-oft" and len(stored.factors["oft_blocks"].shape) != 3:
+        raise CheckpointError(
+            f"--adapter {adapter.weights}: {stored.name} is BOFT as LyCORIS stores it, which its releases compute in "
+            "different ways",
+            hint="merge it into the checkpoint with the release that trained it, or train with PEFT's BOFT",
+        )
     settings = {k: v for k, v in _settings_of(adapter, component).items() if k in _SETTINGS and v is not None}
     values = _values(kind, stored.factors, settings)
     if values is not None and values != math.prod(shape):

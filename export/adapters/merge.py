@@ -50,7 +50,7 @@ def merge(weight: Tensor, change: Adapted) -> Tensor:
         factors[role] = torch.from_numpy(widened).float()
     try:
         with torch.no_grad():
-            changed = _KINDS[change.kind](weight, factors, change).reshape(weight.shape)
+            changed: Tensor = _KINDS[change.kind](weight, factors, change).reshape(weight.shape)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{change.factors[0].file}: the {change.kind} factors of {change.parameter} do not fit its weight "
@@ -63,8 +63,8 @@ def merge(weight: Tensor, change: Adapted) -> Tensor:
 
 
 def _lora(weight: Tensor, factors: Factors, change: Adapted) -> Tensor:
+    import peft
     import torch
-    from peft import LoraConfig
 
     down, up = factors["down"], factors["up"]
     if "mid" in factors:  # Tucker: the kernel lies in the middle factor; LyCORIS, functional/general.py
@@ -78,7 +78,8 @@ def _lora(weight: Tensor, factors: Factors, change: Adapted) -> Tensor:
     if magnitude is not None and not _is_per_output(magnitude, weight):
         delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
         return _weighted(weight, delta * (_alpha(factors, change, rank) / rank * change.scale), factors)
-    config = LoraConfig(
+    kind: Any = peft.LoraConfig  # its alpha is declared whole, and is a quotient's numerator
+    config = kind(
         r=rank, lora_alpha=_alpha(factors, change, rank), target_modules=["m"], use_dora=magnitude is not None
     )
     state = {"lora_A.weight": down, "lora_B.weight": up}
@@ -147,10 +148,10 @@ def _boft(weight: Tensor, factors: Factors, change: Adapted) -> Tensor:
 
 
 def _lycoris_oft(weight: Tensor, factors: Factors, change: Adapted) -> Tensor:
-    """LyCORIS' diagonal OFT and BOFT (lycoris/functional/{diag_oft,boft}.py): rotations of blocks of outputs."""
+    """LyCORIS' diagonal OFT (lycoris/modules/diag_oft.py), and kohya's: rotations of blocks of outputs."""
     import torch
 
-    blocks = factors["oft_blocks"]  # [n, b, b], or [stages, n, b, b]
+    blocks = factors["oft_blocks"]  # [n, b, b]
     skew = blocks - blocks.transpose(-1, -2)
     constraint = float(factors["alpha"]) if "alpha" in factors else 0.0
     if constraint > 0:
@@ -158,18 +159,8 @@ def _lycoris_oft(weight: Tensor, factors: Factors, change: Adapted) -> Tensor:
         skew = skew * (torch.minimum(norm, torch.tensor(constraint * len(weight))) / norm)
     eye = torch.eye(blocks.shape[-1])
     rotation = torch.linalg.solve(eye - skew, eye + skew, left=False)  # (I + Q) (I - Q)^-1
-    changed = weight.flatten(1)
-    if rotation.dim() == 3:
-        split = changed.reshape(len(rotation), -1, changed.shape[1])
-        changed = torch.einsum("knm,kn...->km...", rotation, split).reshape(changed.shape)
-    else:
-        half = rotation.shape[-1] // 2
-        for stage, turn in enumerate(rotation):
-            groups, columns = (2**stage) * half, changed.shape[1]
-            order = changed.reshape(-1, 2, groups, columns).transpose(1, 2).reshape(changed.shape)
-            split = order.reshape(len(turn), turn.shape[-1], columns)
-            order = torch.einsum("bij,bj...->bi...", turn, split).reshape(changed.shape)
-            changed = order.reshape(-1, groups, 2, columns).transpose(1, 2).reshape(changed.shape)
+    split = weight.flatten(1).reshape(len(rotation), rotation.shape[-1], -1)
+    changed = torch.einsum("knm,kn...->km...", rotation, split).reshape(weight.shape[0], -1)
     if "rescale" in factors:
         changed = changed * factors["rescale"].reshape(-1, 1)
     return _turned(weight, changed.reshape(weight.shape), change)

@@ -15,7 +15,7 @@ from ..weights import Weights
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """`moved.json`: parameter -> |after - before| / |before|, Euclidean norms; a change of a zero weight counts as 1."""
+    """`moved.json`: parameter -> |after - before| / |before|, Euclidean; a zero weight that changes counts as 1."""
 
     folder: Path
     component: str

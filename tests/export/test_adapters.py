@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusette.export.adapters.movement import MeasureMovement
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.modules import load
 from diffusette.export.weights import Weights
@@ -135,10 +136,8 @@ def test_every_key_style_is_the_same_adapter(style: str, unet: Any, tiny_folder:
     names = {"lora_unet_" + name.replace(".", "_"): name for name, _ in unet.named_modules()}
     save_file(state, tmp_path / "kohya.safetensors")
     save_file(kohya_to(STYLES[style], state, names), tmp_path / "other.safetensors")
-    a, b = (
-        Weights(opened(tiny_folder, (tmp_path / f"{n}.safetensors", 1.0)).components["unet"])
-        for n in ("kohya", "other")
-    )
+    places = [tmp_path / f"{name}.safetensors" for name in ("kohya", "other")]
+    a, b = (Weights(opened(tiny_folder, (place, 1.0)).components["unet"]) for place in places)
     for name in a.names():
         np.testing.assert_array_equal(a.read(name), b.read(name), err_msg=name)
 
@@ -183,9 +182,8 @@ def test_kohyas_dora_scale_weighs_rows_or_columns(axis: int, tiny_folder: Path, 
 def test_lycoris_oft_turns_blocks_of_outputs(tiny_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     blocks = torch.randn(4, 4, 4) * 0.2
-    save_file(
-        {f"{FLAT_QUERY}.oft_blocks": blocks, f"{FLAT_QUERY}.alpha": torch.tensor(0.0)}, tmp_path / "o.safetensors"
-    )
+    state = {"oft_blocks": blocks, "alpha": torch.tensor(0.0)}
+    save_file({f"{FLAT_QUERY}.{k}": v for k, v in state.items()}, tmp_path / "o.safetensors")
     before, after = only(tiny_folder, tmp_path / "o.safetensors", f"{QUERY}.weight")
     turns = []
     for block in blocks.double():
@@ -262,11 +260,36 @@ def test_what_is_no_adapter_is_refused(tiny_folder: Path, tmp_path: Path) -> Non
     assert "of no adapter known here" in refusal(tiny_folder, whole).what
     save_file({f"{FLAT_QUERY}.oft_r": torch.zeros(4, 4, 4)}, tmp_path / "old.safetensors")
     assert "before 0.16" in refusal(tiny_folder, tmp_path / "old.safetensors").what
+    save_file({f"{FLAT_QUERY}.oft_blocks": torch.zeros(2, 4, 4, 4)}, tmp_path / "boft.safetensors")
+    assert "BOFT as LyCORIS stores it" in refusal(tiny_folder, tmp_path / "boft.safetensors").what
     save_file({f"{FLAT_QUERY}.lora_down.weight": torch.zeros(4, 16)}, tmp_path / "half.safetensors")
     assert "has only down" in refusal(tiny_folder, tmp_path / "half.safetensors").what
 
 
+def test_an_adapter_that_was_never_trained_is_said_to_change_nothing(
+    unet: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    state = {k: v * (0 if "lora_up" in k else 1) for k, v in random_lora(unet, ATTENTION, "lora_unet_").items()}
+    save_file(state, tmp_path / "zero.safetensors")
+    source = opened(tiny_folder, (tmp_path / "zero.safetensors", 1.0)).components["unet"]
+    with pytest.raises(CheckpointError, match="change none of the"):
+        MeasureMovement(source).run(tmp_path)
+
+
 # --- what it does to the checkpoint
+
+
+def test_every_weight_is_reported_with_how_far_it_moved(unet: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    state = random_lora(unet, ATTENTION, "lora_unet_")
+    save_file(state, tmp_path / "a.safetensors")
+    source = opened(tiny_folder, (tmp_path / "a.safetensors", 1.0)).components["unet"]
+    movement = MeasureMovement(source).run(tmp_path)
+    moved = movement.read()
+    assert len(moved) == len(state) // 3
+    before = unet.state_dict()[f"{QUERY}.weight"]
+    delta = 2.0 / 4 * state[f"{FLAT_QUERY}.lora_up.weight"] @ state[f"{FLAT_QUERY}.lora_down.weight"]
+    assert moved[f"{QUERY}.weight"] == pytest.approx(float(delta.norm() / before.norm()), rel=1e-5)
+    assert f"moved {len(moved)} weights of unet" in movement.summary()
 
 
 def test_digests_cover_content_and_scale_and_nothing_else(unet: Any, tiny_folder: Path, tmp_path: Path) -> None:
@@ -282,10 +305,8 @@ def test_digests_cover_content_and_scale_and_nothing_else(unet: Any, tiny_folder
 
     plain, base = digests(), digests(("a", 1.0))
     assert base == digests(("b", 1.0))
-    assert (
-        len({plain[0], base[0], digests(("a", 0.5))[0], digests(("c", 1.0))[0], digests(("a", 1.0), ("b", 1.0))[0]})
-        == 5
-    )
+    others = [digests(("a", 0.5)), digests(("c", 1.0)), digests(("a", 1.0), ("b", 1.0))]
+    assert len({unet_digest for unet_digest, _ in (plain, base, *others)}) == 5
     assert plain[1] == base[1]  # the text encoder is as it was
 
 

@@ -1,0 +1,51 @@
+"""A single file with two adapters, by the command line alone, on every target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from diffusette.export.checkpoint import DEMO_FOLDER
+from safetensors.torch import save_file
+
+from ..adapters import ATTENTION, adapt, random_lora, save_peft
+from ..ldm import ldm_tensors, original_pipeline, write_ldm
+from .conftest import Command
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model.safetensors` in the original layout, `style.safetensors` of kohya, `turned/` of PEFT (OFT)."""
+    folder = tmp_path_factory.mktemp("made")
+    pipeline = original_pipeline("sd1")
+    write_ldm(folder / "model.safetensors", ldm_tensors(pipeline))
+    save_file(random_lora(pipeline.unet, ATTENTION, "lora_unet_"), folder / "style.safetensors")
+    save_peft(adapt(pipeline.unet, "oft"), "oft", folder / "turned")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_single_file_with_lora_and_oft_converts_and_validates_on_every_target(
+    made: Path, tmp_path: Path, command: Command
+) -> None:
+    given = ["--tokenizer", str(DEMO_FOLDER / "tokenizer"), "--size", "64x64", "--json"]
+    given += ["--adapter", f"{made / 'style.safetensors'}:0.6", "--adapter", str(made / "turned")]
+    answer = command("convert", made / "model.safetensors", "-o", tmp_path / "out", *given)
+    assert answer.code == 0, answer.err
+    said = answer.json
+    assert {bundle["target"] for bundle in said["bundles"]} == {"ort", "ncnn", "mnn"}
+    assert all(bundle["gate"] == "passed" for bundle in said["bundles"])
+    moved = said["adapters_moved"]["unet"]
+    assert len(moved) >= 6
+    assert all(share > 0.01 for share in moved.values())
+    manifest = json.loads((tmp_path / "out/ort/manifest.json").read_text())
+    assert [(a["file"], a["scale"]) for a in manifest["provenance"]["adapters"]] == [
+        ("style.safetensors", 0.6),
+        ("turned/adapter_model.safetensors", 1.0),
+    ]
+    assert str(made) not in json.dumps(manifest)
+    # without --reference: the merged reference is rebuilt from what was given here
+    answer = command("validate", tmp_path / "out/ort", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["ok"]

@@ -57,6 +57,25 @@ def _native(spec: TensorSpec, config: Mapping[str, Any]) -> TensorSpec:
     return dataclasses.replace(spec, dtype="int32") if spec.dtype == "int64" else spec
 
 
+def shapes_and_heads(source: ComponentSource) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """The parameters of `source` with their shapes, and its attention modules with their heads; without weights."""
+    from diffusers.models.attention_processor import Attention
+
+    module = _half(source)
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    heads = {name: int(part.heads) for name, part in module.named_modules() if isinstance(part, Attention)}
+    return shapes, heads
+
+
+def _half(source: ComponentSource) -> Any:
+    """The bare module on the meta device, without what its forward pass never reads."""
+    module: Any = modules.build(source)
+    for name in _UNUSED.get(source.component, ()):
+        if hasattr(module, name):
+            delattr(module, name)
+    return module
+
+
 def lowered(source: ComponentSource) -> tuple[nn.Module, Fingerprints]:
     """The wrapped module of `source.config` with fingerprints in place of its parameters, and these.
 
@@ -64,10 +83,7 @@ def lowered(source: ComponentSource) -> tuple[nn.Module, Fingerprints]:
     """
     from torch import nn
 
-    module: Any = modules.build(source)
-    for name in _UNUSED.get(source.component, ()):
-        if hasattr(module, name):
-            delattr(module, name)
+    module = _half(source)
     fingerprints = Fingerprints({name: tuple(parameter.shape) for name, parameter in module.named_parameters()})
     for name in fingerprints.shapes:
         owner, _, leaf = name.rpartition(".")

@@ -1,8 +1,8 @@
 """An ncnn graph and the places of its weights, learned without any weights.
 
 pnnx is the hungry step of a conversion, and with full-size pictures the slow one. So it runs once an architecture, on
-fingerprints and at two small sizes; fine-tunes, precisions and picture sizes share the result.
-docs/decisions/0011-ncnn-fingerprints.md.
+fingerprints, at two small sizes, and where it can on two narrow copies of the network (`narrow`); fine-tunes,
+precisions and picture sizes share the result. docs/decisions/0011 and 0014.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any, ClassVar, Final
 from ...export import modules
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.errors import ExportError
-from . import layout, param, pnnx
-from .lower import architecture, lowered, native_inputs, without_weights
+from . import layout, narrow, param, pnnx
+from .lower import architecture, lowered, native_inputs, shapes_and_heads, without_weights
 
+_HEADS_ASIDE: Final = (
+    "unet",
+)  # narrow copies have other heads; in the others' graphs they grow with the width, or are 1
 _THREADS: Final = 2  # the module is run once; more threads take more memory than they save time
 
 
@@ -28,6 +31,7 @@ class TracedNcnn:
 
     folder: Path
     component: str
+    note: str = ""  # why pnnx got the network at its full width, if it did
     digest: str = ""
 
     @property
@@ -58,7 +62,7 @@ class TraceNcnn:
     sizes: tuple[tuple[int, int], ...]  # one or two of (height, width) in pixels, from `small_sizes`
 
     name: ClassVar[str] = "pnnx"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
     output: ClassVar[type] = TracedNcnn
 
@@ -68,24 +72,65 @@ class TraceNcnn:
     def run(self, into: Path) -> TracedNcnn:
         from pydantic import TypeAdapter
 
-        source = without_weights(self.component, self.config)
-        module, fingerprints = lowered(source)
-        inputs = [native_inputs(source, size) for size in self.sizes]
         with tempfile.TemporaryDirectory(prefix="pnnx.", dir=into) as private:
-            scratch = Path(private)
-            script = scratch / "model.pt"
-            _trace(module, inputs[0], script)
-            del module
-            graph, weights = pnnx.convert(script, inputs, scratch)
-            layers = param.parse(graph.read_text())
-            with (into / "literals.bin").open("wb") as literals:
-                blobs = layout.learn(layers, weights, fingerprints, literals)
-        names = {f"in{index}": spec.name for index, spec in enumerate(inputs[0])}
-        names |= {f"out{index}": spec.name for index, spec in enumerate(modules.output_specs(source, self.sizes[0]))}
-        (into / "model.param").write_text(param.render(param.rename_blobs(layers, names)))
+            converted, note = self._converted(Path(private))
+        source = without_weights(self.component, self.config)
+        inputs, outputs = native_inputs(source, self.sizes[0]), modules.output_specs(source, self.sizes[0])
+        names = {f"in{index}": spec.name for index, spec in enumerate(inputs)}
+        names |= {f"out{index}": spec.name for index, spec in enumerate(outputs)}
+        (into / "model.param").write_text(param.render(param.rename_blobs(converted.layers, names)))
         pnnx.check_layers(into / "model.param")
-        (into / "layout.json").write_bytes(TypeAdapter(tuple[layout.Blob, ...]).dump_json(blobs, indent=1))
-        return TracedNcnn(into, self.component)
+        (into / "literals.bin").write_bytes(converted.literals)
+        blobs = TypeAdapter(tuple[layout.Blob, ...]).dump_json(converted.blobs, indent=1)
+        (into / "layout.json").write_bytes(blobs)
+        return TracedNcnn(into, self.component, note)
+
+    def _converted(self, scratch: Path) -> tuple[_Converted, str]:
+        """The graph, from narrow copies of the network where it can be, and why not otherwise."""
+        plan = narrow.narrowing(self.component, self.config)
+        if plan is None:
+            return _convert(
+                without_weights(self.component, self.config), self.sizes, scratch
+            ), "too small or too uneven"
+        copies = [_convert(without_weights(self.component, config), self.sizes, scratch) for config in plan.configs]
+        try:
+            return self._widened(copies, plan), ""
+        except narrow.NotAlikeError as reason:
+            note = str(reason)
+        return _convert(without_weights(self.component, self.config), self.sizes, scratch), note
+
+    def _widened(self, copies: list[_Converted], plan: narrow.Narrowing) -> _Converted:
+        shapes, heads = shapes_and_heads(without_weights(self.component, self.config))
+        if copies[0].literals != copies[1].literals:
+            raise narrow.NotAlikeError("a constant of the graph depends on its width")
+        layers = narrow.widened([copy.layers for copy in copies], plan.widths, plan.real)
+        if self.component in _HEADS_ASIDE:
+            layers = narrow.with_heads(layers, copies[0].blobs, heads)
+        blobs = tuple(narrow.widened_blobs(layers, [copy.blobs for copy in copies], shapes))
+        return _Converted(layers, blobs, copies[0].literals)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """What pnnx made of a network: the graph, where its weights lie, and the bytes of its constants."""
+
+    layers: tuple[param.Layer, ...]
+    blobs: tuple[layout.Blob, ...]
+    literals: bytes
+
+
+def _convert(source: ComponentSource, sizes: tuple[tuple[int, int], ...], scratch: Path) -> _Converted:
+    module, fingerprints = lowered(source)
+    inputs = [native_inputs(source, size) for size in sizes]
+    script = scratch / "model.pt"
+    _trace(module, inputs[0], script)
+    del module
+    graph, weights = pnnx.convert(script, inputs, scratch)
+    layers = param.parse(graph.read_text())
+    with (scratch / "literals.bin").open("w+b") as literals:
+        blobs = layout.learn(layers, weights, fingerprints, literals)
+        literals.seek(0)
+        return _Converted(layers, blobs, literals.read())
 
 
 def small_sizes(source: ComponentSource, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:

@@ -83,7 +83,7 @@ def bundle_of_the_demo(precision: str, folder: Path, run: Callable[[Any], Any]) 
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     for source in checkpoint.components.values():
-        model = target.build(source, (64, 64), precision, run)
+        model = target.build(source, (64, 64), Plan(precision), run)
         for file in model.files:
             shutil.copyfile(model.folder / file, folder / file)
     return folder

@@ -76,6 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
 def bundle_of_the_demo(precision: str, folder: Path, run: Callable[[Any], Any]) -> Path:
     """The models of every component and optimum's small files, laid out as a bundle is."""
     from diffusette.export.checkpoint import open_checkpoint
+    from diffusette.quantize.plan import Plan
     from diffusette.runtimes.ort.target import OrtTarget
 
     checkpoint, target = open_checkpoint(ROOT / "demo"), OrtTarget(forms=("onnx",))

@@ -247,7 +247,7 @@ def test_weight_beyond_float16_is_refused_by_name(workshop: Workshop, tmp_path: 
 def test_checkpoint_of_another_shape_is_refused(workshop: Workshop) -> None:
     other: ComponentSource = workshop.sources["vae_encoder"]
     with pytest.raises(ModelError, match="missing"):
-        workshop.run(WriteNcnn(workshop.traced("vae_decoder"), other, SIZE, "fp32"))
+        workshop.run(WriteNcnn(workshop.traced("vae_decoder"), other, SIZE, Plan("fp32")))
 
 
 # --- session ----------------------------------------------------------------------------------------------------------

@@ -80,12 +80,24 @@ def parity_line(facts: Facts, name: str) -> str:
     """The verdict in one sentence."""
     target = facts["target"]
     if not facts["ok"]:
-        first, *others = facts["failures"]
-        more = f", and {len(others)} more" if others else ""
-        return f"{name} on {target} is not what PyTorch computes: {first}{more}"
+        count = len(facts["failures"]) - 1
+        more = f", and {count} more" if count else ""
+        return f"{name} on {target} is not what PyTorch computes: {_first_failure(facts)}{more}"
     worst = min(facts["components"].items(), key=lambda part: part[1]["snr_db"])
     line = f"{name} on {target} computes what PyTorch computes: {db(worst[1]['snr_db'])} or better in every model"
     return line + (f", {db(facts['image']['psnr_db'])} in the pictures" if facts["image"] else "")
+
+
+def _first_failure(facts: Facts) -> str:
+    """The first line of `failures` in brief: its card has the place."""
+    part_name, part = next(iter(facts["components"].items()), ("", None))
+    if part is None or part["ok"] or part["problem"]:
+        return str(facts["failures"][0])
+    if part["snr_db"] < part["tolerance"]:
+        return f"{part_name} is {db(part['snr_db'])} from it, {part['tolerance']:g} dB needed"
+    fidelity = part["fidelity"]
+    found = db(fidelity["snr_db"]) if "snr_db" in fidelity else "nothing"
+    return f"{part_name} is {found} from its rounded weights, {fidelity['tolerance']:g} dB needed"
 
 
 def about(manifest: Manifest) -> list[tuple[str, str]]:

@@ -93,8 +93,14 @@ def test_the_verdict_comes_first_and_in_one_line(report: tuple[ParityReport, lis
     parity, shown = report
     bad = replace(parity, components=(replace(parity.components[0], loss=FAR), parity.components[1]))
     text = page_of(bad, shown, bundle)
-    assert "tiny on ort is not what PyTorch computes: unet: 20.0 dB from PyTorch, 45 dB needed" in text
+    assert "<h1>tiny on ort is not what PyTorch computes: unet is 20.0 dB from it, 45 dB needed</h1>" in text
     assert '<span class="pill bad">failed</span>' in text
+    hidden = replace(parity.components[0], fidelity=FAR)
+    text = page_of(replace(parity, components=(hidden, parity.components[1])), shown, bundle)
+    assert "unet is 20.0 dB from its rounded weights, 40 dB needed" in text
+    dead = replace(parity.components[0], loss=None, problem="mnn unet crashed with SIGSEGV")
+    text = page_of(replace(parity, components=(dead, parity.components[1])), shown, bundle)
+    assert "computes: unet: mnn unet crashed with SIGSEGV</h1>" in text
 
 
 def test_what_strangers_wrote_is_text(page: str) -> None:

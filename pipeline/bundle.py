@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Iterator
@@ -188,16 +187,6 @@ def open_bundle(path: str | Path) -> Bundle:
     if bad:
         raise _damaged(root, bad)
     return Bundle(root, manifest)
-
-
-def calls_are_cheap(manifest: Manifest) -> bool:
-    """Whether one UNet call takes well under a second, by the size of the model and of its latents."""
-    from ..validate.probes import CHEAP_UNET
-
-    unet = manifest.components["unet"]
-    parameters = sum(file.bytes for file in unet.files) * 8 / unet.bits_per_weight
-    sample = next((tensor.shape for tensor in unet.inputs if tensor.name == "sample"), ())
-    return parameters * math.prod(sample[2:]) < CHEAP_UNET
 
 
 def verify_bundle(path: str | Path) -> Verification:

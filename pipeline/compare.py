@@ -20,8 +20,9 @@ from ..validate.probes import Picture, ProbePlan, Probes
 from ..validate.prompts import prompts_for
 from ..validate.report import ComponentReport
 from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, tolerance
-from .bundle import Bundle, calls_are_cheap
+from .bundle import Bundle
 from .errors import ParityError, ToolCrashed, UsageError
+from .gate import calls_are_cheap
 from .measure import busy, measure_bundles
 from .progress import Progress
 from .provenance import differences

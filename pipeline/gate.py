@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
     from ..quantize.plan import Plan
     from ..runtimes.protocol import Target
+    from .manifest import Manifest
     from .schedule import CompiledSchedule
 
 THREADS = 2  # of gates; parity differs by the order of sums only
@@ -90,6 +92,14 @@ def pictures_are_cheap(checkpoint: Checkpoint, size: tuple[int, int]) -> bool:
     """Whether whole pictures can be drawn in seconds rather than in many minutes."""
     scale = checkpoint.vae_scale
     return checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale) < CHEAP_UNET
+
+
+def calls_are_cheap(manifest: Manifest) -> bool:
+    """As `pictures_are_cheap`, of a bundle whose checkpoint nobody has: by the size of the UNet and of its latents."""
+    unet = manifest.components["unet"]
+    parameters = sum(file.bytes for file in unet.files) * 8 / unet.bits_per_weight
+    sample = next((tensor.shape for tensor in unet.inputs if tensor.name == "sample"), ())
+    return parameters * math.prod(sample[2:]) < CHEAP_UNET
 
 
 def coarsest(models: Mapping[str, TargetModel]) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..runtimes.txt2img.generate import draw
 from ..validate.goldens import PLACE, PROMPT, SEED, Check, Goldens, check_goldens, read_goldens, write_goldens
-from .bundle import Bundle, calls_are_cheap, open_bundle
+from .bundle import Bundle, open_bundle
 from .errors import BundleError, UsageError
+from .gate import calls_are_cheap
 from .hashing import sha256_of_json
 from .pack import PackInputs, staged
 from .progress import Progress

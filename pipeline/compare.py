@@ -19,7 +19,7 @@ from ..validate.gates import Drawn, OpenComponent, check_pictures, kept_open, me
 from ..validate.probes import Picture, ProbePlan, Probes
 from ..validate.prompts import prompts_for
 from ..validate.report import ComponentReport
-from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, tolerance
+from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, pictures_apart, tolerance
 from .bundle import Bundle
 from .errors import ParityError, ToolCrashed, UsageError
 from .gate import calls_are_cheap
@@ -194,7 +194,7 @@ def _picture_limit(first: Manifest, second: Manifest, gated: bool) -> ImageToler
         coarsest = min(manifest.components.values(), key=lambda entry: entry.bits_per_weight).precision
         limits.append(image_tolerance(manifest.target.name, coarsest).min_psnr_db)
     why = f"each passes at {limits[0]:g} and {limits[1]:g} dB from PyTorch; errors add at worst"
-    return ImageTolerance(apart(limits[0], limits[1]), why)
+    return ImageTolerance(pictures_apart(limits[0], limits[1]), why)
 
 
 def _contrast(

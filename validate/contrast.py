@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .parity import Parity
+from .parity import Parity, finite_db
 from .report import ImageReport
 from .tolerances import Tolerance
 
@@ -61,7 +61,7 @@ class Contrast:
         return {
             **measured,
             "ok": self.ok,
-            "tolerance": self.limit.min_snr_db if self.limit else None,
+            "tolerance": finite_db(self.limit.min_snr_db) if self.limit else None,
             "why": self.limit.why if self.limit else None,
             "probes": self.probes,
             "worst_probe": self.worst_probe,

@@ -106,10 +106,17 @@ GOLDEN_LIMITS: Final[dict[str, tuple[float, str]]] = {
 
 
 def apart(first_db: float, second_db: float) -> float:
-    """The least ratio in dB between two tensors that keep theirs from a third one, `first_db` and `second_db`.
+    """The least SNR in dB of one tensor against another, when theirs against a third are `first_db` and `second_db`.
 
-    By the triangle inequality the errors' amplitudes add at worst; that of the other ratio's signal is neglected.
+    With e = 10^(-db/20), the triangle inequality gives errors of e1 + e2 at worst, and a first tensor, now the signal,
+    of at least 1 - e1 of the third's size. Where e1 is 1 or more, nothing follows: the result is minus infinity.
     """
+    first, second = 10 ** (-first_db / 20), 10 ** (-second_db / 20)
+    return 20 * math.log10((1 - first) / (first + second)) if first < 1 else -math.inf
+
+
+def pictures_apart(first_db: float, second_db: float) -> float:
+    """As `apart`, for PSNR in dB with one fixed peak: errors add, the signal is the same."""
     return -20 * math.log10(10 ** (-first_db / 20) + 10 ** (-second_db / 20))
 
 

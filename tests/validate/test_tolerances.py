@@ -10,7 +10,15 @@ from diffusette.pipeline.artifacts import COMPONENTS
 from diffusette.pipeline.errors import UsageError
 from diffusette.validate import tolerances
 from diffusette.validate.parity import compare
-from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES, Tolerance, apart, image_tolerance, tolerance
+from diffusette.validate.tolerances import (
+    IMAGE_TOLERANCES,
+    TOLERANCES,
+    Tolerance,
+    apart,
+    image_tolerance,
+    pictures_apart,
+    tolerance,
+)
 
 PROMISED = {("ort", "fp32"): 100, ("ncnn", "fp32"): 100, ("mnn", "fp32"): 80}  # dB, the floors of the first release
 
@@ -58,12 +66,19 @@ def test_an_exact_row_goes_before_a_wildcard(monkeypatch: pytest.MonkeyPatch) ->
     assert {case: tolerance("loss", *case, "fp16").min_snr_db for case in cases} == cases
 
 
-def test_two_that_keep_their_distance_from_a_third_keep_this_one_from_each_other() -> None:
+@pytest.mark.parametrize(("first", "second"), [(95.0, 95.0), (60.0, 40.0), (6.5, 3.0), (20.0, 100.0)])
+def test_two_that_keep_their_distance_from_a_third_keep_this_one_from_each_other(first: float, second: float) -> None:
+    r = np.random.default_rng(0).standard_normal(1000)
+    shorter, longer = (
+        r * (1 - 10 ** (-first / 20)),
+        r * (1 + 10 ** (-second / 20)),
+    )
+    assert compare(r, shorter).snr_db == pytest.approx(first)
+    assert compare(r, longer).snr_db == pytest.approx(second)
+    assert compare(shorter, longer).snr_db == pytest.approx(apart(first, second), abs=0.01)
+
+
+def test_what_may_be_nothing_promises_nothing() -> None:
+    assert apart(0.0, 50.0) == -np.inf
     assert apart(95.0, 95.0) == pytest.approx(95 - 6.02, abs=0.01)
-    assert apart(100.0, 45.0) == pytest.approx(45.0, abs=0.02)
-    rng = np.random.default_rng(0)
-    r = rng.standard_normal(1000)
-    error = rng.standard_normal(1000)
-    error *= np.linalg.norm(r) / np.linalg.norm(error)
-    a, b = r + error * 10 ** (-60 / 20), r - error * 10 ** (-40 / 20)  # the worst case: opposite directions
-    assert compare(a, b).snr_db == pytest.approx(apart(60.0, 40.0), abs=0.05)
+    assert pictures_apart(55.0, 55.0) == pytest.approx(55 - 6.02, abs=0.01)

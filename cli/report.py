@@ -38,6 +38,7 @@ def show_conversion(conversion: Conversion) -> None:
 
 def show_parity(report: ParityReport) -> None:
     """The table, then a line for each failure, worst first."""
+    from ..validate.layers.report import layers_table, ranges_table
     from ..validate.report import parity_table
 
     console = stdout()
@@ -45,6 +46,11 @@ def show_parity(report: ParityReport) -> None:
     for line in report.failures():
         console.print(f"FAILED {line}", markup=False)
     console.print()
+    if report.layers:
+        for component in report.layers:
+            console.print(layers_table(component))
+            console.print()
+        console.print(ranges_table(report.layers))
 
 
 def show_profile(report: ProfileReport) -> None:

@@ -17,6 +17,9 @@ def validate(
         str | None,
         typer.Option("--reference", help="The checkpoint it was made from. [default: where it was converted]"),
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also run every module by itself, and name those that go wrong.")
+    ] = False,
     image: Annotated[
         bool | None,
         typer.Option("--image/--no-image", help="Also draw whole pictures. [default: where that takes seconds]"),
@@ -67,6 +70,7 @@ def validate(
         oracle_prompts=prompts,
         choice=PictureChoice(seeds, scheduler, steps) if chosen else None,
         keep=lambda picture, drawn: shown.append(Shown(picture.prompt, picture.seed, picture.image, drawn.image)),
+        layers=layers,
         threads=threads,
         progress=progress,
     )

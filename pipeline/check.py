@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..runtimes.txt2img.generate import draw
 from ..validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
+from ..validate.layers.report import ComponentLayers
 from ..validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan, plan_for
 from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import worst_form
@@ -68,6 +69,7 @@ def check_bundle(
     oracle_prompts: int | None = None,
     choice: PictureChoice | None = None,
     keep: Callable[[Picture, Drawn], None] = lambda _, __: None,
+    layers: bool = False,
     threads: int = 2,
     cache: Cache | None = None,
     progress: Progress,
@@ -109,6 +111,8 @@ def check_bundle(
         with progress.running(f"{facts.target.name} components"):
             components = _check_forms(bundle, models, probes, rounded, threads)
         report = ParityReport(facts.target.name, components)
+        if layers:
+            report = replace(report, layers=_look_into(bundle, checkpoint, report, probes, threads, cache, progress))
         if image is None and not cheap:
             remarks.append(
                 "no pictures were drawn, which takes long for a model of this size: ask for them with --image"
@@ -121,6 +125,34 @@ def check_bundle(
         return _with_pictures(
             report, bundle, checkpoint, coarsest(models), threads, plan, keep, oracle_prompts, run, progress
         ), remarks
+
+
+def _look_into(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    report: ParityReport,
+    probes: Probes,
+    threads: int,
+    cache: Cache,
+    progress: Progress,
+) -> tuple[ComponentLayers, ...]:
+    """Every component, module by module, the worst component first."""
+    from .layers import look_into
+
+    return tuple(
+        look_into(
+            bundle.model(part.component),
+            checkpoint.components[part.component],
+            bundle.plan(part.component),
+            part,
+            probes,
+            time_embedding=bundle.manifest.time_embedding.model_dump(),
+            threads=threads,
+            cache=cache,
+            progress=progress,
+        )
+        for part in report.components
+    )
 
 
 def _check_forms(

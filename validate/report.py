@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .layers.report import ComponentLayers, layers_json
 from .parity import Parity, finite_db
 from .spread import Spread
 from .tolerances import ImageTolerance, Tolerance
@@ -186,6 +187,7 @@ class ParityReport:
     components: tuple[ComponentReport, ...]
     image: ImageReport | None = None
     oracle: OracleReport | None = None
+    layers: tuple[ComponentLayers, ...] = ()  # where it was asked for
 
     @property
     def ok(self) -> bool:
@@ -208,8 +210,7 @@ class ParityReport:
             "ok": self.ok,
             "target": self.target,
             "components": {part.component: part.to_json() for part in self.components},
-            "layers": [],
-            "first_bad": None,
+            **layers_json(self.layers),
             "image": self.image.to_json() if self.image else None,
             "oracle": self.oracle.to_json() if self.oracle else None,
             "failures": self.failures(),

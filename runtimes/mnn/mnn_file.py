@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from ...pipeline.artifacts import TensorSpec
 from ...pipeline.errors import ModelError
 
-_NET_OPS, _NET_OUTPUTS, _NET_UUID = 3, 4, 11
-_OP_MAIN, _OP_NAME, _OP_TYPE = 2, 3, 5
+_NET_OPS, _NET_OUTPUTS, _NET_TENSORS, _NET_UUID = 3, 4, 7, 11
+_OP_INPUTS, _OP_MAIN, _OP_NAME, _OP_OUTPUTS, _OP_TYPE = 0, 2, 3, 4, 5
 _BLOB_DIMS, _BLOB_FORMAT, _BLOB_DTYPE, _BLOB_BYTES, _BLOB_FLOATS = 0, 1, 2, 3, 7
 _BLOB_FIELDS: Final = 10
 _INPUT_DIMS, _INPUT_DTYPE = 0, 1
@@ -33,6 +33,16 @@ _EXTERNAL: Final = {11: 9, 12: 6, 13: 6, 603: 5}  # OpType -> field with [offset
 _FLOAT, _HALF = 1, 19  # DataType
 _DTYPES: Final = {1: "float32", 3: "int32", 9: "int64", 19: "float16"}
 _ALIGNMENT: Final = 16
+
+
+@dataclass(frozen=True)
+class Wired:
+    """An operation with the names of the tensors that it reads and makes."""
+
+    name: str
+    type: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,15 @@ class MnnFile:
     def unconverted(self) -> list[str]:
         """Names of the nodes that MNN's converter did not know; the runtime would need plug-ins for them."""
         return [op.name for op in self._ops if op.type in (_EXTRA, _PLUGIN)]
+
+    def wires(self) -> tuple[Wired, ...]:
+        """The operations in the order of execution."""
+        tensors = tuple(self._strings(self._net, _NET_TENSORS))
+
+        def names(op: _Op, field: int) -> tuple[str, ...]:
+            return tuple(tensors[index] for index in self._vector(op.table, field, np.int32))
+
+        return tuple(Wired(op.name, op.type, names(op, _OP_INPUTS), names(op, _OP_OUTPUTS)) for op in self._ops)
 
     def half_constants(self) -> dict[str, NDArray[np.float16]]:
         """The constants (not weights of a convolution or Linear) that are stored as float16."""

@@ -79,15 +79,31 @@ class MnnSession:
 
 
 def _load(file: MnnFile, session: MnnSession, threads: int) -> tuple[Any, Any]:
+    runtime = new_runtime(threads)
+    inputs, outputs = [s.name for s in session.inputs], [s.name for s in session.outputs]
+    return runtime, load_part(file, inputs, outputs, runtime)
+
+
+def new_runtime(threads: int) -> Any:
+    """MNN's runtime on the CPU, in float32 and without Winograd."""
     import MNN.nn
 
     # Documented as a tuple of dicts, one a backend; a bare dict is taken for an empty configuration.
     backend = {"backend": "CPU", "numThread": threads, "precision": "high", "memory": _NORMAL, "power": _NORMAL}
     runtime = MNN.nn.create_runtime_manager((backend,))
     runtime.set_hint(_WINOGRAD_MEMORY_LEVEL, _NO_WINOGRAD)
-    inputs, outputs = [s.name for s in session.inputs], [s.name for s in session.outputs]
+    return runtime
+
+
+def load_part(file: MnnFile, inputs: list[str], outputs: list[str], runtime: Any) -> Any:
+    """The part of a model that leads from `inputs` to `outputs`, names of any of its tensors, as an MNN module.
+
+    Raises:
+        ModelError: MNN refuses the file, or a name.
+    """
+    import MNN.nn
+
     try:
-        module = MNN.nn.load_module_from_file(str(file.path), inputs, outputs, runtime_manager=runtime)
+        return MNN.nn.load_module_from_file(str(file.path), inputs, outputs, runtime_manager=runtime)
     except Exception as error:  # MNN raises bare Exception and SystemError
         raise ModelError(f"MNN cannot load {file.path}: {error}", hint="fetch or convert it again") from error
-    return runtime, module

@@ -11,9 +11,11 @@ from ...pipeline.errors import MissingTool, UnsupportedPrecision
 from ...quantize.plan import Plan
 from ..checks import refuse_schemes
 from ..protocol import Session
+from ..taps import Wiring
 
 if TYPE_CHECKING:
     from ...pipeline.stage import Runner
+    from .taps import MnnTaps
 
 
 class MnnTarget:
@@ -65,3 +67,15 @@ class MnnTarget:
 
         self.require()
         return MnnSession(model, threads)
+
+    def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
+        from ...export.onnx_model import onnx_graph
+        from .taps import read_wiring
+
+        return read_wiring(model, onnx_graph(source, size, run))
+
+    def open_taps(self, model: TargetModel, *, threads: int) -> MnnTaps:
+        from .taps import MnnTaps
+
+        self.require()
+        return MnnTaps(model, threads)

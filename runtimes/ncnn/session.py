@@ -46,20 +46,8 @@ class NcnnSession:
 
         self.inputs, self.outputs = model.inputs, model.outputs
         self._name = f"ncnn {model.component}"
-        param, weights = (model.folder / file for file in model.files)
-        check_files(param, weights, self.inputs, self.outputs)
         self._ncnn: Any = ncnn
-        self._net: Any = ncnn.Net()
-        self._net.opt.num_threads = threads
-        self._net.opt.use_winograd_convolution = False
-        self._net.opt.use_sgemm_convolution = model.component in _UNFOLDED
-        for option in _REDUCED:
-            setattr(self._net.opt, option, False)
-        # after a failed load the net must never be run: it would take the process down
-        for load, file in ((self._net.load_param, param), (self._net.load_model, weights)):
-            if status := load(str(file)):
-                self.close()
-                raise ModelError(f"ncnn refuses {file.name} (status {status})", hint="convert again")
+        self._net: Any = open_net(model, threads)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once on batch 1; ncnn itself knows no batch, so the leading axis is taken off and put back."""
@@ -91,6 +79,36 @@ class NcnnSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def open_net(model: TargetModel, threads: int) -> Any:
+    """Load a model's files into an `ncnn.Net` that computes in float32.
+
+    Raises:
+        ModelError: the files do not fit each other, or ncnn refuses them.
+    """
+    param, weights = (model.folder / file for file in model.files)
+    check_files(param, weights, model.inputs, model.outputs)
+    net = new_net(threads, sgemm=model.component in _UNFOLDED)
+    # after a failed load the net must never be run: it would take the process down
+    for load, file in ((net.load_param, param), (net.load_model, weights)):
+        if status := load(str(file)):
+            net.clear()
+            raise ModelError(f"ncnn refuses {file.name} (status {status})", hint="convert again")
+    return net
+
+
+def new_net(threads: int, *, sgemm: bool) -> Any:
+    """An empty net that computes in float32; with `sgemm`, convolutions are single matrix products."""
+    import ncnn
+
+    net: Any = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_winograd_convolution = False
+    net.opt.use_sgemm_convolution = sgemm
+    for option in _REDUCED:
+        setattr(net.opt, option, False)
+    return net
 
 
 def check_files(param: Path, weights: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

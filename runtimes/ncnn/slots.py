@@ -111,20 +111,17 @@ def slots_of(layers: Iterable[Layer]) -> Iterator[Slot]:
             yield Slot(layer.name, layer.type, role, tagged, elements)
 
 
-def check_bin(layers: Iterable[Layer], file: Path) -> None:
-    """Compare the length of a `.bin` file with what the graph and the tags in the file say.
-
-    ncnn itself accepts trailing bytes and another model's file without a word, and crashes when a model is run
-    after a failed load.
+def spans_of(layers: Iterable[Layer], file: Path) -> Iterator[tuple[Slot, int, int]]:
+    """Each weight of a `.bin` file with the bytes at which it starts, tag included, and ends; the first beyond it last.
 
     Raises:
-        ModelError: the file is too short, too long, or holds an unknown tag.
+        ModelError: where a tag must be is none.
     """
     size = file.stat().st_size
     position = 0
     with file.open("rb") as stream:
         for slot in slots_of(layers):
-            width = 4
+            start, width = position, 4
             if slot.tagged:
                 stream.seek(position)
                 tag = stream.read(4)
@@ -137,8 +134,22 @@ def check_bin(layers: Iterable[Layer], file: Path) -> None:
                 position += 4
                 width = _BYTES_PER_ELEMENT[tag]
             position += -(-slot.elements * width // 4) * 4  # padded to whole words
+            yield slot, start, position
             if position > size:
-                break
+                return
+
+
+def check_bin(layers: Iterable[Layer], file: Path) -> None:
+    """Compare the length of a `.bin` file with what the graph and the tags in the file say.
+
+    ncnn itself accepts trailing bytes and another model's file without a word, and crashes when a model is run
+    after a failed load.
+
+    Raises:
+        ModelError: the file is too short, too long, or holds an unknown tag.
+    """
+    size = file.stat().st_size
+    position = max((end for _, _, end in spans_of(layers, file)), default=0)
     if position != size:
         raise ModelError(
             f"{file.name} has {size} bytes, the graph needs {position}{' or more' if position > size else ''}",

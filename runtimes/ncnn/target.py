@@ -12,8 +12,10 @@ from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
 from ..checks import refuse_schemes
+from ..taps import Wiring
 from . import pnnx
 from .session import NcnnSession
+from .taps import NcnnTaps, read_wiring
 from .trace import trace_of
 from .write import WriteNcnn
 
@@ -50,3 +52,9 @@ class NcnnTarget:
 
     def open(self, model: TargetModel, *, threads: int) -> NcnnSession:
         return NcnnSession(model, threads)
+
+    def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
+        return read_wiring(model, run(trace_of(source, size)))
+
+    def open_taps(self, model: TargetModel, *, threads: int) -> NcnnTaps:
+        return NcnnTaps(model, threads)

@@ -89,13 +89,7 @@ def _open(file: Path, threads: int) -> Any:
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.add_free_dimension_override_by_name(BATCH, 1)
+    options = session_options(threads)
     disabled = []
     if file.suffix != ".ort" and _too_large_to_widen(read_graph(file)):
         # both: the level above "extended" folds constants once more, whatever is disabled
@@ -104,6 +98,20 @@ def _open(file: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(
         str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
     )
+
+
+def session_options(threads: int) -> Any:
+    """ONNX Runtime's options, without an arena: see `_open`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_free_dimension_override_by_name(BATCH, 1)
+    return options
 
 
 def _too_large_to_widen(model: Any) -> bool:

@@ -15,10 +15,12 @@ from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
 from ..checks import refuse_schemes
 from ..protocol import Session
+from ..taps import Wiring
 from .build import FORMS, BuildOrt
 from .build_coded import BuildCoded
 from .optimum_layout import layout_files
 from .session import OrtSession
+from .taps import OrtTaps, read_wiring
 
 
 class OrtTarget:
@@ -67,6 +69,12 @@ class OrtTarget:
 
     def open(self, model: TargetModel, *, threads: int) -> Session:
         return OrtSession(model, threads)
+
+    def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
+        return read_wiring(model)
+
+    def open_taps(self, model: TargetModel, *, threads: int) -> OrtTaps:
+        return OrtTaps(model, threads)
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         """Files for the bundle (path -> content) with which optimum opens it: see `optimum_layout`."""

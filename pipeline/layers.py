@@ -1,0 +1,188 @@
+"""`validate --layers`: which of PyTorch's modules goes wrong in a model, within the memory of one model.
+
+PyTorch runs once over the inputs with the worst result and leaves what its modules hand to each other on the disk;
+then the runtime's graph is run in pieces against that. docs/decisions/0045 and 0046.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..runtimes.inputs import native_feeds
+from ..runtimes.registry import get_target
+from ..runtimes.taps import Tapped
+from ..validate.layers.points import FindPoints, Points
+from ..validate.layers.report import ComponentLayers, Range
+from ..validate.layers.segments import MOST_RUNS, Segment, chunks_of, needed_later, points_of, segments_of, taps_of
+from ..validate.layers.stage import ExamineChunks
+from ..validate.layers.trace import MeasurePeaks, Peaks, TracePoints
+from .child import run_in_child
+from .errors import UsageError
+from .publish import scratch_folder
+from .stage import label_of, run_stage
+
+if TYPE_CHECKING:
+    from ..quantize.plan import Plan
+    from ..validate.probes import Probes
+    from ..validate.report import ComponentReport
+    from .artifacts import ComponentSource, TargetModel
+    from .cache import Cache
+    from .progress import Progress
+    from .stage import Runner, Stage
+
+DISK_BYTES: Final = 2**31
+"""Tensors of PyTorch's on the disk at a time; a component with more is run again for the rest."""
+
+
+def look_into(
+    model: TargetModel,
+    source: ComponentSource,
+    plan: Plan,
+    report: ComponentReport,
+    probes: Probes,
+    *,
+    time_embedding: Mapping[str, Any],
+    threads: int,
+    cache: Cache,
+    progress: Progress,
+) -> ComponentLayers:
+    """Measure every module of one component of a bundle.
+
+    Args:
+        report: what the component as a whole came to; its worst probe is run here.
+    Raises:
+        UsageError: the target cannot be looked into.
+    """
+    run: Runner = partial(run_stage, cache=cache, progress=progress)
+    target = get_target(model.target)
+    if not isinstance(target, Tapped):
+        raise UsageError(f"target {model.target!r} cannot be looked into", hint="leave out --layers")
+    found: Points = run(FindPoints(source, probes.size))
+    peaks: Peaks = run(MeasurePeaks(probes, source, found.events, len(found.points)))
+    wiring = target.wiring(model, source, probes.size, run)
+    labels = probes.labels[source.component]
+    number = labels.index(report.worst_probe) if report.worst_probe in labels else 0
+    (probe,) = islice(probes.read(source.component), number, number + 1)
+    inputs = native_feeds(probe.feeds, model.inputs, time_embedding)
+    taps = taps_of(wiring, found.points)
+    segments = segments_of(wiring, taps, inputs)
+    rounded = model.precision != "fp32"
+    chunks = chunks_of(segments, MOST_RUNS // (1 + wiring.turns * (2 if rounded else 1)))
+    at = {tensor: point.index for tensor, point in taps.items()}
+    layers, runs, peak = [], 0, 0.0
+    with scratch_folder(cache.root / "work", "layers") as folder:
+        (folder / "own").mkdir()
+        (folder / "out").mkdir()
+        np.savez(folder / "inputs.npz", allow_pickle=False, **inputs)
+        later = needed_later(chunks)
+        for first, last in _groups(chunks, at, found):
+            group = chunks[first:last]
+            wanted = tuple(sorted(set().union(*(points_of(chunk, at) for chunk in group))))
+            traces = {"reference": plan, **({"full": type(plan)("fp32")} if rounded else {})}
+            for name, weights in traces.items():
+                trace = _trace(probes, source, weights, number, found, wanted, threads, run)
+                (folder / name).mkdir()
+                _run_apart(trace, folder / name, cache, progress)
+            stage = ExamineChunks(
+                model,
+                group,
+                later[first:last],
+                at,
+                folder / "inputs.npz",
+                folder / "reference",
+                folder / "full" if rounded else None,
+                folder / "own",
+                wiring.batchless,
+                wiring.flat,
+                threads,
+            )
+            facts, measured = _run_apart(stage, folder / "out", cache, progress)
+            layers += facts["layers"]
+            runs += facts["partial_runs"]
+            peak = max(peak, measured["own_peak_mib"])
+            for name in traces:
+                for file in (folder / name).iterdir():
+                    file.unlink()
+                (folder / name).rmdir()
+    return _report(report, labels[number], layers, _ranges(found, peaks, labels), runs, peak)
+
+
+def _groups(chunks: Sequence[Sequence[Segment]], at: Mapping[str, int], found: Points) -> list[tuple[int, int]]:
+    """Ranges of chunks whose points take `DISK_BYTES` at most."""
+    size = {point.index: 4 * int(np.prod(point.shape)) for point in found.points}
+    ranges: list[tuple[int, int]] = []
+    held: set[int] = set()
+    for index, chunk in enumerate(chunks):
+        held |= (points := points_of(chunk, at))
+        if ranges and sum(size[point] for point in held) <= DISK_BYTES:
+            ranges[-1] = (ranges[-1][0], index + 1)
+        else:
+            ranges.append((index, index + 1))
+            held = points
+    return ranges
+
+
+def _trace(
+    probes: Probes,
+    source: ComponentSource,
+    plan: Plan,
+    number: int,
+    found: Points,
+    wanted: tuple[int, ...],
+    threads: int,
+    run: Runner,
+) -> TracePoints:
+    from ..quantize.quantized import quantized_weights
+
+    codes = quantized_weights(source, plan, run)
+    return TracePoints(probes, source, plan, codes, number, found.events, wanted, threads)
+
+
+def _run_apart(
+    stage: Stage[Any], into: Path, cache: Cache, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a stage in a child process without the cache."""
+    with progress.running(label_of(stage)) as watch:
+        return run_in_child(stage, into, cache.root / "work", watch)
+
+
+def _ranges(found: Points, peaks: Peaks, labels: Sequence[str]) -> tuple[Range, ...]:
+    return tuple(
+        Range(point.module, point.kind, peaks.largest[point.index], labels[peaks.at[point.index]])
+        for point in found.points
+        if point.module  # else it is hardly more than an input
+    )
+
+
+def _report(
+    report: ComponentReport,
+    probe: str,
+    rows: Sequence[Mapping[str, Any]],
+    ranges: tuple[Range, ...],
+    runs: int,
+    peak: float,
+) -> ComponentLayers:
+    from pydantic import TypeAdapter
+
+    from ..validate.layers.examine import Layer
+
+    gate, parity = report.tolerance, report.loss
+    if report.fidelity_tolerance:
+        gate, parity = report.fidelity_tolerance, report.fidelity
+    return ComponentLayers(
+        report.component,
+        report.precision,
+        probe,
+        TypeAdapter(tuple[Layer, ...]).validate_python(rows),
+        ranges,
+        gate.min_snr_db,
+        runs,
+        peak,
+        parity.snr_db if parity else None,
+    )

@@ -1,0 +1,222 @@
+"""Parts of an ncnn model: an extractor takes any blob as input and computes only what lies between.
+
+The graph has no names of PyTorch's, but its weights have: the layout says which parameter each one is, so that a
+layer with weights is a known module, its output is that module's, and its input too. An attention is one layer with
+the weights of four; each of its projections is therefore also run by itself, as the InnerProduct that it is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from ...pipeline.artifacts import TargetModel
+from ...pipeline.errors import BundleError, ToolCrashed
+from ..protocol import Array, Feeds
+from ..taps import Node, Wiring, common_module, needed_feeds
+from . import layout
+from .param import Layer, parse, render
+from .session import new_net, open_net
+from .slots import slots_of, spans_of
+from .trace import TracedNcnn
+
+_SPLIT: Final = "Split"  # ncnn's way to let several layers read a blob
+_ATTENTION: Final = "MultiHeadAttention"
+ROLES: Final = ("q", "k", "v", "out")  # its projections, in the order of their weights
+
+
+def read_wiring(model: TargetModel, traced: TracedNcnn) -> Wiring:
+    """The layers of `model`, with the modules that their weights belong to.
+
+    Raises:
+        BundleError: the graph is not the one that the layout of `traced` is about.
+    """
+    file = model.folder / model.files[0]
+    layers = parse(file.read_text(), file.name)
+    ours = parse(traced.param.read_text(), traced.param.name)
+    if [(layer.type, layer.name) for layer in layers] != [(layer.type, layer.name) for layer in ours]:
+        raise BundleError(
+            f"{file} is not the graph that pnnx makes of this checkpoint now, so its layers cannot be named",
+            hint="convert the checkpoint again with the versions that are installed",
+        )
+    return wiring_of(layers, traced.blobs(), model.outputs[0].name)
+
+
+def wiring_of(layers: Sequence[Layer], blobs: Sequence[layout.Blob], output: str) -> Wiring:
+    """The wiring of a graph whose weights are `blobs`."""
+    owners: dict[str, dict[str, str]] = {}  # layer -> role of a weight -> module
+    for blob in blobs:
+        if blob.kind == layout.PARAMETER:
+            owners.setdefault(blob.slot.layer, {})[blob.slot.role] = blob.name.rpartition(".")[0]
+    origin: dict[str, str] = {}  # a Split's output -> the blob that it copies
+    nodes: list[Node] = []
+    keys: dict[str, list[str]] = {}
+    for layer in layers:
+        inputs = tuple(origin.get(blob, blob) for blob in layer.inputs)
+        if layer.type == _SPLIT:
+            origin |= dict.fromkeys(layer.outputs, inputs[0])
+            continue
+        modules = owners.get(layer.name, {})
+        if layer.type == _ATTENTION:
+            for role, module in ((role, modules[f"{role}_weight"]) for role in ROLES):
+                name, read = f"{layer.name}/{role}", _projected(layer.name, inputs, role)
+                nodes.append(Node("InnerProduct", module, (read,), (name,)))
+                keys[name] = [f"{module}:out"]
+                keys.setdefault(read, []).append(f"{module}:in")
+            keys[layer.outputs[0]] = [f"{modules['out_weight']}:out"]
+        elif len(set(modules.values())) == 1 and len(layer.outputs) == 1:
+            (module,) = set(modules.values())
+            keys.setdefault(layer.outputs[0], []).append(f"{module}:out")
+            if len(inputs) == 1 and not _pads_unevenly(layer):
+                keys.setdefault(inputs[0], []).append(f"{module}:in")
+        nodes.append(Node(layer.type, common_module(modules.values()) if modules else "", inputs, layer.outputs))
+    keys.setdefault(output, []).append(":out")
+    given = {blob for node in nodes if not node.inputs for blob in node.outputs}
+    return Wiring(tuple(nodes), {blob: tuple(found) for blob, found in keys.items() if blob not in given}, True)
+
+
+def _pads_unevenly(layer: Layer) -> bool:
+    """Whether a convolution has swallowed a padding that PyTorch does outside of it: its inputs then differ."""
+    left, top = layer.number(4), layer.number(14, layer.number(4))
+    return layer.type == "Convolution" and (left != layer.number(15, left) or top != layer.number(16, top))
+
+
+def _projected(name: str, inputs: Sequence[str], role: str) -> str:
+    """What a projection of an attention reads. The last one reads what only the attention itself has seen."""
+    if role == "out":
+        return f"{name}/mixed"
+    return inputs[min(ROLES.index(role), len(inputs) - 1)]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection of an attention as a net of its own: a graph, and its bytes in the model's `.bin`."""
+
+    param: str
+    file: Path
+    start: int
+    end: int
+
+
+def projections(layers: Sequence[Layer], weights: Path) -> dict[str, Projection]:
+    """The projections of every attention. An InnerProduct reads its weight and its bias just as an attention does."""
+    spans = {(slot.layer, slot.role): (start, end) for slot, start, end in spans_of(layers, weights)}
+    found = {}
+    for layer in layers:
+        if layer.type != _ATTENTION:
+            continue
+        for role in ROLES:
+            start, _ = spans[layer.name, f"{role}_weight"]
+            _, end = spans[layer.name, f"{role}_bias"]
+            size = next(s.elements for s in slots_of([layer]) if s.role == f"{role}_weight")
+            outputs = next(s.elements for s in slots_of([layer]) if s.role == f"{role}_bias")
+            net = [
+                Layer("Input", "x", (), ("x",), {}),
+                Layer("InnerProduct", "y", ("x",), ("y",), {0: str(outputs), 1: "1", 2: str(size)}),
+            ]
+            found[f"{layer.name}/{role}"] = Projection(render(net), weights, start, end)
+    return found
+
+
+class NcnnTaps:
+    """Satisfies `TapSession`. The net is loaded whole, once; every run computes what it needs.
+
+    Raises:
+        ModelError: ncnn refuses the files.
+    """
+
+    def __init__(self, model: TargetModel, threads: int) -> None:
+        import ncnn
+
+        self._ncnn: Any = ncnn
+        self._net: Any = open_net(model, threads)
+        self._name = f"ncnn {model.component}"
+        layers = parse((model.folder / model.files[0]).read_text())
+        self._makers: dict[str, Sequence[str]] = {blob: layer.inputs for layer in layers for blob in layer.outputs}
+        self._projections = projections(layers, model.folder / model.files[1])
+        origin = {blob: layer.inputs[0] for layer in layers if layer.type == _SPLIT for blob in layer.outputs}
+        for layer in layers:
+            if layer.type == _ATTENTION:
+                inputs = [origin.get(blob, blob) for blob in layer.inputs]
+                for role in ROLES:
+                    self._makers[f"{layer.name}/{role}"] = (_projected(layer.name, inputs, role),)
+        self._threads = threads
+        self.partial_runs = 0
+
+    def run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+        if unknown := [tensor for tensor in wanted if tensor not in self._makers]:
+            raise ToolCrashed(f"{self._name} has no blob {unknown[0]!r}")
+        self.partial_runs += 1
+        inner = [tensor for tensor in wanted if tensor in self._projections]
+        rest = [tensor for tensor in wanted if tensor not in feeds and tensor not in inner]
+        read = {self._makers[tensor][0] for tensor in inner} - set(feeds)
+        seen: dict[str, Array] = {}
+        if rest or read:
+            for tensor, value in self._extract(feeds, list(dict.fromkeys([*rest, *sorted(read)]))):
+                if tensor in read:
+                    seen[tensor] = value
+                if tensor in rest:
+                    yield tensor, value
+        for tensor in inner:
+            (source,) = self._makers[tensor]
+            yield tensor, self._project(tensor, feeds[source] if source in feeds else seen[source])
+        for tensor in wanted:
+            if tensor in feeds and tensor not in inner:
+                given = needed_feeds(tensor, self._makers, feeds)
+                yield from self._extract({name: feeds[name] for name in given}, [tensor])
+
+    def _extract(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+        extractor = self._net.create_extractor()
+        extractor.set_light_mode(len(wanted) == 1)  # else a blob that was read is gone before it is asked for
+        for name, value in feeds.items():
+            if name not in self._makers:
+                continue  # what an attention has mixed: no blob
+            mat = self._ncnn.Mat(np.ascontiguousarray(value)).clone()
+            if status := extractor.input(name, mat):
+                raise ToolCrashed(f"{self._name} does not take {name} (status {status})")
+        for tensor in wanted:
+            status, mat = extractor.extract(tensor)
+            if status:
+                raise ToolCrashed(f"{self._name} gave no {tensor} (status {status})")
+            yield tensor, np.array(mat)
+
+    def _project(self, name: str, value: Array) -> Array:
+        """One projection of an attention, `value` [tokens, channels]."""
+        projection = self._projections[name]
+        net = new_net(self._threads, sgemm=True)
+        with tempfile.TemporaryDirectory(prefix="ncnn.") as folder:
+            param, weights = Path(folder, "param"), Path(folder, "bin")
+            param.write_text(projection.param)
+            with projection.file.open("rb") as stream:
+                stream.seek(projection.start)
+                weights.write_bytes(stream.read(projection.end - projection.start))
+            if net.load_param(str(param)) or net.load_model(str(weights)):
+                raise ToolCrashed(f"{self._name} does not run {name} by itself")
+        extractor = net.create_extractor()
+        extractor.input("x", self._ncnn.Mat(np.ascontiguousarray(value)).clone())
+        status, mat = extractor.extract("y")
+        if status:
+            raise ToolCrashed(f"{self._name} gave no {name} (status {status})")
+        result = np.array(mat)
+        del extractor, mat  # ncnn ends the process when a net goes before what it has allocated
+        net.clear()
+        return result
+
+    def close(self) -> None:
+        if self._net is not None:
+            self._net.clear()
+            self._net = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,126 @@
+"""Parts of an `.onnx` model in ONNX Runtime: any tensors in, any tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ...pipeline.artifacts import TargetModel
+from ...pipeline.errors import ToolCrashed, UsageError
+from ..protocol import Array, Feeds
+from ..taps import Node, Wiring, boundaries
+from .external_data import read_graph
+from .session import first_line, ort_errors, session_options
+
+_MADE = ".made"  # what a tensor's own node computes, where others read a feed of that name
+
+
+def onnx_file(model: TargetModel) -> Path:
+    """The `.onnx` form of a model.
+
+    Raises:
+        UsageError: it has only the `.ort` form, whose graph ONNX Runtime does not take apart.
+    """
+    files = model.files if model.files[0].endswith(".onnx") else model.forms.get("onnx", ())
+    if not files:
+        raise UsageError(
+            f"{model.component} has only the .ort form, which cannot be looked into",
+            hint='convert with [target.ort] forms = ["onnx", "ort"]',
+        )
+    return model.folder / files[0]
+
+
+def read_wiring(model: TargetModel) -> Wiring:
+    """Nodes carry the module that they came from as metadata, from the export on."""
+    graph = read_graph(onnx_file(model)).graph
+    nodes = tuple(Node(node.op_type, _module(node), tuple(node.input), tuple(node.output)) for node in graph.node)
+    return Wiring(nodes, boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name))
+
+
+def _module(node: Any) -> str:
+    return next((entry.value for entry in node.metadata_props if entry.key == "module"), "")
+
+
+class OrtTaps:
+    """Satisfies `TapSession`. Each run cuts the part that it needs out of the graph and loads the weights of that only.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+
+    def __init__(self, model: TargetModel, threads: int) -> None:
+        self._file = onnx_file(model)
+        self._model: Any = read_graph(self._file)
+        self._threads = threads
+        self._name = f"ort {model.component}"
+        self._makers = {tensor: node for node in self._model.graph.node for tensor in node.output}
+        self._constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
+        self.partial_runs = 0
+
+    def run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+        import onnxruntime
+
+        part = self._part(feeds, wanted)
+        options = session_options(self._threads)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._file.parent))
+        names = [f"{tensor}{_MADE}" if tensor in feeds else tensor for tensor in wanted]
+        try:
+            session = onnxruntime.InferenceSession(
+                part.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            results = session.run(names, {entry.name: feeds[entry.name] for entry in session.get_inputs()})
+        except ort_errors() as error:
+            raise ToolCrashed(f"{self._name}, in part: {first_line(error)}") from None
+        self.partial_runs += 1
+        yield from zip(wanted, results, strict=True)
+
+    def _part(self, feeds: Feeds, wanted: Sequence[str]) -> Any:
+        """The part of the graph between `feeds` and `wanted`."""
+        import onnx
+
+        needed, open_ends = set(), []
+        for tensor in wanted:
+            if tensor not in self._makers:
+                raise ToolCrashed(f"{self._name} has no tensor {tensor!r}")
+            open_ends.append(self._makers[tensor])
+        while open_ends:
+            node = open_ends.pop()
+            if id(node) in needed:
+                continue
+            needed.add(id(node))
+            open_ends += [self._makers[name] for name in node.input if name in self._makers and name not in feeds]
+        part = onnx.ModelProto()
+        part.ir_version = self._model.ir_version
+        part.opset_import.extend(self._model.opset_import)
+        part.graph.name = "part"
+        both = set(feeds) & set(wanted)
+        for node in self._model.graph.node:
+            if id(node) in needed:
+                part.graph.node.append(node)
+                renamed = part.graph.node[-1]
+                for place, name in enumerate(renamed.output):
+                    if name in both:
+                        renamed.output[place] = f"{name}{_MADE}"
+        read = {name for node in part.graph.node for name in node.input}
+        part.graph.initializer.extend(self._constants[name] for name in sorted(read & set(self._constants)))
+        for name in sorted(read & set(feeds)):
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.asarray(feeds[name]).dtype)
+            part.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, np.shape(feeds[name])))
+        for tensor in wanted:
+            part.graph.output.add().name = f"{tensor}{_MADE}" if tensor in both else tensor
+        return part
+
+    def close(self) -> None:
+        self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

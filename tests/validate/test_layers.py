@@ -1,0 +1,227 @@
+"""From a runtime's graph to the module that is wrong, over a numpy model of four modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from diffusette.pipeline.errors import ModelError
+from diffusette.runtimes.protocol import Array, Feeds
+from diffusette.runtimes.taps import Node, Wiring, needed_feeds
+from diffusette.validate.layers.examine import Layer, Reference, examine
+from diffusette.validate.layers.points import Point
+from diffusette.validate.layers.report import ComponentLayers, Range, layers_json, layers_table
+from diffusette.validate.layers.segments import (
+    Segment,
+    chunks_of,
+    needed_later,
+    points_of,
+    segments_of,
+    taps_of,
+)
+
+RNG = np.random.default_rng(3)
+FIRST, SECOND = (RNG.normal(size=(8, 8)).astype(np.float32) for _ in range(2))
+
+# first -> act -> second -> + x, as in a residual block
+NODES = (
+    Node("MatMul", "block.first", ("x",), ("f",)),
+    Node("Tanh", "block.act", ("f",), ("t",)),
+    Node("MatMul", "block.second", ("t",), ("s",)),
+    Node("Add", "block", ("s", "x"), ("y",)),
+)
+WIRING = Wiring(
+    NODES,
+    {"f": ("block.first:out",), "t": ("block.second:in",), "s": ("block.second:out",), "y": ("block:out", ":out")},
+)
+POINTS = (
+    Point(0, "block.first", "Linear", (1, 8), ("block.first:out", "block.act:in")),
+    Point(1, "block.act", "Tanh", (1, 8), ("block.act:out", "block.second:in")),
+    Point(2, "block.second", "Linear", (1, 8), ("block.second:out",)),
+    Point(3, "block", "Block", (1, 8), ("block:out", ":out")),
+)
+Functions = dict[str, Callable[..., Array]]
+SOUND: Functions = {
+    "f": lambda x: x @ FIRST,
+    "t": np.tanh,
+    "s": lambda t: t @ SECOND,
+    "y": lambda s, x: s + x,
+}
+
+
+class NumpyTaps:
+    """Satisfies `TapSession`."""
+
+    def __init__(self, functions: Functions) -> None:
+        self.functions = functions
+        self.partial_runs = 0
+
+    def run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+        self.partial_runs += 1
+        makers = {node.outputs[0]: node.inputs for node in NODES}
+
+        def value(name: str, top: bool) -> Array:
+            if name in feeds and not top:
+                return feeds[name]
+            return np.asarray(self.functions[name](*(value(each, False) for each in makers[name])), np.float32)
+
+        for tensor in wanted:
+            assert needed_feeds(tensor, makers, feeds) <= set(feeds)
+            yield tensor, value(tensor, True)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+X = RNG.normal(size=(1, 8)).astype(np.float32)
+
+
+def reference() -> Reference:
+    values = [value for _, value in NumpyTaps(SOUND).run({"x": X}, ["f", "t", "s", "y"])]
+    return lambda point: values[point]
+
+
+def examined(functions: Functions, own: Path, chunks: int = 1, full: Reference | None = None) -> tuple[Layer, ...]:
+    taps = taps_of(WIRING, POINTS)
+    segments = segments_of(WIRING, taps, ["x"])
+    parts = (segments,) if chunks == 1 else tuple((segment,) for segment in segments)
+    layers: list[Layer] = []
+    with NumpyTaps(functions) as session:
+        for part, keep in zip(parts, needed_later(parts), strict=True):
+            layers += examine(
+                session,
+                part,
+                inputs={"x": X},
+                reference=reference(),
+                full=full,
+                own=own,
+                keep=keep,
+                at={tensor: point.index for tensor, point in taps.items()},
+                batchless=False,
+                flat=frozenset(),
+            )
+    return tuple(layers)
+
+
+def component(layers: tuple[Layer, ...], **more: Any) -> ComponentLayers:
+    facts = {"ranges": (), "least_db": 100.0, "partial_runs": 2, "peak_mib": 1.0} | more
+    return ComponentLayers("unet", "fp32", "a probe", layers, **facts)
+
+
+def test_a_segment_is_the_work_of_one_module() -> None:
+    segments = segments_of(WIRING, taps_of(WIRING, POINTS), ["x"])
+    assert [(each.tensor, each.module, each.feeds) for each in segments] == [
+        ("f", "block.first", ("x",)),
+        ("t", "block.act", ("f",)),
+        ("s", "block.second", ("t",)),
+        ("y", "block", ("s", "x")),
+    ]
+
+
+def test_a_graph_whose_output_is_no_modules_is_refused() -> None:
+    with pytest.raises(ModelError, match="none of PyTorch's"):
+        taps_of(Wiring(NODES, {"f": ("block.first:out",)}), POINTS)
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_a_sound_model_names_no_module(tmp_path: Path, chunks: int) -> None:
+    found = component(examined(SOUND, tmp_path, chunks))
+    assert found.first_bad is None
+    assert found.left is None
+    assert all(layer.made_db == layer.carried_db == 999 for layer in found.layers)
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize(
+    ("tensor", "wrong", "module"),
+    [
+        ("f", lambda x: x @ FIRST * np.float32(1.1), "block.first"),
+        ("t", lambda f: np.tanh(f) + np.float32(1e-3), "block.act"),
+        ("s", lambda t: t @ SECOND[:, ::-1], "block.second"),
+        ("y", lambda s, x: s, "block"),
+        ("s", lambda t: t @ SECOND * np.float32(np.nan), "block.second"),
+    ],
+)
+def test_the_wrong_module_is_the_only_one_named(
+    tmp_path: Path, tensor: str, wrong: Callable[..., Array], module: str, chunks: int
+) -> None:
+    found = component(examined(SOUND | {tensor: wrong}, tmp_path, chunks))
+    assert [layer.module for layer in found.bad] == [module]
+    assert found.left is not None
+    assert found.left.module == module
+    carried = [layer.carried_db or 0 for layer in found.layers]
+    assert carried[-1] < 100, "what was done wrong is carried to the end"
+    said = layers_json([found])
+    assert said["first_bad"]["module"] == module
+    assert said["first_bad"]["try"]
+    assert [row["ok"] for row in said["layers"]].count(False) == 1
+
+
+def test_lost_bits_are_told_from_wrong_work(tmp_path: Path) -> None:
+    exact = reference()
+
+    def finer(point: int) -> Array:
+        return exact(point) * np.float32(1.001) if point == 0 else exact(point)
+
+    layers = examined(SOUND, tmp_path, full=finer)
+    assert component(layers).first_bad is None
+    lost = {layer.module: layer.lost_db for layer in layers}
+    assert lost["block.first"] == pytest.approx(60, abs=1)
+    assert lost["block.second"] == 999
+    assert component(layers).worst()[0].module in ("block.first", "block.act")
+
+
+def test_layers_that_are_wrong_come_in_the_order_of_execution() -> None:
+    one = Layer("a", "Conv2d", "t0", 0, made_db=30.0, carried_db=30.0)
+    layers = (replace(one, made_db=130.0), one, replace(one, module="b", made_db=10.0))
+    found = component(layers)
+    assert found.first_bad is one
+    assert [layer.module for layer in found.worst()] == ["a", "b", "a"]
+    assert found.worst()[0] is one
+
+
+def test_an_error_of_the_whole_without_a_wrong_module_is_said() -> None:
+    good = Layer("a", "Conv2d", "t0", 0, made_db=130.0, carried_db=130.0)
+    caption = layers_table(component((good,), whole_db=40.0)).caption
+    assert "40.0 of 100 dB" in str(caption)
+    assert "joins operations across modules" in str(caption)
+
+
+def test_ranges_tell_what_comes_near_float16() -> None:
+    ranges = (Range("a", "Linear", 10.0, "p"), Range("b", "Linear", 60000.0, "p"), Range("c", "Linear", np.inf, "p"))
+    found = component((), ranges=ranges)
+    assert [(each.module, each.near) for each in found.largest()] == [("c", True), ("b", True), ("a", False)]
+
+
+def test_chunks_hold_all_segments_in_order_and_are_few() -> None:
+    segments = tuple(Segment(f"t{n}", n, 2**20 * (1 + n % 90), "m", "Op", (f"t{n - 1}",)) for n in range(2000))
+    for most in (5, 8, 12):
+        chunks = chunks_of(segments, most)
+        assert len(chunks) <= most
+        assert tuple(segment for chunk in chunks for segment in chunk) == segments
+        sizes = [sum(segment.bytes for segment in chunk) for chunk in chunks]
+        assert max(sizes) <= 1.05 * sum(sizes) / most + 2**27
+    assert len(chunks_of(segments[:5], 12)) == 1, "small models need no division"
+
+
+def test_a_chunk_leaves_what_later_ones_start_from() -> None:
+    a, b, c = (Segment(name, n, 4, "m", "Op", feeds) for n, (name, feeds) in enumerate(FEEDS.items()))
+    assert needed_later([(a,), (b,), (c,)]) == ({"a"}, {"b"}, frozenset())
+    assert needed_later([(a, b), (c,)]) == ({"a", "b"}, frozenset())
+    assert points_of((b,), {"a": 7, "b": 8}) == {7, 8}
+
+
+FEEDS = {"a": ("x",), "b": ("a",), "c": ("a", "b")}

@@ -1,0 +1,71 @@
+"""Partial runs in a child process: a broken module may take the process down, and memory must be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ...pipeline.artifacts import TargetModel
+from ..probes import read_arrays
+from .examine import Layer, examine, read_points
+from .segments import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was measured, in the order of execution."""
+
+    folder: Path
+    layers: tuple[Layer, ...]
+    partial_runs: int
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class ExamineChunks:
+    """Both passes of `examine` over some neighbouring chunks. Never cached: it is about what lies on the disk."""
+
+    model: TargetModel
+    chunks: tuple[tuple[Segment, ...], ...]
+    keep: tuple[frozenset[str], ...]  # for each chunk, the taps that later ones start from
+    at: Mapping[str, int]  # tap -> point, of all chunks
+    inputs: Path  # npz, as the runtime takes them
+    reference: Path  # folders of points
+    full: Path | None
+    own: Path
+    batchless: bool
+    flat: frozenset[str]
+    threads: int
+
+    name: ClassVar[str] = "layers"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("numpy",)
+    output: ClassVar[type] = Examined
+
+    def key(self) -> Mapping[str, object]:
+        raise NotImplementedError("partial runs are not cached")
+
+    def run(self, into: Path) -> Examined:
+        from ...runtimes.registry import get_target
+        from ...runtimes.taps import Tapped
+
+        target = get_target(self.model.target)
+        assert isinstance(target, Tapped)
+        found: list[Layer] = []
+        with target.open_taps(self.model, threads=self.threads) as session:
+            for chunk, keep in zip(self.chunks, self.keep, strict=True):
+                found += examine(
+                    session,
+                    chunk,
+                    inputs=read_arrays(self.inputs),
+                    reference=read_points(self.reference),
+                    full=read_points(self.full) if self.full else None,
+                    own=self.own,
+                    keep=keep,
+                    at=self.at,
+                    batchless=self.batchless,
+                    flat=self.flat,
+                )
+            return Examined(into, tuple(found), session.partial_runs)

@@ -26,7 +26,9 @@ def convert(
         list[str] | None,
         typer.Option("--target", help="ort, ncnn or mnn; repeat for several. [default: the recipe's, else all]"),
     ] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="fp32 or fp16, for all components.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="A scheme for all components, such as fp16 or w8c_afp, or auto.")
+    ] = None,
     size: Annotated[
         list[str] | None, typer.Option("--size", help="HEIGHTxWIDTH of the pictures. [default: the checkpoint's own]")
     ] = None,

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from .terminal import size_text, stdout
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..pipeline.bundle import Bundle
     from ..pipeline.convert import Conversion
     from ..validate.contrast import Comparison
     from ..validate.latency import ProfileReport
@@ -24,6 +27,8 @@ def show_conversion(conversion: Conversion) -> None:
         size = size_text(sum(file.bytes for file in dict.fromkeys(facts.files())))
         verdict = {"passed": "parity passed", "failed": "PARITY FAILED", "skipped by --no-gate": "parity not checked"}
         console.print(f"{facts.target.name:<5} {size:>8}  {verdict[facts.gate]:<18} {each.bundle.path}", markup=False)
+        for line in _speed_lines(each.bundle):
+            console.print(f"      {line}", markup=False)
         for name, component in facts.components.items():
             for note in component.notes:
                 console.print(f"      {name}: {note}", markup=False)
@@ -34,6 +39,14 @@ def show_conversion(conversion: Conversion) -> None:
         else f"{len(conversion.converted)} bundles in {conversion.seconds:.1f} s, all from the cache",
         markup=False,
     )
+
+
+def _speed_lines(bundle: Bundle) -> Iterator[str]:
+    """What integers cost or won in time, a line a component."""
+    for name, speed in bundle.manifest.speed.items():
+        forms = "".join(f", .{form} {ratio:.2f}x" for form, ratio in speed.forms.items())
+        precision = bundle.manifest.components[name].precision
+        yield f"{name} {precision}: {speed.ratio_to_fp32:.2f}x of fp32's time here{forms}"
 
 
 def show_parity(report: ParityReport) -> None:

@@ -11,18 +11,19 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import ALONE, Checkpoint, Companions, TargetModel
+from .artifacts import ALONE, Checkpoint, Companions
 from .bundle import Bundle
 from .cache import Cache
 from .errors import UsageError
 from .progress import Progress, Silent
-from .recipe import Recipe, load_recipe, merged, parameters_of, recipe_for
+from .recipe import AUTO, Recipe, load_recipe, merged, parameters_of, recipe_for
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
     from ..quantize.plan import Plan
     from ..runtimes.protocol import Target
     from ..validate.report import ParityReport
+    from .auto import Built
     from .forecast import Forecast
     from .stage import Runner
 
@@ -109,6 +110,7 @@ def convert(
     from ..quantize.plan import Plan
     from ..runtimes.checks import refuse_schemes
     from ..runtimes.registry import TARGETS, get_target
+    from .auto import OneTarget
     from .destination import Destination
     from .forecast import forecast, refuse_if_too_small
     from .goldens import with_goldens
@@ -120,7 +122,7 @@ def convert(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or recipe_for(checkpoint))
     names = targets or ((chosen.target.name,) if chosen.target.name else tuple(TARGETS))
     runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
-    if precision is not None:
+    if precision is not None and precision != AUTO:
         for runtime in runtimes.values():
             refuse_schemes(runtime, "all components", Plan(precision))
     chosen = merged(chosen, precision=precision, size=size, goldens=goldens)
@@ -130,7 +132,11 @@ def convert(
     source = open_checkpoint(checkpoint, companions=companions, memo=cache.memo)
     chosen.check_family(source)
     parameters = parameters_of(source)
-    plans = chosen.plans(parameters)
+    automatic = chosen.quantize.precision == AUTO
+    if automatic and not gate:
+        raise UsageError("precision auto needs the gates", hint="leave out --no-gate, or name a precision")
+    # what auto will take is not known yet; float32 is built in any case, to be raced against
+    plans = (chosen.settled("fp32") if automatic else chosen).plans(parameters)
     for runtime in runtimes.values():
         _refuse_unsupported(runtime, source, plans)
     precisions = {part: plan.label for part, plan in plans.items()}
@@ -138,7 +144,7 @@ def convert(
     root = Path(os.path.realpath(output))
     places = {name: Destination(root / name if len(runtimes) > 1 else root, overwrite) for name in runtimes}
     for name, place in places.items():
-        place.refuse_if_taken(source, name, pixels, precisions)
+        place.refuse_if_taken(source, name, pixels, None if automatic else precisions)
     needed = forecast(source, tuple(runtimes), precisions, pixels, gate=gate)
     if not ignore_forecast:
         refuse_if_too_small(needed, cache.root, Path(output))
@@ -154,15 +160,13 @@ def convert(
         moved = _movements(source, run, progress)
         proven = []
         for name, runtime in runtimes.items():
-            models = {
-                part: runtime.build(source.components[part], pixels, plans[part], run) for part in source.components
-            }
-            parity = _prove(models, plans, source, runtime, pixels, tokenizer, schedules, run) if gate else None
-            inputs = _pack_inputs(source, chosen, runtime, models, tokenizer, schedules, pixels, parity, needed)
-            inputs = replace(inputs, plans=plans, shapes=parameters)
-            if chosen.bundle.goldens and (parity is None or parity.ok):
+            work = OneTarget(source, runtime, pixels, tokenizer, schedules, run, progress)
+            built = work.choose(chosen, parameters) if automatic else work.built(chosen, plans, gate=gate)
+            inputs = _pack_inputs(source, built, runtime, tokenizer, schedules, pixels, needed)
+            inputs = replace(inputs, plans=built.plans, shapes=parameters)
+            if chosen.bundle.goldens and (built.parity is None or built.parity.ok):
                 inputs = with_goldens(inputs, cache.root / "work", run)
-            proven.append((places[name], inputs, parity))
+            proven.append((places[name], inputs, built.parity))
         converted = [  # only now does anything at `output` change
             Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
             for place, inputs, parity in proven
@@ -210,42 +214,26 @@ def _accessories(source: Checkpoint, recipe: Recipe, run: Runner) -> tuple[Token
     return tokenizer, run(CompileSchedules(source.scheduler, tuple(dict.fromkeys(wanted))))
 
 
-def _prove(
-    models: Mapping[str, TargetModel],
-    plans: Mapping[str, Plan],
-    source: Checkpoint,
-    runtime: Target,
-    pixels: tuple[int, int],
-    tokenizer: Tokenizer,
-    schedules: Schedules,
-    run: Runner,
-) -> ParityReport:
-    from .gate import ask_pytorch, prove
-
-    return prove(models, plans, source, runtime, ask_pytorch(source, pixels, run), tokenizer, schedules, run)
-
-
 def _pack_inputs(
     source: Checkpoint,
-    recipe: Recipe,
+    built: Built,
     runtime: Target,
-    models: Mapping[str, TargetModel],
     tokenizer: Tokenizer,
     schedules: Schedules,
     pixels: tuple[int, int],
-    parity: ParityReport | None,
     needed: Forecast,
 ) -> Any:
     from ..runtimes.inputs import time_embedding_facts
     from .manifest import AdapterEntry, Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
     from .pack import PackInputs, vae_entry
 
+    recipe, parity = built.recipe, built.parity
     proven = {p.component: p.loss for p in parity.components if p.loss} if parity else {}
     gate: Gate = "skipped by --no-gate" if parity is None else "passed" if parity.ok else "failed"
     return PackInputs(
         checkpoint=source,
         target=TargetEntry(name=runtime.name, version=runtime.version(), min_runtime=runtime.min_runtime),
-        models=tuple(models.values()),
+        models=tuple(built.models.values()),
         tokenizer_folder=tokenizer.folder,
         tokenizer={
             "kind": tokenizer.kind,
@@ -268,6 +256,7 @@ def _pack_inputs(
             for adapter in source.adapters
         ),
         parity={name: ParityEntry(max_abs=p.max_abs, snr_db=p.snr_db, psnr_db=p.psnr_db) for name, p in proven.items()},
+        speed=built.speed,
         memory=MemoryEntry.model_validate({"forecast": needed.run_mib(runtime.name)}),
         assets=runtime.assets(source, pixels),
     )

@@ -34,9 +34,12 @@ class Destination:
         return self.path.with_name(f"{self.path.name}.rejected")
 
     def refuse_if_taken(
-        self, checkpoint: Checkpoint, target: str, size: tuple[int, int], precisions: Mapping[str, str]
+        self, checkpoint: Checkpoint, target: str, size: tuple[int, int], precisions: Mapping[str, str] | None
     ) -> None:
         """Refuse before any work what can only be refused after it otherwise.
+
+        Args:
+            precisions: of each component; None: they are yet to be chosen.
 
         Raises:
             UsageError: there is something else than a bundle, a bundle of something else, or the parent cannot be
@@ -53,13 +56,9 @@ class Destination:
         _refuse_unwritable(parent)
         if (self.path / MANIFEST).is_file() and not self.overwrite:
             present = open_bundle(self.path).manifest
-            there = (
-                present.provenance.checkpoint,
-                present.target.name,
-                tuple(present.size),
-                {name: part.precision for name, part in present.components.items()},
-            )
-            if there != (checkpoint.digest, target, tuple(size), dict(precisions)):
+            there = (present.provenance.checkpoint, present.target.name, tuple(present.size))
+            found = {name: part.precision for name, part in present.components.items()}
+            if there != (checkpoint.digest, target, tuple(size)) or precisions not in (None, found):
                 raise self._holds_another()
 
     def _holds_another(self) -> UsageError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ..quantize.scheme import parse_scheme
 from .artifacts import COMPONENTS, Checkpoint
 from .cache import Cache
 from .errors import NoRoom
@@ -145,7 +146,7 @@ def forecast(
         if name not in checkpoint.components:
             continue
         fp32 = checkpoint.components[name].parameters * 4
-        stored = fp32 * (0.5 if precisions[name] == "fp16" else 1.0)
+        stored = fp32 * parse_scheme(precisions[name].partition("+")[0]).weight_bits / 32
         onnx = bool({"ort", "mnn"} & set(targets))
         rows = ["export", "simplify", f"weights {precisions[name]}"] if onnx else []
         rows += ["reference"] if gate else []

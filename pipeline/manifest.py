@@ -210,6 +210,7 @@ class SpeedEntry(Strict):
     """Time of one call, divided by that of the same runtime's float32 model."""
 
     ratio_to_fp32: Positive
+    forms: dict[str, Positive] = Field(default_factory=dict)  # of other forms, against float32 in the same form
 
 
 class MemoryEntry(Strict):

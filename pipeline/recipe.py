@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..quantize.plan import Plan, Shapes
 
 DEFAULT_RECIPE: Final = "sd1-fp16"
+AUTO: Final = "auto"  # as a precision: the smallest that passes its gates and is not slower than fp32 here
 SchedulerName = Literal["ddim", "euler", "euler_a", "pndm", "dpmpp_2m", "unipc", "lcm", "tcd"]
 """What export/schedule.py compiles; a test compares the two."""
 
@@ -39,6 +41,8 @@ def _scheme(name: str) -> str:
 def _precision(name: str) -> str:
     from ..quantize.scheme import KEEP
 
+    if name == AUTO:
+        return name
     if name == KEEP:
         hint = {"hint": "fp32 for all; keep is for rules"}
         raise PydanticCustomError("scheme", "a precision is what all components are stored at", hint)
@@ -175,6 +179,17 @@ class Recipe(Strict):
     def to_toml(self) -> str:
         """The file's own text, comments included; for a merged recipe, the keys in force."""
         return self._text
+
+    def settled(self, precision: str) -> Recipe:
+        """This recipe with `precision` for what no rule takes: what `auto` tries, and then writes down."""
+        import tomli_w
+
+        data = self.model_dump(mode="json", exclude_none=True)
+        data["quantize"]["precision"] = precision
+        changed = Recipe.model_validate_json(json.dumps(data))
+        changed._name = self.name
+        changed._text = f"# {self.name}, for which precision auto chose {precision}\n" + tomli_w.dumps(data)
+        return changed
 
     def plans(self, parameters: Mapping[str, Shapes]) -> dict[str, Plan]:
         """The plan of each component: the recipe's precision, or the scheme of the last rule that matches.

@@ -127,6 +127,11 @@ def pictures_apart(first_db: float, second_db: float) -> float:
     return -20 * math.log10(10 ** (-first_db / 20) + 10 ** (-second_db / 20))
 
 
+AUTO_IMAGE_DB: Final = 40.0
+"""`auto` takes only schemes whose pictures are held to this: at 40 dB the error is 2.5 of 255 grey levels (root of the
+mean square), which is not seen in two pictures side by side; at 30 dB it is 8 levels, and edges differ."""
+
+
 def tolerance(gate: Gate, component: str, target: str, precision: str) -> Tolerance:
     """The table's row for this model; an exact row goes before a wildcard, a component before a target.
 

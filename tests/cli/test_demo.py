@@ -188,3 +188,20 @@ def test_nothing_in_a_bundle_tells_where_it_was_made(converted: Path, cache: Pat
             content = file.read_bytes()
             for path in (str(cache), str(converted), str(Path.home()) + "/"):
                 assert path.encode() not in content, f"{file.name} holds {path}"
+
+
+@pytest.mark.slow
+def test_auto_says_what_it_took_and_why_and_writes_down_the_race(command: Command, tmp_path: Path) -> None:
+    answer = command("convert", "demo", "-o", tmp_path / "out", "--target", "ort", "--precision", "auto", "--json")
+    assert answer.code == 0, answer.err
+    assert "auto: ort" in answer.err
+    facts = json.loads((tmp_path / "out/manifest.json").read_text())
+    taken = facts["components"]["unet"]["precision"]
+    assert f'precision = "{taken}"' in facts["recipe"]
+    if taken != "fp32":
+        assert facts["speed"]["unet"]["ratio_to_fp32"] < 2
+        assert set(facts["speed"]) == set(facts["components"])
+    shares = facts["components"]["unet"]["schemes"]
+    assert sum(entry["share"] for entry in shares.values()) == pytest.approx(1)
+    again = command("convert", "demo", "-o", tmp_path / "out", "--target", "ort", "--precision", "auto")
+    assert again.code == 0, again.err

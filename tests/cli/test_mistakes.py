@@ -78,7 +78,8 @@ def test_what_is_no_checkpoint_is_said_so(command: Command, tmp_path: Path) -> N
     ("words", "code", "told"),
     [
         (["--target", "tflite"], 2, "one of: ort, ncnn, mnn"),
-        (["--precision", "w8c_afp"], 4, "fp16"),
+        (["--precision", "w3c_afp"], 4, "it runs: fp32, fp16"),
+        (["--precision", "auto", "--no-gate"], 2, "needs the gates"),
         (["--precision", "fp61"], 2, "fp16"),
         (["--size", "512"], 2, "HEIGHTxWIDTH"),
         (["--size", "500x512"], 2, "multiples of 8"),

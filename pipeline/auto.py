@@ -1,0 +1,149 @@
+"""Speed honesty: every model of fewer bits is raced against float32, and `auto` takes none that loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ..runtimes.inputs import time_embedding_facts
+from ..validate.speed import SLOWER, MeasureSpeed, Speed, int8_unit, whole_ratio
+from ..validate.tolerances import AUTO_IMAGE_DB, image_tolerance
+from .errors import UsageError
+from .gate import THREADS, ask_pytorch, prove
+from .manifest import SpeedEntry
+from .measure import machine
+
+if TYPE_CHECKING:
+    from ..export.accessories import Schedules, Tokenizer
+    from ..quantize.plan import Plan, Shapes
+    from ..runtimes.protocol import Target
+    from ..validate.probes import Probes
+    from ..validate.report import ParityReport
+    from .artifacts import Checkpoint, TargetModel
+    from .progress import Progress
+    from .recipe import Recipe
+    from .stage import Runner
+
+PICTURE: Final = {"text_encoder": 2, "unet": 40, "vae_decoder": 1}
+"""Calls of one picture: 20 steps, two branches of guidance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One target's models, and what was found about them."""
+
+    recipe: Recipe  # with the precision that is in force
+    plans: Mapping[str, Plan]
+    models: Mapping[str, TargetModel]
+    parity: ParityReport | None
+    speed: Mapping[str, SpeedEntry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OneTarget:
+    """The models of one target: built, raced against float32, proven."""
+
+    source: Checkpoint
+    runtime: Target
+    size: tuple[int, int]  # height, width in pixels
+    tokenizer: Tokenizer
+    schedules: Schedules
+    run: Runner
+    progress: Progress
+
+    def build(self, plans: Mapping[str, Plan]) -> dict[str, TargetModel]:
+        """Component -> its model."""
+        return {
+            part: self.runtime.build(self.source.components[part], self.size, plan, self.run)
+            for part, plan in plans.items()
+        }
+
+    def built(self, recipe: Recipe, plans: Mapping[str, Plan], *, gate: bool) -> Built:
+        """The models of `plans`; with `gate` also their parity, and the speed of those with integers."""
+        models = self.build(plans)
+        if not gate:
+            return Built(recipe, plans, models, None)
+        probes = ask_pytorch(self.source, self.size, self.run)
+        parity = self._prove(models, plans, probes)
+        coded = {part: model for part, model in models.items() if not plans[part].is_float}
+        if coded and (why := why_no_gain()):
+            self.progress.say(why)
+        return Built(recipe, plans, models, parity, entries(self.race(coded, probes)))
+
+    def choose(self, recipe: Recipe, parameters: Mapping[str, Shapes]) -> Built:
+        """The smallest candidate that is not slower than float32 here and passes its gates; float32 is the last."""
+        probes = ask_pytorch(self.source, self.size, self.run)
+        if why := why_no_gain():
+            self.progress.say(why)
+        tried = candidates(self.runtime, recipe, parameters)
+        for number, (settled, plans) in enumerate(tried, start=1):
+            label, last = f"{self.runtime.name} {settled.quantize.precision}", number == len(tried)
+            models = self.build(plans)
+            speeds = self.race({part: model for part, model in models.items() if model.precision != "fp32"}, probes)
+            ratio = whole_ratio({part: forms[""] for part, forms in speeds.items()}, PICTURE) if speeds else 1.0
+            if ratio > SLOWER and not last:
+                self.progress.say(f"auto: {label} is slower than fp32 here: a picture takes {ratio:.2f}x of its time")
+                continue
+            parity = self._prove(models, plans, probes)
+            if not parity.ok and not last:
+                self.progress.say(f"auto: {label} does not pass its gates: {parity.failures()[0]}")
+                continue
+            self.progress.say(f"auto: {label} it is; a picture takes {ratio:.2f}x of fp32's time here")
+            return Built(settled, plans, models, parity, entries(speeds))
+        raise AssertionError("float32 is always a candidate")
+
+    def race(self, models: Mapping[str, TargetModel], probes: Probes) -> dict[str, dict[str, Speed]]:
+        """Component -> form ("" is the default one) -> speed against float32 on the same target."""
+        from ..quantize.plan import Plan
+
+        plain = self.build({part: Plan("fp32") for part in models})
+        facts = time_embedding_facts(self.source.components["unet"].config)
+        version, place = self.runtime.version(), machine()
+        found: dict[str, dict[str, Speed]] = {}
+        for part, model in models.items():
+            for form in ("", *(form for form in model.forms if form in plain[part].forms)):
+                stage = MeasureSpeed(model, plain[part], probes, facts, version, place, THREADS, form)
+                found.setdefault(part, {})[form] = self.run(stage)
+        return found
+
+    def _prove(self, models: Mapping[str, TargetModel], plans: Mapping[str, Plan], probes: Probes) -> ParityReport:
+        return prove(models, plans, self.source, self.runtime, probes, self.tokenizer, self.schedules, self.run)
+
+
+def candidates(
+    target: Target, recipe: Recipe, parameters: Mapping[str, Shapes]
+) -> list[tuple[Recipe, dict[str, Plan]]]:
+    """What `auto` tries on `target`, smallest first: the schemes whose pictures are held to `AUTO_IMAGE_DB`."""
+    found = []
+    for precision in target.precisions:
+        try:
+            if image_tolerance(target.name, precision).min_psnr_db < AUTO_IMAGE_DB:
+                continue
+        except UsageError:  # no tolerance is written down: nothing could prove it
+            continue
+        settled = recipe.settled(precision)
+        plans = settled.plans(parameters)
+        found.append((sum(plan.bits(parameters[name]) for name, plan in plans.items()), settled, plans))
+    return [(settled, plans) for _, settled, plans in sorted(found, key=lambda each: each[0])]
+
+
+def entries(speeds: Mapping[str, Mapping[str, Speed]]) -> dict[str, SpeedEntry]:
+    """For the manifest."""
+    return {
+        part: SpeedEntry(
+            ratio_to_fp32=forms[""].ratio, forms={form: speed.ratio for form, speed in forms.items() if form}
+        )
+        for part, forms in speeds.items()
+    }
+
+
+def why_no_gain() -> str:
+    """Why integers cannot be faster on this machine, for people; "" where they may be."""
+    unit = int8_unit()
+    if unit is None or unit:
+        return ""
+    return (
+        "this processor has no unit for int8 products (VNNI or dot product): integers save size and memory here, "
+        "but cannot win time"
+    )

@@ -1,0 +1,65 @@
+"""The race against float32: fair turns, ratios of neighbours, and what the processor has for integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusette.validate import speed
+from diffusette.validate.speed import Speed, int8_unit, take_turns, whole_ratio
+
+from tests.validate.test_latency import FEEDS, Clocked
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SETTLE", 0.0)
+
+
+def raced(ours: list[float], theirs: list[float]) -> tuple[list[list[float]], list[str]]:
+    diary: list[str] = []
+    racers: list[Any] = [(Clocked("a", ours, diary), FEEDS), (Clocked("b", theirs, diary), FEEDS)]
+    return take_turns(racers), diary
+
+
+def test_the_first_round_does_not_count_and_places_change() -> None:
+    (ours, theirs), diary = raced([9, *[0.001] * 40], [9, *[0.002] * 40])
+    assert len(ours) == len(theirs) == speed.MOST_TURNS
+    assert set(ours) == {0.001}
+    assert set(theirs) == {0.002}
+    assert "".join(diary).startswith("baabba")
+
+
+def test_slow_models_take_few_turns() -> None:
+    (ours, _), _ = raced([20.0] * 40, [10.0] * 40)
+    assert len(ours) == speed.LEAST_TURNS
+
+
+def measured(ours: float, theirs: float) -> Speed:
+    return Speed(Path(), "x", ours, theirs, ours / theirs, (1.0, 1.0), 5)
+
+
+def test_a_picture_weighs_each_component_by_its_calls() -> None:
+    speeds = {"unet": measured(10, 20), "vae_decoder": measured(100, 50), "vae_encoder": measured(1e6, 1)}
+    assert whole_ratio(speeds, {"unet": 40, "vae_decoder": 1, "text_encoder": 2}) == pytest.approx(500 / 850)
+
+
+def test_only_a_clear_loss_is_called_slower() -> None:
+    assert not measured(1.05, 1.0).is_slower
+    assert measured(1.2, 1.0).is_slower
+
+
+@pytest.mark.parametrize(
+    ("line", "unit"),
+    [
+        ("flags\t\t: fpu avx2 f16c", ""),
+        ("flags\t\t: fpu avx2 avx_vnni", "AVX-VNNI"),
+        ("Features\t: fp asimd asimddp", "dot product (ARMv8.2)"),
+        ("model name\t: unknown", None),
+    ],
+)
+def test_the_processor_says_what_it_has_for_integers(line: str, unit: str | None, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    assert int8_unit(tmp_path / "cpuinfo") == unit
+    assert int8_unit(tmp_path / "none") is None

@@ -81,8 +81,9 @@ class OneTarget:
             label, last = f"{self.runtime.name} {settled.quantize.precision}", number == len(tried)
             models = self.build(plans)
             speeds = self.race({part: model for part, model in models.items() if model.precision != "fp32"}, probes)
-            ratio = whole_ratio({part: forms[""] for part, forms in speeds.items()}, PICTURE) if speeds else 1.0
-            if ratio > SLOWER and not last:
+            default = {part: forms[""] for part, forms in speeds.items()}
+            ratio = whole_ratio(default, PICTURE) if speeds else 1.0
+            if speeds and whole_ratio(default, PICTURE, least=True) > SLOWER and not last:
                 self.progress.say(f"auto: {label} is slower than fp32 here: a picture takes {ratio:.2f}x of its time")
                 continue
             parity = self._prove(models, plans, probes)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from math import comb
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -19,16 +20,18 @@ from .latency import SETTLE
 from .probes import Probes
 from .stages import in_form
 
-SLOWER: Final = 1.10
-"""A ratio of times above which a model is called slower.
+SLOWER: Final = 1.03
+"""A model is called slower when the whole 95 % interval of its ratio lies above this.
 
-Two loads of one and the same float32 model of the demo, measured like this on a machine with three times as many
-busy threads as cores, differed by up to 8 %; on a quiet one by 2 %.
+On a machine with five busy threads a core the median of 15 ratios of two loads of one and the same model came out
+between 0.88 and 1.12, so a median alone says nothing there.
 """
 
 LEAST_TURNS: Final = 5
-MOST_TURNS: Final = 15
-ENOUGH: Final = 3.0  # seconds of native time after which more turns would tell little more
+MOST_TURNS: Final = 60
+ENOUGH: Final = 3.0  # seconds of native time after which turns end if the verdict is clear
+CLEAR_TURNS: Final = 12
+AT_MOST: Final = 15.0  # ... and if it is not
 
 OPENER: Final = "diffusette.runtimes.registry:open_model"
 
@@ -43,20 +46,20 @@ _UNITS: Final = {  # flag of /proc/cpuinfo -> what people call it
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Median milliseconds of a model and of float32, and the median of their ratios turn by turn, with quartiles."""
+    """Median milliseconds of a model and of float32; median of their ratios turn by turn, with its 95 % interval."""
 
     folder: Path
     component: str
     median_ms: float
     plain_ms: float
     ratio: float
-    quartiles: tuple[float, float]
+    interval: tuple[float, float]
     turns: int
     digest: str = ""
 
     @property
     def is_slower(self) -> bool:
-        return self.ratio > SLOWER
+        return self.interval[0] > SLOWER
 
 
 @dataclass(frozen=True)
@@ -101,20 +104,23 @@ class MeasureSpeed:
                 racers.append((session, native_feeds(probe.feeds, session.inputs, self.time_embedding)))
             ours, theirs = take_turns(racers)
         ratios = np.array(ours) / np.array(theirs)
-        low, middle, high = (float(q) for q in np.percentile(ratios, (25, 50, 75)))
+        low, high = median_interval(ratios.tolist())
         return Speed(
             into,
             self.model.component,
             1e3 * float(np.median(ours)),
             1e3 * float(np.median(theirs)),
-            round(middle, 3),
+            round(float(np.median(ratios)), 3),
             (round(low, 3), round(high, 3)),
             len(ours),
         )
 
 
 def take_turns(racers: Sequence[tuple[Any, Any]]) -> list[list[float]]:
-    """Seconds of each racer (session, feeds), who take turns and change places each round; one warm-up is dropped."""
+    """Seconds of both racers (session, feeds), who take turns and change places each round; a warm-up is dropped.
+
+    Turns end when the interval of the ratio lies on one side of `SLOWER`, or enough time has been spent.
+    """
     seconds: list[list[float]] = [[] for _ in racers]
     for turn in range(MOST_TURNS + 1):
         order = list(enumerate(racers))
@@ -123,16 +129,30 @@ def take_turns(racers: Sequence[tuple[Any, Any]]) -> list[list[float]]:
             session.run(feeds)
             if turn:
                 seconds[number].append(session.last_seconds)
-        if turn >= LEAST_TURNS and sum(map(sum, seconds)) > ENOUGH:
+        if turn < LEAST_TURNS:
+            continue
+        spent = sum(map(sum, seconds))
+        low, high = median_interval([ours / theirs for ours, theirs in zip(*seconds, strict=True)])
+        clear = turn >= CLEAR_TURNS and (low > SLOWER or high < SLOWER)
+        if clear or spent > (ENOUGH if low > SLOWER or high < SLOWER else AT_MOST):
             break
     return seconds
 
 
-def whole_ratio(speeds: Mapping[str, Speed], calls: Mapping[str, int]) -> float:
-    """Time of a picture that calls each component so often, divided by float32's."""
-    ours = sum(speeds[name].median_ms * count for name, count in calls.items() if name in speeds)
-    theirs = sum(speeds[name].plain_ms * count for name, count in calls.items() if name in speeds)
-    return ours / theirs
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median lies with a confidence of 95 %, by the binomial distribution of ranks; all of few values."""
+    ranked, count = sorted(values), len(values)
+    below, rank = 0.0, 0
+    while (below := below + comb(count, rank) / 2**count) <= 0.025:
+        rank += 1
+    return ranked[max(rank - 1, 0)], ranked[min(count - rank, count - 1)]
+
+
+def whole_ratio(speeds: Mapping[str, Speed], calls: Mapping[str, int], *, least: bool = False) -> float:
+    """Time of a picture of so many calls, divided by float32's; `least`: by the low ends of the intervals."""
+    weights = {name: speeds[name].plain_ms * count for name, count in calls.items() if name in speeds}
+    ratios = {name: speeds[name].interval[0] if least else speeds[name].ratio for name in weights}
+    return sum(ratios[name] * weight for name, weight in weights.items()) / sum(weights.values())
 
 
 @cache

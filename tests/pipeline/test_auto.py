@@ -34,7 +34,15 @@ class Told(OneTarget):
     def race(self, models: Any, probes: Any) -> Any:
         return {
             part: {
-                "": Speed(Path(), part, 10 * self.ratios[model.precision], 10, self.ratios[model.precision], (1, 1), 5)
+                "": Speed(
+                    Path(),
+                    part,
+                    10 * self.ratios[model.precision],
+                    10,
+                    self.ratios[model.precision],
+                    (self.ratios[model.precision],) * 2,
+                    5,
+                )
             }
             for part, model in models.items()
         }

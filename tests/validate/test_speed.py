@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from diffusette.validate import speed
-from diffusette.validate.speed import Speed, int8_unit, take_turns, whole_ratio
+from diffusette.validate.speed import Speed, int8_unit, median_interval, take_turns, whole_ratio
 
 from tests.validate.test_latency import FEEDS, Clocked
 
@@ -25,7 +25,7 @@ def raced(ours: list[float], theirs: list[float]) -> tuple[list[list[float]], li
 
 def test_the_first_round_does_not_count_and_places_change() -> None:
     (ours, theirs), diary = raced([9, *[0.001] * 40], [9, *[0.002] * 40])
-    assert len(ours) == len(theirs) == speed.MOST_TURNS
+    assert len(ours) == len(theirs) == speed.CLEAR_TURNS
     assert set(ours) == {0.001}
     assert set(theirs) == {0.002}
     assert "".join(diary).startswith("baabba")
@@ -36,8 +36,18 @@ def test_slow_models_take_few_turns() -> None:
     assert len(ours) == speed.LEAST_TURNS
 
 
-def measured(ours: float, theirs: float) -> Speed:
-    return Speed(Path(), "x", ours, theirs, ours / theirs, (1.0, 1.0), 5)
+def test_an_open_race_goes_on() -> None:
+    (ours, _), _ = raced([0.001, *[0.0009, 0.0012] * 40], [0.001] * 81)
+    assert len(ours) == speed.MOST_TURNS
+
+
+def test_the_interval_of_a_median_needs_no_model_of_the_noise() -> None:
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert median_interval([float(n) for n in range(1, 16)]) == (4.0, 12.0)  # tables: ranks 4 and 12 of 15
+
+
+def measured(ours: float, theirs: float, low: float = 1.0) -> Speed:
+    return Speed(Path(), "x", ours, theirs, ours / theirs, (low, 9.0), 5)
 
 
 def test_a_picture_weighs_each_component_by_its_calls() -> None:
@@ -46,8 +56,8 @@ def test_a_picture_weighs_each_component_by_its_calls() -> None:
 
 
 def test_only_a_clear_loss_is_called_slower() -> None:
-    assert not measured(1.05, 1.0).is_slower
-    assert measured(1.2, 1.0).is_slower
+    assert not measured(1.2, 1.0, low=0.95).is_slower
+    assert measured(1.2, 1.0, low=1.1).is_slower
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class MeasureSpeed:
     form: str = ""
 
     name: ClassVar[str] = "speed"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ()
     output: ClassVar[type] = Speed
 

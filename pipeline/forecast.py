@@ -38,9 +38,9 @@ class Cost:
     disk: float = 0.0  # times the component's float32 weights, kept in the cache
 
 
-# pnnx runs the traced model at small sizes: its convolutions' work space, not the weights, is what the VAE costs.
-_PNNX_MIB: Final = {"text_encoder": 2.1, "unet": 2.1, "vae_decoder": 15.5, "vae_encoder": 11.8}
-_PNNX_SECONDS: Final = {"text_encoder": 30.0, "unet": 40.0, "vae_decoder": 660.0, "vae_encoder": 620.0}
+# pnnx runs narrow copies of the model at small sizes: its convolutions' work space is what the VAE costs.
+_PNNX_MIB: Final = {"text_encoder": 0.8, "unet": 0.02, "vae_decoder": 4.2, "vae_encoder": 1.8}
+_PNNX_SECONDS: Final = {"text_encoder": 25.0, "unet": 8.0, "vae_decoder": 220.0, "vae_encoder": 220.0}
 
 COSTS: Final[dict[str, Cost]] = {
     # stage: what every target starts from

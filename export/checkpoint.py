@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import rfc8785
 
-from ..pipeline.artifacts import ALONE, Checkpoint, Companions, ComponentSource
+from ..pipeline.artifacts import ALONE, Checkpoint, Companions, ComponentSource, StoredTensor
 from ..pipeline.errors import CheckpointError
 from ..pipeline.hashing import sha256_of_file
 from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
@@ -22,6 +22,7 @@ from .families import Family, Part, recognise, refuse_unsupported
 from .graph import architecture
 from .layout import Layout, read_folder
 from .loose_file import is_single_file, refuse_loose
+from .pickled_file import is_pickled
 from .survey import Survey, refuse_non_finite
 from .survey import survey as survey_file
 from .weights import Weights, current_names
@@ -192,7 +193,7 @@ def _surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
         if place in adapters:  # its factors are digested with the weights that they change
             sources[label] = sha256_of_file(place)
         elif place in weights:
-            surveys[place] = survey_file(place, memo=memo)
+            surveys[place] = survey_file(place, tensors=_listed(checkpoint, place), memo=memo)
             refuse_non_finite(place, surveys[place])
             sources[label] = surveys[place].sha256
         else:
@@ -208,6 +209,13 @@ def _surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
         "tokenizer": {name: digest for name, digest in sources.items() if name.startswith("tokenizer/")},
     }
     return replace(checkpoint, components=components, sources=sources, digest=_digest(facts, checkpoint.root))
+
+
+def _listed(checkpoint: Checkpoint, place: Path) -> list[StoredTensor] | None:
+    """The tensors of a file that has no safetensors header."""
+    if place.is_file() and not is_pickled(place):
+        return None
+    return [tensor for source in checkpoint.components.values() for tensor in source.tensors if tensor.file == place]
 
 
 def _hash_small(file: Path) -> str:

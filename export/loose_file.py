@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
+from ..pipeline.artifacts import StoredTensor
 from ..pipeline.errors import CheckpointError
 from .diffusers_folder import INDEX, read_json
 from .families import Headers, refuse_unsupported
 from .file_kind import FOLDER, describe_foreign
+from .pickled_file import is_pickled, read_pickled
 from .safetensors_file import read_header
 
 LDM_UNET: Final = "model.diffusion_model."  # where the original code keeps the UNet
@@ -16,10 +19,17 @@ _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".o
 
 
 def is_single_file(path: Path) -> bool:
-    """Whether `path` is one safetensors file with a whole checkpoint of the original code. Reads its header."""
+    """Whether `path` is one file with a whole checkpoint of the original code. Reads its header.
+
+    Raises:
+        CheckpointError: it is a pickle that would run code, or is damaged.
+    """
+    if not path.is_file():
+        return False
+    if is_pickled(path):
+        return any(name.startswith(LDM_UNET) for name in read_pickled(path))
     return (
-        path.is_file()
-        and describe_foreign(path) is None
+        describe_foreign(path) is None
         and _looks_like_safetensors(path)
         and any(name.startswith(LDM_UNET) for name in read_header(path))
     )
@@ -54,12 +64,17 @@ def _refuse_folder(folder: Path) -> NoReturn:
 
 
 def _refuse_file(file: Path) -> NoReturn:
+    if is_pickled(file):
+        _refuse_tensors(file, read_pickled(file))
     foreign = describe_foreign(file)
     if foreign is not None:
         raise CheckpointError(f"{file}: {foreign.what}, not a checkpoint that can be opened", hint=foreign.hint)
     if not _looks_like_safetensors(file):
         raise CheckpointError(f"{file}: not a checkpoint: neither safetensors nor any format known here", hint=FOLDER)
-    tensors = read_header(file)
+    _refuse_tensors(file, read_header(file))
+
+
+def _refuse_tensors(file: Path, tensors: Mapping[str, StoredTensor]) -> NoReturn:
     shapes = {tensor.name: tensor.shape for tensor in tensors.values()}
     refuse_unsupported(Headers(tensors={"": shapes}), str(file))
     shown = ", ".join(list(shapes)[:3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -20,7 +20,7 @@ from ..pipeline.errors import CheckpointError, NoRoom
 from .safetensors_file import dtype_of, read_header
 
 CHUNK_BYTES: Final = 16 * 2**20
-MEMO_VERSION: Final = 2  # +1 whenever a survey of equal bytes may say something else
+MEMO_VERSION: Final = 3  # +1 whenever a survey of equal bytes may say something else
 
 # stored dtype -> (unsigned integers of its width, bits without the sign, bits of +infinity). IEEE 754 magnitudes
 # order like their bit patterns, so one AND and one integer maximum find the largest value, infinities and NaN at
@@ -51,24 +51,31 @@ class Survey:
     abs_max: float  # over all finite tensors of a float dtype; 0 when there are none
     abs_max_tensor: str
     non_finite: NonFinite | None
-    tensors: Mapping[str, str]  # name -> sha256 of its bytes
+    tensors: Mapping[str, str]  # `place_of` a tensor -> sha256 of its bytes
 
 
-def survey(file: Path, *, memo: Path | None = None) -> Survey:
+def place_of(tensor: StoredTensor) -> str:
+    """Where a tensor's bytes lie in their file: what a survey lists them by."""
+    return f"{tensor.start}+{tensor.bytes}"
+
+
+def survey(file: Path, *, tensors: Sequence[StoredTensor] | None = None, memo: Path | None = None) -> Survey:
     """Read `file` once, in chunks of 16 MiB, or recall what an earlier pass over the unchanged file found.
 
     Args:
-        file: a safetensors file.
+        file: a safetensors file, or any other with `tensors` in it.
+        tensors: where they lie; None asks the safetensors header.
         memo: folder that remembers surveys by path, size, times and inode; None remembers nothing.
     Raises:
         CheckpointError: the file is damaged, or changed while it was read.
     """
     before = _identity(file)
-    entry = memo / f"{hashlib.sha256(json.dumps(before).encode()).hexdigest()}.json" if memo is not None else None
+    what = [before, sorted(map(place_of, tensors)) if tensors is not None else None]
+    entry = memo / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.json" if memo is not None else None
     if entry is not None and (known := _recall(entry)) is not None:
         return known
     try:
-        found = _one_pass(file, list(read_header(file).values()))
+        found = _one_pass(file, list(read_header(file).values()) if tensors is None else tensors)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check the disk") from error
     if _identity(file) != before:
@@ -93,15 +100,19 @@ def refuse_non_finite(file: Path, found: Survey) -> None:
         )
 
 
-def _one_pass(file: Path, tensors: list[StoredTensor]) -> Survey:
+def _one_pass(file: Path, tensors: Sequence[StoredTensor]) -> Survey:
     digest = hashlib.sha256()
     largest, largest_tensor, first, affected = 0.0, "", None, 0
     buffer = memoryview(bytearray(CHUNK_BYTES))
     # hashlib and numpy both release the interpreter lock: hashing, the slower half, hides the scan.
     content: dict[str, str] = {}
     with FileIO(file) as stream, ThreadPoolExecutor(2) as hashing:
-        digest.update(_fill(memoryview(bytearray(tensors[0].start if tensors else file.stat().st_size)), stream))
-        for tensor in tensors:
+        position = 0
+        for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+            if tensor.start < position:
+                continue  # another name of bytes that were just read
+            _hash_between(tensor.start - position, buffer, stream, digest)
+            position = tensor.start + tensor.bytes
             scan = _Scan(dtype_of(tensor))
             own = hashlib.sha256()
             for offset in range(0, tensor.bytes, CHUNK_BYTES):
@@ -110,15 +121,22 @@ def _one_pass(file: Path, tensors: list[StoredTensor]) -> Survey:
                 scan.add(chunk)
                 for done in hashed:
                     done.result()
-            content[tensor.name] = own.hexdigest()
+            content[place_of(tensor)] = own.hexdigest()
             if scan.count:
                 affected += 1
                 first = first or NonFinite(tensor.name, scan.first, scan.count, 0)
             elif scan.abs_max > largest:
                 largest, largest_tensor = scan.abs_max, tensor.name
+        _hash_between(file.stat().st_size - position, buffer, stream, digest)
     if first is not None:
         first = NonFinite(first.tensor, first.index, first.count, affected)
     return Survey(digest.hexdigest(), largest, largest_tensor, first, content)
+
+
+def _hash_between(count: int, buffer: memoryview, stream: FileIO, digest: Any) -> None:
+    """Read `count` bytes that are no tensor's: a header, or what an archive has between its members."""
+    for offset in range(0, count, CHUNK_BYTES):
+        digest.update(_fill(buffer[: min(CHUNK_BYTES, count - offset)], stream))
 
 
 class _Scan:

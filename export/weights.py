@@ -15,6 +15,7 @@ from ..pipeline.artifacts import Adapted, ComponentSource, StoredTensor
 from ..pipeline.errors import CheckpointError
 from .families import Part, get_family
 from .safetensors_file import read_header, read_tensor
+from .survey import place_of
 
 SHOWN = 5  # names listed in an error before "and N more"
 
@@ -68,16 +69,11 @@ class Weights:
         A tensor that adapters change lists them too: kind, scale, settings, sha256 of each factor.
 
         Args:
-            known: file -> stored name -> sha256 of that tensor's bytes; a slice or a transposed one is read instead.
+            known: file -> `survey.place_of` a tensor -> sha256 of its bytes; slices and transposed are read instead.
         """
-        whole = {
-            (file, tensor.start, tensor.bytes): digests[name]
-            for file, digests in known.items()
-            for name, tensor in read_header(file).items()
-        }
         listed: list[list[Any]] = []
         for name, tensor in sorted(self._tensors.items()):
-            stored = None if tensor.transposed else whole.get(_place(tensor))
+            stored = None if tensor.transposed else known.get(tensor.file, {}).get(place_of(tensor))
             changes = [_description(change) for change in self._changes.get(name, ())]
             listed.append([name, tensor.dtype, stored or _sha256(read_tensor(tensor)), *changes])
         return listed
@@ -138,10 +134,6 @@ def current_names(stored: Iterable[StoredTensor], part: Part) -> dict[str, Store
             )
         named[name] = tensor
     return named
-
-
-def _place(tensor: StoredTensor) -> tuple[Path, int, int]:
-    return tensor.file, tensor.start, tensor.bytes
 
 
 def _description(change: Adapted) -> dict[str, Any]:

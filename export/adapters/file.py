@@ -16,7 +16,7 @@ from typing import Any, Final
 from ...pipeline.artifacts import StoredTensor
 from ...pipeline.errors import CheckpointError
 from ..diffusers_folder import read_json
-from ..safetensors_file import read_header, read_metadata
+from ..stored_file import read_stored
 
 PEFT_CONFIG: Final = "adapter_config.json"
 _FILES: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of PEFT and of diffusers
@@ -77,8 +77,7 @@ def read_adapter(place: Path) -> AdapterFile:
     weights = _weights_of(place) if place.is_dir() else place
     config = weights.parent / PEFT_CONFIG
     settings = read_json(config) if config.is_file() else {}
-    metadata = read_metadata(weights)
-    stored = read_header(weights)
+    stored, metadata = read_stored(weights)
     modules: dict[str, dict[str, StoredTensor]] = {}
     strangers = []
     for name, tensor in stored.items():

@@ -11,7 +11,7 @@ from ...pipeline.errors import CheckpointError
 from ..diffusers_folder import find_tokenizer_files, read_headers
 from ..families import Headers, refuse_unsupported
 from ..layout import Layout, PartWeights
-from ..safetensors_file import read_header, read_metadata
+from ..stored_file import read_stored
 from .evidence import Evidence, gather
 from .familiar import recognise_text_encoder
 from .names import (
@@ -42,12 +42,14 @@ _PIPELINES: Final = {
 
 
 def read_single_file(file: Path, given: Companions) -> Layout:
-    """Take `file` apart. Reads its header (and, for a vocabulary of its own, one small tensor).
+    """Take `file` apart: a safetensors file, or one that torch.save wrote.
+
+    Reads its header (and, for a vocabulary of its own, one small tensor).
 
     Raises:
         CheckpointError: it is of another kind, incomplete, or something that it does not state is needed.
     """
-    return read_tensors(file, read_header(file), read_metadata(file), given)
+    return read_tensors(file, *read_stored(file), given)
 
 
 def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given: Companions) -> Layout:

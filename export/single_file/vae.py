@@ -9,7 +9,8 @@ from typing import Any
 from ...pipeline.errors import CheckpointError
 from ..diffusers_folder import INDEX, find_weights, read_json
 from ..layout import Layout, PartWeights, read_parts
-from ..safetensors_file import read_header
+from ..pickled_file import is_pickled
+from ..stored_file import read_stored
 from .names import VAE_PREFIXES, vae_names, vae_tensors
 from .shapes import vae_config
 
@@ -35,7 +36,7 @@ def read_vae(place: Path, replaced: Mapping[str, Any]) -> Apart:
         files, index = find_weights(folder)
         places = {f"vae/{file.name}": file for file in (*files, *([index] if index else ()), folder / "config.json")}
         return read_json(folder / "config.json"), read_parts(files), places
-    stored = vae_tensors(read_header(place))
+    stored = vae_tensors(read_stored(place)[0])
     if not stored:
         raise CheckpointError(f"--vae {place}: no tensor of a VAE in it", hint="give a VAE's folder or file")
     prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in stored)), "")
@@ -48,7 +49,7 @@ def read_vae(place: Path, replaced: Mapping[str, Any]) -> Apart:
     if "block_out_channels" not in replaced:
         raise CheckpointError(f"--vae {place}: a VAE without config.json", hint="give its folder")
     # the shapes are compared with the configuration when the model is built
-    return dict(replaced), PartWeights((place,), tuple(stored.values())), places
+    return dict(replaced), PartWeights((place,), tuple(stored.values()), renamed=is_pickled(place)), places
 
 
 def with_vae(layout: Layout, place: Path) -> Layout:

@@ -118,6 +118,8 @@ def open_clip_names(stored: Tensors, prefix: str, layers: int, width: int) -> tu
         return not block.isdigit() or int(block) < layers
 
     ignored = {f"{prefix}logit_scale", f"{prefix}attn_mask"}
+    if prefix == OPEN_CLIP_PREFIXES[0]:  # SD 2.x has it and does not use it
+        ignored.add(f"{prefix}text_projection")
     own = {
         name: tensor
         for name, tensor in stored.items()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.export.safetensors_file import read_tensor
 from diffusette.export.single_file.open import read_single_file
 from diffusette.export.single_file.tokenizer import CLIP
 from diffusette.export.weights import Weights
@@ -209,6 +210,51 @@ def test_equal_content_has_one_digest_in_any_file(file: Path, tensors: Tensors, 
     same = {part for part in one.components if one.components[part].digest == other.components[part].digest}
     assert same == {"text_encoder", "vae_decoder", "vae_encoder"}
     assert one.digest != other.digest
+
+
+# --- SD 2.x and SDXL
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_open_clip_and_sdxl_files_are_laid_out_as_the_modules_they_were(kind: str, tmp_path: Path) -> None:
+    pipeline = original_pipeline(kind)
+    file = write_ldm(tmp_path / "model.safetensors", ldm_tensors(pipeline))
+    layout = read_single_file(file, Companions(tokenizer=TOKENIZER, prediction="v_prediction"))
+    for part, found in layout.weights.items():
+        module = getattr(pipeline, part)
+        state = {n.removeprefix("text_model."): v for n, v in module.state_dict().items()}
+        names = {tensor.name.removeprefix("text_model."): tensor for tensor in found.tensors}
+        unused = {"embeddings.position_ids", "text_projection.weight"} if part.startswith("text") else set()
+        assert set(names) - unused == set(state) - unused
+        for name, values in state.items():
+            read = read_tensor(names[name]).reshape(values.shape)
+            np.testing.assert_array_equal(read, values.numpy(), err_msg=name)
+        config = layout.headers.configs[part]
+        for key, value in config.items():
+            if key not in ("_class_name", "sample_size", "architectures", "scaling_factor"):
+                stated = module.config.to_dict()[key] if part.startswith("text") else module.config[key]
+                assert value == (list(stated) if isinstance(stated, tuple) else stated), (part, key)
+    assert layout.headers.configs["vae"]["scaling_factor"] == {"sd2": 0.18215, "sdxl": 0.13025}[kind]
+
+
+def test_an_sd2_file_that_does_not_say_what_it_predicts_asks(tmp_path: Path) -> None:
+    tensors = ldm_tensors(original_pipeline("sd2"))
+    file = write_ldm(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="nothing in this file says which") as caught:
+        read_single_file(file, GIVEN)
+    assert "--prediction" in caught.value.hint
+    stated = write_ldm(tmp_path / "v.safetensors", tensors, metadata={"modelspec.prediction_type": "v"})
+    layout = read_single_file(stated, GIVEN)
+    assert layout.headers.configs["scheduler"]["prediction_type"] == "v_prediction"
+    assert layout.headers.configs["unet"]["sample_size"] == 96  # 768 pixels
+
+
+def test_the_refiner_is_refused_by_name(tmp_path: Path) -> None:
+    tensors = {
+        "model.diffusion_model.out.2.bias": torch.zeros(4),
+        "conditioner.embedders.0.model.ln_final.bias": torch.zeros(4),
+    }
+    assert "the refiner" in refusal(write_ldm(tmp_path / "refiner.safetensors", tensors)).what
 
 
 # --- a VAE apart

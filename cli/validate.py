@@ -35,6 +35,12 @@ def validate(
         int | None, typer.Option("--steps", min=1, help="Of the pictures, as the bundle has them.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to send: one file, works offline.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside", help="With --layers --html: another runtime's bundle, for the map; repeat for several."
+        ),
+    ] = None,
     speed: Annotated[
         bool | None,
         typer.Option("--speed/--no-speed", help="Time it for the page. [default: where that takes seconds]"),
@@ -47,7 +53,7 @@ def validate(
     Exits with 5 when one drifted past its tolerance, the worst first; with 6 when a file is damaged.
     """
     from ..pipeline.bundle import open_bundle
-    from ..pipeline.check import PictureChoice, check_bundle
+    from ..pipeline.check import PictureChoice, check_bundle, layers_of
     from ..pipeline.measure import quick_profile
     from ..pipeline.page_file import refuse_unwritable_page, write_page
     from ..validate.page import parity_page
@@ -57,8 +63,11 @@ def validate(
 
     if html is None and speed is not None:
         raise UsageError("--speed and --no-speed are about the page", hint="add --html FILE")
+    if beside and (html is None or not layers):
+        raise UsageError("--beside adds columns to the page's map of layers", hint="add --layers and --html FILE")
     if html is not None:
         refuse_unwritable_page(html)
+    others = [open_bundle(other) for other in beside or ()]
     opened = open_bundle(bundle)
     shown: list[Shown] = []
     progress = TerminalProgress()
@@ -76,7 +85,9 @@ def validate(
     )
     if html is not None:
         profile = quick_profile(opened, speed, reference=reference, threads=threads, progress=progress)
-        write_page(html, parity_page(report.to_json(), opened.manifest, shown, profile, command_line()))
+        columns = layers_of(others, reference=reference, threads=threads, progress=progress)
+        page = parity_page(report.to_json(), opened.manifest, shown, profile, command_line(), columns)
+        write_page(html, page)
     for remark in remarks:
         warn(remark)
     if as_json:

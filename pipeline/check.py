@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..runtimes.txt2img.generate import draw
 from ..validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
@@ -22,7 +22,7 @@ from .sessions import opener, painter
 from .stage import run_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from .artifacts import Checkpoint, TargetModel
     from .stage import Runner
@@ -125,6 +125,21 @@ def check_bundle(
         return _with_pictures(
             report, bundle, checkpoint, coarsest(models), threads, plan, keep, oracle_prompts, run, progress
         ), remarks
+
+
+def layers_of(
+    bundles: Sequence[Bundle], *, reference: str | None, threads: int, progress: Progress
+) -> dict[str, list[dict[str, Any]]]:
+    """Layers of each bundle as `validate --layers --json` says them, by runtime, or by folder where two have one."""
+    targets = [bundle.manifest.target.name for bundle in bundles]
+    found = {}
+    for bundle, target in zip(bundles, targets, strict=True):
+        report, _ = check_bundle(
+            bundle, reference=reference, image=False, layers=True, threads=threads, progress=progress
+        )
+        label = target if targets.count(target) == 1 else str(bundle.path)
+        found[label] = list(report.to_json()["layers"])
+    return found
 
 
 def _look_into(

@@ -23,10 +23,13 @@ _RATIOS: Final = (
 Facts = Mapping[str, Any]
 
 
-def layer_section(facts: Facts, target: str) -> dict[str, Any] | None:
+def layer_section(facts: Facts, target: str, beside: Mapping[str, Sequence[Facts]]) -> dict[str, Any] | None:
     """The ten worst modules with what to try, a map of all, and what comes near float16's end; None: not compared.
 
     A module that computes wrongly stands before one that merely loses much to its precision.
+
+    Args:
+        beside: label -> layers of further bundles of the same checkpoint, for more columns of the map.
     """
     layers: Sequence[Facts] = facts["layers"]
     if not layers:
@@ -44,14 +47,34 @@ def layer_section(facts: Facts, target: str) -> dict[str, Any] | None:
         "worst": [_card(layer, first, _name(layer) == bad, ratios) for layer in worst],
         "count": len(layers),
         "open": len(layers) <= OPEN,
-        "map": {
+        "map": _map(layers, target, ratios, beside),
+        "largest": _largest(facts.get("ranges", {})),
+    }
+
+
+def _map(
+    layers: Sequence[Facts],
+    target: str,
+    ratios: Sequence[tuple[str, str, str]],
+    beside: Mapping[str, Sequence[Facts]],
+) -> dict[str, Any]:
+    """Module by runtime where there are others, else module by kind of error."""
+    if not beside:
+        return {
             "words": f"signal over error of every module on {target}, in dB",
             "columns": [f"{target}: {ratios[0][1]}", *(heading for _, heading, _ in ratios[1:])],
             "rows": [
                 {"module": _name(layer), "cells": [_cell(layer.get(key)) for key, _, _ in ratios]} for layer in layers
             ],
-        },
-        "largest": _largest(facts.get("ranges", {})),
+        }
+    key = ratios[0][0]
+    columns = {label: {_name(layer): layer.get(key) for layer in found} for label, found in beside.items()}
+    names = dict.fromkeys([*map(_name, layers), *(name for column in columns.values() for name in column)])
+    columns = {target: {_name(layer): layer.get(key) for layer in layers}, **columns}
+    return {
+        "words": f"signal over error of every module ({ratios[0][2]}) on {', '.join(columns)}, in dB",
+        "columns": list(columns),
+        "rows": [{"module": name, "cells": [_cell(column.get(name)) for column in columns.values()]} for name in names],
     }
 
 

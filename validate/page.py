@@ -26,7 +26,14 @@ MOST_PICTURES: Final = 4
 Facts = Mapping[str, Any]
 
 
-def parity_page(facts: Facts, manifest: Manifest, shown: Sequence[Shown], profile: Facts | None, command: str) -> str:
+def parity_page(
+    facts: Facts,
+    manifest: Manifest,
+    shown: Sequence[Shown],
+    profile: Facts | None,
+    command: str,
+    beside: Mapping[str, Sequence[Facts]] | None = None,
+) -> str:
     """The page of `validate --html`.
 
     Args:
@@ -34,6 +41,7 @@ def parity_page(facts: Facts, manifest: Manifest, shown: Sequence[Shown], profil
         shown: pictures by both, in any order; the worst are shown.
         profile: `ProfileReport.to_json()`, None where speed was not measured.
         command: the words that were typed, for whoever wants to repeat it.
+        beside: label -> `layers` of other bundles of the checkpoint, to be shown beside this one's.
     """
     target = manifest.target
     components: Facts = facts["components"]
@@ -51,7 +59,7 @@ def parity_page(facts: Facts, manifest: Manifest, shown: Sequence[Shown], profil
         components=[component_card(name, part) for name, part in components.items()],
         pictures=pictures_section(facts["image"], shown, "PyTorch"),
         oracle=_oracle(facts["oracle"]),
-        layers=layer_section(facts, target.name),
+        layers=layer_section(facts, target.name, beside or {}),
         charts=bundle_charts(manifest, profile),
         busy=busy_note(profile["busy"] if profile else None),
         method=[*_method(facts), *speed_method(profile), ("command", command)],

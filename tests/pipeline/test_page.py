@@ -95,6 +95,7 @@ def test_the_verdict_comes_first_and_in_one_line(report: tuple[ParityReport, lis
     text = page_of(bad, shown, bundle)
     assert "<h1>tiny on ort is not what PyTorch computes: unet is 20.0 dB from it, 45 dB needed</h1>" in text
     assert '<span class="pill bad">failed</span>' in text
+    assert "with <code>--layers</code> names it" in text
     hidden = replace(parity.components[0], fidelity=FAR)
     text = page_of(replace(parity, components=(hidden, parity.components[1])), shown, bundle)
     assert "unet is 20.0 dB from its rounded weights, 40 dB needed" in text
@@ -139,6 +140,20 @@ def test_layers_name_the_first_bad_module_and_what_to_try(page: str) -> None:
     assert r"match = &#39;unet/down_blocks\.13\.attentions\.0\.attn2\.to_q&#39;" in page
     assert page.count('class="cell"') == 3 * 14
     assert "3.28e+04, 50.0% of float16" in page
+
+
+def test_the_map_puts_other_runtimes_beside_this_one(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> None:
+    parity, shown = report
+    others = [{**layer, "made_db": 50.0} for layer in LAYERS[:13]]
+    more = {**others[0], "module": "mid_block.only_here"}
+    facts = {**parity.to_json(), "layers": LAYERS, "first_bad": None}
+    text = parity_page(facts, bundle.manifest, shown, None, "diffusette validate", {"mnn": [*others, more]})
+    headings = re.findall(r'role="columnheader"[^>]*>([^<]+)<', text)
+    assert headings == ["module", "ort", "mnn"]
+    cells = re.findall(r'role="cell"[^>]*>([^<]+)<', text)
+    assert len(cells) == 2 * 15
+    assert cells[:2] == ["135", "50"]
+    assert cells[-4:] == ["135", "–", "–", "50"]
 
 
 def test_layers_with_the_least_of_keys_are_shown_too(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ the weights of four; each of its projections is therefore also run by itself, as
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,35 +39,47 @@ def read_wiring(model: TargetModel, traced: TracedNcnn) -> Wiring:
     """
     file = model.folder / model.files[0]
     layers = parse(file.read_text(), file.name)
-    ours = parse(traced.param.read_text(), traced.param.name)
-    if [(layer.type, layer.name) for layer in layers] != [(layer.type, layer.name) for layer in ours]:
+    traced_layers = parse(traced.param.read_text(), traced.param.name)
+    missing = {layer.name for layer in traced_layers if layer.type != _SPLIT} - {layer.name for layer in layers}
+    if missing:
         raise BundleError(
-            f"{file} is not the graph that pnnx makes of this checkpoint now, so its layers cannot be named",
+            f"{file} is not the graph that pnnx makes of this checkpoint now, it lacks {min(missing)}: "
+            "its layers cannot be named",
             hint="convert the checkpoint again with the versions that are installed",
         )
-    return wiring_of(layers, traced.blobs(), model.outputs[0].name)
+    return wiring_of(layers, traced_layers, traced.blobs(), model.outputs[0].name)
 
 
-def wiring_of(layers: Sequence[Layer], blobs: Sequence[layout.Blob], output: str) -> Wiring:
-    """The wiring of a graph whose weights are `blobs`."""
-    owners: dict[str, dict[str, str]] = {}  # layer -> role of a weight -> module
+def wiring_of(layers: Sequence[Layer], traced: Sequence[Layer], blobs: Sequence[layout.Blob], output: str) -> Wiring:
+    """The wiring of a graph.
+
+    Args:
+        layers: of the model. Where weights have few bits, several layers `NAME.more` stand for one of `traced`.
+        traced: of the graph as pnnx made it, whose weights are `blobs`.
+    """
+    owners: dict[str, dict[str, str]] = {}  # traced layer -> role of a weight -> module
     for blob in blobs:
         if blob.kind == layout.PARAMETER:
             owners.setdefault(blob.slot.layer, {})[blob.slot.role] = blob.name.rpartition(".")[0]
-    origin: dict[str, str] = {}  # a Split's output -> the blob that it copies
-    nodes: list[Node] = []
+    found = {layer.name: layer for layer in layers}
+    origin = _origins(traced)
     keys: dict[str, list[str]] = {}
-    for layer in layers:
+    nodes: list[Node] = []
+    for layer in traced:
         inputs = tuple(origin.get(blob, blob) for blob in layer.inputs)
-        if layer.type == _SPLIT:
-            origin |= dict.fromkeys(layer.outputs, inputs[0])
-            continue
         modules = owners.get(layer.name, {})
         if layer.type == _ATTENTION:
-            for role, module in ((role, modules[f"{role}_weight"]) for role in ROLES):
-                name, read = f"{layer.name}/{role}", _projected(layer.name, inputs, role)
-                nodes.append(Node("InnerProduct", module, (read,), (name,)))
-                keys[name] = [f"{module}:out"]
+            whole = found[layer.name].type == _ATTENTION
+            for role in ROLES:
+                module = modules[f"{role}_weight"]
+                read = _projected(layer.name, inputs, role) if whole or role != "out" else None
+                name = f"{layer.name}/{role}" if whole else f"{layer.name}.{role}"
+                if read is None:
+                    read = found[name].inputs[0]
+                if whole:
+                    nodes.append(Node("InnerProduct", module, (read,), (name,)))
+                if whole or role != "out":
+                    keys[name] = [f"{module}:out"]
                 keys.setdefault(read, []).append(f"{module}:in")
             keys[layer.outputs[0]] = [f"{modules['out_weight']}:out"]
         elif len(set(modules.values())) == 1 and len(layer.outputs) == 1:
@@ -75,10 +87,32 @@ def wiring_of(layers: Sequence[Layer], blobs: Sequence[layout.Blob], output: str
             keys.setdefault(layer.outputs[0], []).append(f"{module}:out")
             if len(inputs) == 1 and not _pads_unevenly(layer):
                 keys.setdefault(inputs[0], []).append(f"{module}:in")
-        nodes.append(Node(layer.type, common_module(modules.values()) if modules else "", inputs, layer.outputs))
     keys.setdefault(output, []).append(":out")
+    origin = _origins(layers)
+    for layer in layers:
+        if layer.type != _SPLIT:
+            inputs = tuple(origin.get(blob, blob) for blob in layer.inputs)
+            nodes.append(Node(layer.type, _module(layer.name, owners), inputs, layer.outputs))
     given = {blob for node in nodes if not node.inputs for blob in node.outputs}
-    return Wiring(tuple(nodes), {blob: tuple(found) for blob, found in keys.items() if blob not in given}, True)
+    return Wiring(tuple(nodes), {blob: tuple(each) for blob, each in keys.items() if blob not in given}, True)
+
+
+def _origins(layers: Sequence[Layer]) -> dict[str, str]:
+    """Each output of a Split -> the blob that it copies."""
+    origin: dict[str, str] = {}
+    for layer in layers:
+        if layer.type == _SPLIT:
+            origin |= dict.fromkeys(layer.outputs, origin.get(layer.inputs[0], layer.inputs[0]))
+    return origin
+
+
+def _module(name: str, owners: Mapping[str, Mapping[str, str]]) -> str:
+    """The module that a layer belongs to; a layer `NAME.more` belongs to that of NAME."""
+    base, _, more = name.rpartition(".")
+    if name in owners:
+        return common_module(owners[name].values())
+    modules = owners.get(base, {})
+    return modules.get(f"{more}_weight") or (common_module(modules.values()) if modules else "")
 
 
 def _pads_unevenly(layer: Layer) -> bool:
@@ -140,7 +174,7 @@ class NcnnTaps:
         layers = parse((model.folder / model.files[0]).read_text())
         self._makers: dict[str, Sequence[str]] = {blob: layer.inputs for layer in layers for blob in layer.outputs}
         self._projections = projections(layers, model.folder / model.files[1])
-        origin = {blob: layer.inputs[0] for layer in layers if layer.type == _SPLIT for blob in layer.outputs}
+        origin = _origins(layers)
         for layer in layers:
             if layer.type == _ATTENTION:
                 inputs = [origin.get(blob, blob) for blob in layer.inputs]

@@ -86,7 +86,8 @@ def test_an_attention_of_ncnn_shows_its_projections() -> None:
         blob("att_0", "out_weight", "attn.to_out.0.weight"),
         blob("conv_0", "weight", "down.conv.weight"),
     ]
-    wiring = wiring_of(parse(PARAM), blobs, "y")
+    layers = parse(PARAM)
+    wiring = wiring_of(layers, layers, blobs, "y")
     assert wiring.keys["3"] == ("norm:out", "attn.to_q:in", "attn.to_k:in", "attn.to_v:in")
     assert wiring.keys["att_0/k"] == ("attn.to_k:out",)
     assert wiring.keys["att_0/mixed"] == ("attn.to_out.0:in",)

@@ -50,7 +50,7 @@ def taps_of(wiring: Wiring, points: Sequence[Point]) -> dict[str, Point]:
 
 
 def segments_of(wiring: Wiring, taps: Mapping[str, Point], inputs: Iterable[str]) -> tuple[Segment, ...]:
-    """Cut a graph at its `taps`, in the order of its execution."""
+    """Cut a graph at its `taps`, in PyTorch's order, which is one that the graph can be computed in."""
     known = set(inputs)
     makers = {tensor: node for node in wiring.nodes for tensor in node.outputs}
     found = []
@@ -73,7 +73,7 @@ def segments_of(wiring: Wiring, taps: Mapping[str, Point], inputs: Iterable[str]
             found.append(
                 Segment(tensor, point.index, _FLOAT * prod(point.shape), owner, point.kind, tuple(sorted(feeds)))
             )
-    return tuple(found)
+    return tuple(sorted(found, key=lambda segment: segment.point))
 
 
 def chunks_of(segments: Sequence[Segment], most: int) -> tuple[tuple[Segment, ...], ...]:

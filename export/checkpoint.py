@@ -16,6 +16,7 @@ import rfc8785
 from ..pipeline.artifacts import ALONE, Checkpoint, Companions, ComponentSource, StoredTensor
 from ..pipeline.errors import CheckpointError
 from ..pipeline.hashing import sha256_of_file
+from ..pipeline.plain_file import read_plain
 from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
 from .diffusers_folder import INDEX
 from .families import Family, Part, recognise, refuse_unsupported
@@ -220,7 +221,7 @@ def _listed(checkpoint: Checkpoint, place: Path) -> list[StoredTensor] | None:
 
 def _hash_small(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(read_plain(file)).hexdigest()
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check its rights") from error
 

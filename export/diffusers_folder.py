@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..pipeline.errors import CheckpointError
+from ..pipeline.plain_file import read_plain
 from .families import Headers
 from .file_kind import FOLDER, SAFE_COPY
 from .safetensors_file import read_header
@@ -26,6 +27,7 @@ _TOKENIZER_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_LONGEST_NAME: Final = 255  # characters of a file's name, NAME_MAX of limits.h
 _VARIANTS: Final = ("", "fp16", "bf16")  # the full-precision file first
 _CONFIG_FILES: Final = {"scheduler": "scheduler_config.json"}  # every other component: config.json
 
@@ -81,7 +83,7 @@ def config_file(root: Path, part: str) -> Path:
 def read_json(file: Path, *, finite: bool = True) -> dict[str, Any]:
     """Read a JSON object; numbers that JSON does not have (NaN, Infinity) are refused unless `finite` is False."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant if finite else None)
+        content = json.loads(read_plain(file).decode("utf-8"), parse_constant=_no_constant if finite else None)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file", hint=FOLDER) from None
     except OSError as error:
@@ -154,8 +156,10 @@ def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
             raise CheckpointError(
                 f"{index}: shard {shard!r} lies outside its folder", hint="the file was tampered with"
             )
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{folder / shard}: shard is missing, {index.name} names it", hint="download it too")
+        if len(shard) > _LONGEST_NAME or not (folder / shard).is_file():
+            raise CheckpointError(
+                f"{folder / shard!s:.4096}: shard is missing, {index.name} names it", hint="download it too"
+            )
     found = {name: shard for shard in shards for name in read_header(folder / shard)}
     wrong = sorted(name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name))
     if wrong:

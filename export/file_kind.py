@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..pipeline.plain_file import open_plain
+
 SAFE_COPY: Final = (
     "pickles can run code and are not opened; make a safe copy first: "
     "python -c \"import sys, torch, safetensors.torch as st; w = torch.load(sys.argv[1], map_location='cpu', "
@@ -48,9 +50,9 @@ def describe_foreign(file: Path) -> ForeignFile | None:
     """Tell what `file` is if its first bytes (or, for ONNX, which has no magic number, its name) rule out safetensors.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is a pipe, a device or the like.
     """
-    with file.open("rb") as stream:
+    with open_plain(file) as stream:
         head = stream.read(512)
     if not head:
         return ForeignFile("an empty file", DOWNLOAD)

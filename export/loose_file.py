@@ -8,6 +8,7 @@ from typing import Final, NoReturn
 
 from ..pipeline.artifacts import StoredTensor
 from ..pipeline.errors import CheckpointError
+from ..pipeline.plain_file import open_plain
 from .diffusers_folder import INDEX, read_json
 from .families import Headers, refuse_unsupported
 from .file_kind import FOLDER, describe_foreign
@@ -82,6 +83,6 @@ def _refuse_tensors(file: Path, tensors: Mapping[str, StoredTensor]) -> NoReturn
 
 
 def _looks_like_safetensors(file: Path) -> bool:
-    with file.open("rb") as stream:
+    with open_plain(file) as stream:
         head = stream.read(9)
     return file.suffix == ".safetensors" or head[8:] == b"{"

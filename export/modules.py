@@ -6,6 +6,7 @@ static: (height, width) in pixels decides them. This module imports torch only i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ..pipeline.artifacts import ComponentSource, TensorSpec
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PIXELS_PER_LATENT: Final = 8  # of every Stable Diffusion VAE; a UNet's config does not tell
+MAX_LAYERS: Final = 1000  # of one kind in a network, and entries of a list in its config; SDXL has 10 and 4
+MAX_WIDTH: Final = 2**20  # channels, words of a vocabulary, pixels; the largest seen is CLIP's vocabulary, 49,408
 MAX_TOKENS: Final = 77  # CLIP's context, "Learning Transferable Visual Models" (Radford et al. 2021)
 
 
@@ -23,17 +26,42 @@ def build(source: ComponentSource, device: str = "meta") -> nn.Module:
 
     Parameters are uninitialised (on the meta device they have no storage at all); buffers that the module
     computes for itself, such as position ids, are real so that they can enter a graph as constants.
+
+    Raises:
+        CheckpointError: the configuration describes no network.
     """
     import torch
 
     config = {name: value for name, value in source.config.items() if name != "_name_or_path"}
-    with torch.device(device):
-        module = _construct(source.component, config)
-    if device == "meta":
-        _materialise_buffers(module, lambda: _construct(source.component, config))
+    _refuse_absurd(source.component, config)
+    try:
+        with torch.device(device):
+            module = _construct(source.component, config)
+        if device == "meta":
+            _materialise_buffers(module, lambda: _construct(source.component, config))
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:
+        what = (
+            f"{source.component}: no network can be built from its config.json: {type(error).__name__}: {error!s:.500}"
+        )
+        raise CheckpointError(what, hint="take config.json from the same checkpoint as the weights") from error
     module.eval()
     module.requires_grad_(False)
     return module
+
+
+def _refuse_absurd(component: str, config: Mapping[str, Any]) -> None:
+    """Refuse what would keep the constructors busy until memory ends; real networks are far below each bound."""
+    for key, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        numbers = [number for number in values if isinstance(number, int | float)]
+        most = MAX_LAYERS if "layers" in key else MAX_WIDTH
+        if len(values) > MAX_LAYERS or any(not abs(number) <= most for number in numbers):
+            raise CheckpointError(
+                f"{component}: config.json says {key} = {value!r:.80}: no network is that large",
+                hint="take config.json from the same checkpoint as the weights",
+            )
 
 
 def _construct(component: str, config: dict[str, Any]) -> nn.Module:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from ..pipeline.artifacts import StoredTensor
 from ..pipeline.errors import CheckpointError
+from ..pipeline.plain_file import open_plain
 from .file_kind import SAFE_COPY
 from .safetensors_file import DTYPES
 
@@ -37,7 +38,7 @@ _DTYPE_NAMES: Final = {dtype.name for dtype in DTYPES.values()}
 
 def is_pickled(file: Path) -> bool:
     """Whether torch.save could have written `file`: by its first bytes, and for bare pickles by its name too."""
-    with file.open("rb") as stream:
+    with open_plain(file) as stream:
         head = stream.read(4)
     return head == b"PK\x03\x04" or (file.suffix in SUFFIXES and head[:1] == b"\x80")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.artifacts import StoredTensor
 from ..pipeline.errors import CheckpointError
+from ..pipeline.plain_file import open_plain
 from .file_kind import describe_foreign
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit, against JSON that exhausts memory
@@ -53,8 +55,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file is not safetensors (and what it is instead), is cut short, or breaks a rule.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             header, data_start = _header_json(file, stream, size)
     except OSError as error:
         raise CheckpointError(
@@ -144,7 +146,7 @@ def _stored(file: Path, name: str, entry: object, data_start: int) -> StoredTens
     where = f"tensor {name!r}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise _broken(file, f"{where} lacks dtype, shape or data_offsets")
-    if entry["dtype"] not in DTYPES:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
         raise CheckpointError(
             f"{file}: {where} has dtype {entry['dtype']!r}", hint=f"known dtypes: {', '.join(DTYPES)}"
         )

@@ -37,12 +37,13 @@ def write_tokenizer(source: Path, into: Path) -> dict[str, Any]:
             )
     try:
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        stated = int(tokenizer.model_max_length)
+    except Exception as problem:
         raise CheckpointError(f"{source}: transformers cannot read this tokenizer: {problem}") from problem
     facts = {
         "kind": "clip",
         "files": ["tokenizer.json"],
-        "max_tokens": int(tokenizer.model_max_length),
+        "max_tokens": stated,
         "pad_id": tokenizer.pad_token_id,
         "bos_id": tokenizer.bos_token_id,
         "eos_id": tokenizer.eos_token_id,

@@ -14,6 +14,7 @@ from .artifacts import TargetModel
 from .errors import BundleError, UsageError, refuse_unknown
 from .hashing import sha256_of_file, sha256_of_json
 from .manifest import MANIFEST, MAX_BYTES, FileEntry, Manifest, parse_manifest
+from .plain_file import read_plain
 from .progress import Progress, Silent
 from .schedule import CompiledSchedule
 from .stray_weights import stray_weights
@@ -237,8 +238,8 @@ def _wrong_files(root: Path, manifest: Manifest) -> Iterator[BadFile]:
 
 def _json(root: Path, path: str) -> Any:
     try:
-        return json.loads(Path(root, path).read_bytes())
-    except (ValueError, RecursionError) as error:
+        return json.loads(read_plain(Path(root, path)))
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(root, [BadFile(path, f"no valid JSON: {error}")]) from None
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import errors
 from .errors import DiffusetteError, NoRoom, ToolCrashed
+from .limits import MEMORY, SECONDS, Patience, limit_memory, ran_out_of_memory
 from .warm import Forked, warm_pid, warm_process
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ _FULL: Final = 2**20  # bytes free below which a failure is a full disk, whateve
 _TAIL: Final = 20  # lines of a dead tool's output that are shown
 # A stage's threads sleep while they wait: by default they spin, which on a machine that is busy with other work
 # takes the very cores that the threads they wait for would need.
+MORE_MEMORY: Final = (
+    "close other programs, or take a smaller size or precision; "
+    f"{MEMORY}=N lets a process take N MiB whether they are free or not"
+)
 _PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -97,10 +102,13 @@ def _supervise(target: str, folder: Path, into: Path, watch: Watch, *, warm: boo
     os.close(lifeline)
     peak, ours = 0.0, psutil.Process()
     try:
+        patience = Patience(process.pid)
         while process.poll() is None:
             rss = tree_rss_mib(ours)
             peak = max(peak, rss)
             watch(rss)
+            if why := patience.ended():
+                raise hang(why, log, target)
             time.sleep(_POLL)
     except BaseException:
         _kill_group(process)
@@ -163,11 +171,27 @@ def _kill_group(process: subprocess.Popen[bytes] | Forked) -> None:
         process.wait()
 
 
+def hang(why: str, log: Path, what: str) -> DiffusetteError:
+    """The error for a child that was stopped because it hangs, with the last lines of its output."""
+    return ToolCrashed(
+        f"{what.rpartition(':')[2]} was stopped: {why}; its last lines:\n{_last_lines(log)}",
+        hint=f"a native tool hangs on this model: report it with these lines; {SECONDS}=N waits longer",
+    )
+
+
+def _last_lines(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_TAIL:]
+    return "\n".join(f"  | {line}" for line in lines) or "  | (it printed nothing)"
+
+
 def death(status: int, log: Path, peak_mib: float, what: str) -> DiffusetteError:
     """The error for a child that died without a reply, with the last lines of its output."""
-    lines = log.read_text(errors="replace").splitlines()[-_TAIL:]
-    tail = "\n".join(f"  | {line}" for line in lines) or "  | (it printed nothing)"
+    tail = _last_lines(log)
     name = what.rpartition(":")[2]
+    if ran_out_of_memory(tail):
+        return NoRoom(
+            f"{name} was given no more memory at {peak_mib:.0f} MiB; its last lines:\n{tail}", hint=MORE_MEMORY
+        )
     if status == -signal.SIGKILL:
         return NoRoom(
             f"{name} was killed (signal 9) at {peak_mib:.0f} MiB; its last lines:\n{tail}",
@@ -210,6 +234,7 @@ def die_with_parent() -> None:
 def main(target: str, folder: Path, into: Path) -> None:
     """Child side: read the stage, run it, write `reply.json` as the last thing."""
     die_with_parent()
+    limit_memory()
     reply: Mapping[str, Any]
     try:
         facts = _run(target, folder, into)
@@ -221,9 +246,9 @@ def main(target: str, folder: Path, into: Path) -> None:
     except OSError as error:
         reply = _os_error(error, into)
     except MemoryError:
-        reply = {"error": "NoRoom", "what": f"{target} ran out of memory", "hint": "see `diffusette inspect`"}
-    except Exception:  # noqa: BLE001 - the parent raises it as `ChildBug`
-        reply = {"bug": traceback.format_exc()}
+        reply = _no_memory(target)
+    except Exception as error:  # noqa: BLE001 - the parent raises it as `ChildBug`
+        reply = _no_memory(target) if ran_out_of_memory(str(error)) else {"bug": traceback.format_exc()}
     if "facts" not in reply and shutil.disk_usage(folder).free < _FULL:
         reply = _disk_full("")  # whatever a tool made of it
     with (folder / "reply.part").open("r+b") as part:
@@ -258,6 +283,10 @@ def _os_error(error: OSError, into: Path) -> dict[str, Any]:
                 "hint": "check that it exists and that you may read it",
             }
     return {"bug": traceback.format_exc()}
+
+
+def _no_memory(target: str) -> dict[str, Any]:
+    return {"error": "NoRoom", "what": f"{target.rpartition(':')[2]} ran out of memory", "hint": MORE_MEMORY}
 
 
 def _disk_full(file: str) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def _checkpoint(
 ) -> dict[str, Any]:
     from ..export.checkpoint import open_checkpoint
     from ..runtimes.registry import TARGETS, get_target
-    from .forecast import forecast, memory_available_mib
+    from .forecast import forecast
+    from .limits import memory_available_mib
 
     source = open_checkpoint(path, companions=companions, survey=False)
     recipe = merged(load_recipe(recipe_for(path)), precision=precision, size=size)

@@ -17,8 +17,8 @@ from ..quantize.scheme import parse_scheme
 from .artifacts import COMPONENTS, Checkpoint
 from .cache import Cache
 from .errors import NoRoom
+from .limits import MIB, memory_available_mib
 
-MIB: Final = 2**20
 _REFERENCE_PIXELS: Final = 512 * 512
 
 
@@ -172,21 +172,6 @@ def _stage(row: str, component: str, fp32_bytes: int, size: tuple[int, int]) -> 
     memory = cost.base_mib + of(cost.weights) * fp32_bytes / MIB + of(cost.pixels_mib) * area
     seconds = cost.seconds_base + of(cost.seconds_per_gb) * fp32_bytes / 1e9 + of(cost.seconds_pixels) * area
     return StageForecast(f"{component} {row}", memory, seconds)
-
-
-def memory_available_mib(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """What this process may still take: the system's available memory, or less where a cgroup limits it."""
-    import psutil
-
-    available = float(psutil.virtual_memory().available)
-    limit = cgroup / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        lines = (cgroup / "memory.stat").read_text().splitlines()
-        stat = {name: float(count) for name, count in (line.split() for line in lines)}
-        used = float((cgroup / "memory.current").read_text())
-        used -= stat["inactive_file"] + stat["active_file"]  # the page cache, which gives way to who needs memory
-        available = min(available, float(text) - used)
-    return available / MIB
 
 
 def refuse_if_too_small(needed: Forecast, cache: Path, output: Path) -> None:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from .artifacts import Checkpoint
 from .errors import RecipeError, UsageError, refuse_unknown
+from .plain_file import read_plain
 from .strict import Location, Strict, parsed
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE: Final = "sd1-fp16"
 AUTO: Final = "auto"  # as a precision: the smallest that passes its gates and is not slower than fp32 here
+MAX_BYTES: Final = 2**20
+"""Of a recipe; one has a few kilobytes."""
+
 SchedulerName = Literal["ddim", "euler", "euler_a", "pndm", "dpmpp_2m", "unipc", "lcm", "tcd"]
 """What export/schedule.py compiles; a test compares the two."""
 
@@ -59,7 +63,7 @@ def _whole_latents(size: tuple[int, int]) -> tuple[int, int]:
 def _regex(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         reason = {"reason": str(error), "hint": "escape dots and brackets with a backslash, in 'single quotes'"}
         raise PydanticCustomError("regex", "not a regular expression: {reason}", reason) from None
     return pattern
@@ -284,7 +288,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         refuse_unknown([str(name_or_path)], list(shelf), "recipe")
         path = shelf[str(name_or_path)]
     try:
-        text = path.read_bytes().decode()
+        text = read_plain(path, MAX_BYTES).decode()
     except OSError as error:
         hint = f"shipped recipes: {', '.join(shipped_recipes())}"
         raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}", hint=hint) from None
@@ -297,7 +301,7 @@ def parse_recipe(text: str, name: str) -> Recipe:
     """Read a recipe from its text; `name` stands for the file in errors."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of 4,300 digits, and nesting
         raise RecipeError(f"{name}: not TOML: {error}", hint="see https://toml.io, or docs/recipes.md") from None
     _refuse_other_schema(data, name)
     recipe = parsed(Recipe, data, lambda table: f"{name} {_table(table)}".rstrip(), RecipeError)

@@ -41,7 +41,7 @@ def parsed(model: type[Model], data: Mapping[str, Any], where: Where, error: typ
         return model.model_validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as invalid:
         problems = invalid.errors(include_url=False)
-    except (ValueError, TypeError) as unusual:  # TOML knows NaN, infinity and dates; JSON and these files do not
+    except (ValueError, TypeError, RecursionError) as unusual:  # TOML knows NaN, infinity and dates; JSON does not
         raise error(f"{where(())}: {unusual}", hint="use plain strings, numbers, booleans, arrays and tables") from None
     for problem in problems:
         if problem["type"] == "extra_forbidden":

@@ -19,10 +19,22 @@ from typing import Any, Self
 
 from ..pipeline import errors
 from ..pipeline.artifacts import TensorSpec
-from ..pipeline.child import ChildBug, child_environment, death, die_with_parent, own_peak_mib, patient_environment
+from ..pipeline.child import (
+    MORE_MEMORY,
+    ChildBug,
+    child_environment,
+    death,
+    die_with_parent,
+    hang,
+    own_peak_mib,
+    patient_environment,
+)
 from ..pipeline.errors import DiffusetteError, ToolCrashed
+from ..pipeline.limits import Patience, limit_memory, ran_out_of_memory
 from .checks import checked_feeds, checked_results
 from .protocol import Array, Feeds, Session
+
+_PAUSE = 1.0  # seconds between looks at a child that does not answer
 
 
 class IsolatedSession:
@@ -68,6 +80,11 @@ class IsolatedSession:
     def _ask(self, message: object) -> dict[str, Any]:
         try:
             self._pipe.send(message)
+            patience = Patience(self._process.pid)
+            while not self._pipe.poll(_PAUSE):  # ends at once with an answer, or the child's end
+                if why := patience.ended():
+                    self._kill()
+                    raise hang(why, self._log, self.name)
             reply: dict[str, Any] = self._pipe.recv()
         except (EOFError, OSError):
             status = self._process.wait()
@@ -87,13 +104,16 @@ class IsolatedSession:
     def close(self) -> None:
         """End the child and free all that it held. Safe to call twice."""
         self._pipe.close()
+        self._kill()
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._folder.cleanup()
+
+    def _kill(self) -> None:
         if self._process.poll() is None:
             with suppress(ProcessLookupError):  # it ended in this very moment
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -151,20 +171,23 @@ def _serve(opener: str, threads: int, pipe: Connection) -> None:
         except DiffusetteError as error:
             reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
         except MemoryError as error:
-            work = "loading" if session is None else "running"
-            reply = {
-                "error": "NoRoom",
-                "what": f"{work} the model ran out of memory" + (f": {error}" if str(error) else ""),
-                "hint": "close other programs, or take a smaller size or precision",
-            }
-        except Exception:  # noqa: BLE001 - the parent raises it as `ChildBug`
+            reply = _no_memory(error, session)
+        except Exception as error:  # noqa: BLE001 - the parent raises it as `ChildBug`
             import traceback
 
-            reply = {"bug": traceback.format_exc()}
+            out = ran_out_of_memory(str(error))
+            reply = _no_memory(error, session) if out else {"bug": traceback.format_exc()}
         reply["peak_rss_mib"] = own_peak_mib()
         pipe.send(reply)
 
 
+def _no_memory(error: Exception, session: Session | None) -> dict[str, Any]:
+    work = "loading" if session is None else "running"
+    what = f"{work} the model ran out of memory" + (f": {error}" if str(error) else "")
+    return {"error": "NoRoom", "what": what, "hint": MORE_MEMORY}
+
+
 if __name__ == "__main__":
     die_with_parent()
+    limit_memory()
     _serve(sys.argv[1], int(sys.argv[2]), Connection(int(sys.argv[3])))

@@ -49,7 +49,14 @@ def read_single_file(file: Path, given: Companions) -> Layout:
     Raises:
         CheckpointError: it is of another kind, incomplete, or something that it does not state is needed.
     """
-    return read_tensors(file, *read_stored(file), given)
+    stored, metadata = read_stored(file)
+    try:
+        return read_tensors(file, stored, metadata, given)
+    except (IndexError, ValueError, ZeroDivisionError) as error:  # a shape of other rank than its name promises
+        raise CheckpointError(
+            f"{file}: its tensors have the names of a checkpoint of the original code, but not the shapes ({error})",
+            hint="the file is damaged or was made by a tool that is not known here: take the original",
+        ) from error
 
 
 def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given: Companions) -> Layout:

@@ -33,6 +33,10 @@ _EXTERNAL: Final = {11: 9, 12: 6, 13: 6, 603: 5}  # OpType -> field with [offset
 _FLOAT, _HALF = 1, 19  # DataType
 _DTYPES: Final = {1: "float32", 3: "int32", 9: "int64", 19: "float16"}
 _ALIGNMENT: Final = 16
+# A file can point at the same bytes a million times, so what is copied of it has to be small: seen are 60 and 5.
+_LONGEST_NAME: Final = 2**10  # bytes
+_LONGEST_PLACE: Final = 2**6  # numbers: dimensions, or an offset and the lengths that follow it
+_DAMAGE: Final = (struct.error, IndexError, ValueError, TypeError)  # what following a wrong offset ends with
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ class MnnFile:
             self.weight_bytes = self._weight_bytes()  # size of `.mnn.weight`; 0: the weights are in the `.mnn`
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror}") from error
-        except (struct.error, IndexError, ValueError, TypeError) as error:
-            raise ModelError(f"{path} is not a whole MNN model", hint="fetch or convert it again") from error
+        except _DAMAGE as error:
+            raise self._damaged() from error
 
     @property
     def weight_file(self) -> Path:
@@ -104,11 +108,14 @@ class MnnFile:
 
     def half_constants(self) -> dict[str, NDArray[np.float16]]:
         """The constants (not weights of a convolution or Linear) that are stored as float16."""
-        return {
-            op.name: self._vector(op.main, _BLOB_BYTES, np.uint8).view(np.float16)
-            for op in self._ops
-            if op.type == _CONST and op.main is not None and self._number(op.main, _BLOB_DTYPE, _FLOAT) == _HALF
-        }
+        try:
+            return {
+                op.name: self._vector(op.main, _BLOB_BYTES, np.uint8).view(np.float16)
+                for op in self._ops
+                if op.type == _CONST and op.main is not None and self._number(op.main, _BLOB_DTYPE, _FLOAT) == _HALF
+            }
+        except _DAMAGE as error:
+            raise self._damaged() from error
 
     def store_as_float32(self, constants: Mapping[str, NDArray[np.float32]]) -> None:
         """Replace constants by float32 ones of the same shape. Invalidates this object: open the file again.
@@ -152,6 +159,9 @@ class MnnFile:
             file.write(stamp.encode())
         return stamp
 
+    def _damaged(self) -> ModelError:
+        return ModelError(f"{self.path} is not a whole MNN model", hint="fetch or convert it again")
+
     def _read_ops(self) -> Iterator[_Op]:
         offset = self._net.Offset(_slot(_NET_OPS))
         start = self._net.Vector(offset)
@@ -162,14 +172,14 @@ class MnnFile:
             yield _Op(
                 table,
                 self._number(table, _OP_TYPE, 0),
-                table.String(table.Pos + name).decode() if name else "",
+                self._text(table, table.Pos + name) if name else "",
                 Table(self._bytes, table.Indirect(table.Pos + main)) if main else None,
             )
 
     def _input(self, op: _Op) -> TensorSpec:
         if op.main is None:
             raise ValueError(op.name)
-        dims = tuple(int(d) for d in self._vector(op.main, _INPUT_DIMS, np.int32))
+        dims = tuple(self._place(op.main, _INPUT_DIMS, np.int32))
         dtype = self._number(op.main, _INPUT_DTYPE, _FLOAT)
         return TensorSpec(op.name, _DTYPES.get(dtype, f"DataType {dtype}"), dims)
 
@@ -177,8 +187,10 @@ class MnnFile:
         end = 0
         for op in self._ops:
             if op.main is not None and op.type in _EXTERNAL:
-                place = self._vector(op.main, _EXTERNAL[op.type], np.int64)
-                end = max(end, int(place.sum()) if len(place) else 0)
+                place = self._place(op.main, _EXTERNAL[op.type], np.int64)
+                if any(number < 0 for number in place):
+                    raise ValueError(f"weights at {place}")
+                end = max(end, sum(place))
         return end
 
     def _blob(self, old: Table, values: NDArray[np.float32]) -> bytes:
@@ -204,10 +216,22 @@ class MnnFile:
             return np.empty(0, dtype)
         return np.frombuffer(self._bytes, dtype, table.VectorLen(offset), table.Vector(offset)).copy()
 
+    def _text(self, table: Table, place: int) -> str:
+        (length,) = struct.unpack_from("<I", self._bytes, table.Indirect(place))
+        if length > _LONGEST_NAME:
+            raise ValueError(f"a name of {length} bytes")
+        return str(table.String(place).decode())
+
+    def _place(self, table: Table, field: int, dtype: Any) -> list[int]:
+        offset = table.Offset(_slot(field))
+        if offset and table.VectorLen(offset) > _LONGEST_PLACE:
+            raise ValueError(f"a place of {table.VectorLen(offset)} numbers")
+        return [int(number) for number in self._vector(table, field, dtype)]
+
     def _strings(self, table: Table, field: int) -> Iterator[str]:
         offset = table.Offset(_slot(field))
         for index in range(table.VectorLen(offset) if offset else 0):
-            yield table.String(table.Vector(offset) + 4 * index).decode()
+            yield self._text(table, table.Vector(offset) + 4 * index)
 
 
 def _slot(field: int) -> int:

@@ -27,8 +27,17 @@ class Layer:
     params: Mapping[int, str]  # by ncnn's numeric key, values as written
 
     def number(self, key: int, default: int = 0) -> int:
-        """The integer under `key`; layers leave out what equals ncnn's default."""
-        return int(self.params.get(key, default))
+        """The integer under `key`; layers leave out what equals ncnn's default.
+
+        Raises:
+            ModelError: what stands there is no integer.
+        """
+        value = self.params.get(key, str(default))
+        try:
+            return int(value)
+        except ValueError:
+            what = f"{self.type} {self.name}: parameter {key} is {value[:40]!r}, a whole number is needed"
+            raise ModelError(what, hint="convert again") from None
 
 
 def parse(text: str, file: str = "param") -> tuple[Layer, ...]:
@@ -42,7 +51,9 @@ def parse(text: str, file: str = "param") -> tuple[Layer, ...]:
         raise ModelError(f"{file} is not an ncnn graph: it starts with {lines[0][:40]!r}, not {MAGIC}")
     layers = tuple(_layer(line, f"{file}:{number}") for number, line in enumerate(lines[2:], start=3) if line.strip())
     if lines[1].split()[:1] != [str(len(layers))]:
-        raise ModelError(f"{file} promises {lines[1].split()[:1]} layers and has {len(layers)}: it is cut or edited")
+        raise ModelError(
+            f"{file} promises {lines[1].split()[:1]!r:.40} layers and has {len(layers)}: it is cut or edited"
+        )
     return layers
 
 
@@ -54,6 +65,8 @@ def _layer(line: str, where: str) -> Layer:
         params = {int(key): value for key, value in pairs}
     except ValueError as error:
         raise ModelError(f"{where} is not a line of an ncnn graph ({error}): {line[:80]!r}") from None
+    if not 0 <= first_output <= first_param:
+        raise ModelError(f"{where} counts {n_inputs} inputs and {n_outputs} outputs: {line[:80]!r}")
     if len(rest) < first_param:
         raise ModelError(f"{where} names {len(rest)} blobs of {first_param}: {line[:80]!r}")
     return Layer(kind, name, tuple(rest[:first_output]), tuple(rest[first_output:first_param]), params)

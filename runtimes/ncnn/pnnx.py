@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from ...pipeline.artifacts import TensorSpec
+from ...pipeline.child import MORE_MEMORY
 from ...pipeline.errors import ExportError, MissingTool, NoRoom, ToolCrashed
+from ...pipeline.limits import ran_out_of_memory
 from .param import parse
 
 _TYPES: Final = {"float32": "f32", "int32": "i32", "int64": "i64"}
@@ -78,6 +80,8 @@ def check_log(log: str, status: int) -> None:
             f"pnnx was killed (signal 9); its last lines:\n{tail}",
             hint="most often the system ran out of memory: `diffusette inspect` forecasts what a conversion needs",
         )
+    if status and ran_out_of_memory(tail):
+        raise NoRoom(f"pnnx was given no more memory; its last lines:\n{tail}", hint=MORE_MEMORY)
     if status:
         how = f"crashed with {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise ToolCrashed(f"pnnx {how}; its last lines:\n{tail}", hint="please report this with these lines")

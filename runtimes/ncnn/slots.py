@@ -103,12 +103,26 @@ WEIGHTED: Final[dict[str, Callable[[Layer], Iterator[tuple[str, bool, int]]]]] =
 
 
 def slots_of(layers: Iterable[Layer]) -> Iterator[Slot]:
-    """The weights of `layers`, in the order of the `.bin` file."""
+    """The weights of `layers`, in the order of the `.bin` file.
+
+    Raises:
+        ModelError: a layer's parameters are none that its type can have.
+    """
     for layer in layers:
         if layer.type not in WEIGHTED:
             continue
-        for role, tagged, elements in WEIGHTED[layer.type](layer):
-            yield Slot(layer.name, layer.type, role, tagged, elements)
+        try:
+            found = [Slot(layer.name, layer.type, *slot) for slot in WEIGHTED[layer.type](layer)]
+        except (ZeroDivisionError, IndexError):
+            raise _impossible(layer) from None
+        if any(slot.elements < 0 for slot in found):
+            raise _impossible(layer)
+        yield from found
+
+
+def _impossible(layer: Layer) -> ModelError:
+    shown = " ".join(f"{key}={value[:40]}" for key, value in layer.params.items())
+    return ModelError(f"{layer.type} {layer.name} cannot have the parameters {shown}", hint="convert again")
 
 
 def spans_of(layers: Iterable[Layer], file: Path) -> Iterator[tuple[Slot, int, int]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 from ...pipeline.errors import BundleError
+
+_LONGEST_NAME: Final = 255  # bytes of a file's name, NAME_MAX of limits.h
 
 
 def read_graph(file: Path) -> Any:
@@ -34,7 +36,7 @@ def data_files(model: Any, file: Path) -> tuple[str, ...]:
     Raises:
         BundleError: a file would lie elsewhere, is a link, is missing, or ends before a tensor does.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     names: dict[str, None] = {}
     for tensor in _tensors(model.graph):
@@ -43,12 +45,17 @@ def data_files(model: Any, file: Path) -> tuple[str, ...]:
         place = {entry.key: entry.value for entry in tensor.external_data}
         where = f"{file}: weights of {tensor.name!r}"
         name = place.get("location", "")
-        if name in ("", ".", "..") or PurePosixPath(name).name != name or "\\" in name:
+        if (
+            name in ("", ".", "..")
+            or PurePosixPath(name).name != name
+            or "\\" in name
+            or len(name.encode()) > _LONGEST_NAME
+        ):
             raise BundleError(f"{where} lie in {name!r}, which is not a file of the same folder")
         data = file.parent / name
         if data.is_symlink() or not data.is_file():
             raise BundleError(f"{where} lie in {data}, which is {'a link' if data.is_symlink() else 'missing'}")
-        bits = prod(tensor.dims) * _bits(helper.tensor_dtype_to_np_dtype(tensor.data_type), tensor.data_type)
+        bits = _size(tensor, where)
         try:
             offset, length = int(place.get("offset", 0)), int(place.get("length", -(-bits // 8)))
         except ValueError:
@@ -62,6 +69,18 @@ def data_files(model: Any, file: Path) -> tuple[str, ...]:
             )
         names[name] = None
     return tuple(names)
+
+
+def _size(tensor: Any, where: str) -> int:
+    """Bits that the values of `tensor` take."""
+    from onnx import helper
+
+    if any(size < 0 for size in tensor.dims):
+        raise BundleError(f"{where} have the shape {list(tensor.dims)}")
+    try:
+        return int(prod(tensor.dims)) * _bits(helper.tensor_dtype_to_np_dtype(tensor.data_type), tensor.data_type)
+    except KeyError:
+        raise BundleError(f"{where} have the data type {tensor.data_type}, which ONNX does not know") from None
 
 
 def weight_bits(model: Any) -> tuple[int, int]:

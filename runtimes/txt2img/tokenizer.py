@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import BundleError, UsageError
+from ...pipeline.plain_file import read_plain
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -51,7 +52,7 @@ class PromptTokenizer:
 
         file = folder / "tokenizer.json"
         try:
-            text = file.read_text(encoding="utf-8")
+            text = read_plain(file).decode("utf-8")
         except (OSError, UnicodeDecodeError) as problem:
             raise BundleError(f"{file}: cannot be read: {problem}", hint="convert the checkpoint again") from None
         try:

@@ -62,6 +62,14 @@ class Write:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.text == "full":
             raise OSError(28, "No space left on device", "big.bin")
+        if self.text == "greedy":
+            bytearray(2**40)
+        if self.text == "greedy native code":
+            os.write(1, b"terminate called after throwing an instance of 'std::bad_alloc'\n")
+            os.abort()
+        if self.text == "busy for ever":
+            while True:
+                pass
         if self.text == "slow":
             time.sleep(60)
         if self.text == "big":

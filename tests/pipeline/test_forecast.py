@@ -12,7 +12,8 @@ from diffusette.pipeline.artifacts import Checkpoint, ComponentSource
 from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.describe import describe
 from diffusette.pipeline.errors import NoRoom
-from diffusette.pipeline.forecast import Forecast, StageForecast, forecast, memory_available_mib, refuse_if_too_small
+from diffusette.pipeline.forecast import Forecast, StageForecast, forecast, refuse_if_too_small
+from diffusette.pipeline.limits import memory_available_mib
 
 GIB = 1024  # MiB
 SD15 = {"text_encoder": 123_060_480, "unet": 859_520_964, "vae_decoder": 49_490_199, "vae_encoder": 34_163_664}

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, parse_bytes
+from ..pipeline.disk import parse_bytes
+from .options import Json
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

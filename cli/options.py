@@ -37,8 +37,6 @@ Adapters = Annotated[
 ]
 
 _SIZE: Final = re.compile(r"(\d+)x(\d+)", re.IGNORECASE)
-_BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:
@@ -71,15 +69,3 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match:
         raise UsageError(f"--size {text!r} is not HEIGHTxWIDTH in pixels", hint="for example --size 512x512")
     return int(match[1]), int(match[2])
-
-
-def parse_bytes(text: str) -> int:
-    """`20GB` -> 20000000000; a bare number counts bytes.
-
-    Raises:
-        UsageError: another form.
-    """
-    match = _BYTES.fullmatch(text.strip())
-    if not match:
-        raise UsageError(f"{text!r} is not a size", hint="for example 20GB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -4,6 +4,9 @@
 appears by one rename, so a killed conversion leaves at most a scratch folder that the next one sweeps away.
 The digest of an object is that of its stage's key: see `stage.py`. Who reads objects holds `in-use` together with
 other readers, and who removes them holds it alone, so nothing goes while a conversion still needs it.
+
+What a hit is checked for, docs/decisions/0056: every file is there, with its size and the time at which it was written;
+one of another time is hashed. Bytes that a disk changes by itself are found by `verify`.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from .errors import CheckpointError, ModelError, UsageError
 from .hashing import sha256_of_file
 
 ARTIFACT: Final = "artifact.json"
+CAP: Final = "DIFFUSETTE_CACHE_SIZE"
 SHORT: Final = 12  # hex digits of a digest that people see
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -145,7 +149,8 @@ class Cache:
     def read(self, digest: str) -> Mapping[str, Any] | None:
         """The record of an object, or None when there is none or it is damaged.
 
-        A damaged object (missing file, other size, unreadable record) is removed, so that it is built again.
+        A damaged object (missing file, other size, changed since with other bytes, unreadable record) is removed, so
+        that it is built again.
 
         Raises:
             ModelError: the system refuses it.
@@ -153,7 +158,7 @@ class Cache:
         folder = self.folder(digest)
         with self._reached():
             record = _record(folder)
-            if record is not None and _has_its_files(folder, record):
+            if record is not None and _is_whole(folder, record):
                 os.utime(folder / ARTIFACT)  # last use, for prune
                 return record
             _delete(folder)
@@ -193,6 +198,30 @@ class Cache:
                 total -= entry.bytes
                 gone.append(entry)
         return gone
+
+    def cap(self) -> int | None:
+        """Bytes that may stay after a conversion, by `$DIFFUSETTE_CACHE_SIZE`; None where nothing is said.
+
+        Raises:
+            UsageError: it is no size.
+        """
+        from .disk import parse_bytes
+
+        text = os.environ.get(CAP, "")
+        try:
+            return parse_bytes(text) if text else None
+        except UsageError as error:
+            raise UsageError(f"{CAP}: {error.what}", hint=error.hint) from None
+
+    def keep_to_cap(self) -> list[CacheEntry]:
+        """Prune to the cap, unless somebody uses the cache: then it is the last of them who does."""
+        cap = self.cap()
+        if cap is None:
+            return []
+        try:
+            return self.prune(cap)
+        except UsageError:
+            return []
 
     def remember_source(self, digest: str, root: Path, companions: Companions = ALONE) -> None:
         """Note where the checkpoint of that digest lies and what was given beside it, so that `validate` finds both."""
@@ -247,9 +276,24 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return record if sound else None
 
 
-def _has_its_files(folder: Path, record: Mapping[str, Any]) -> bool:
-    files = {folder / name: facts["bytes"] for name, facts in record["files"].items()}
-    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+def describe_file(file: Path) -> dict[str, Any]:
+    """What a record says of a file: size and sha256, and when it was written, in ns since the epoch."""
+    state = file.stat()
+    return {"bytes": state.st_size, "sha256": sha256_of_file(file), "written": state.st_mtime_ns}
+
+
+def _is_whole(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether each file is as recorded. Hashes only what was written since, or copied without its times."""
+    for name, facts in record["files"].items():
+        file = folder / name
+        if not file.is_file():
+            return False
+        state = file.stat()
+        if state.st_size != facts["bytes"]:
+            return False
+        if state.st_mtime_ns != facts.get("written") and sha256_of_file(file) != facts["sha256"]:
+            return False
+    return True
 
 
 def _entry(folder: Path) -> CacheEntry | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import ALONE, Checkpoint, Companions
 from .bundle import Bundle
-from .cache import Cache
+from .cache import CAP, Cache
 from .errors import UsageError
 from .progress import Progress, Silent
 from .recipe import AUTO, Recipe, load_recipe, merged, parameters_of, recipe_for
@@ -119,6 +119,7 @@ def convert(
     started = time.monotonic()
     progress = progress or Silent()
     cache = cache or Cache.default()
+    cache.cap()  # a mistake in it is told now, and not after the work
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or recipe_for(checkpoint))
     names = targets or ((chosen.target.name,) if chosen.target.name else tuple(TARGETS))
     runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
@@ -171,6 +172,8 @@ def convert(
             Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
             for place, inputs, parity in proven
         ]
+    if gone := cache.keep_to_cap():
+        progress.say(f"{len(gone)} of the longest unused stages left the cache, which {CAP} limits")
     took = time.monotonic() - started
     peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
     return Conversion(tuple(converted), needed, took, peak, stages, moved)

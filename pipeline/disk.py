@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,25 @@ _NOT_A_PLACE: Final = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EL
 # What copy_file_range answers where a file system or kernel cannot do it; the bytes are then copied by hand.
 _NO_KERNEL_COPY: Final = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
 _CHUNK: Final = 8 * 2**20
+_BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def mebibytes(count: int) -> str:
     """`count` bytes for people: `1,234.5 MiB`."""
     return f"{count / 2**20:,.1f} MiB"
+
+
+def parse_bytes(text: str) -> int:
+    """`20GB` -> 20000000000; a bare number counts bytes.
+
+    Raises:
+        UsageError: another form.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is not a size", hint="for example 20GB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def free_bytes(place: Path) -> int:

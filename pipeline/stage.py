@@ -9,8 +9,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from .cache import ARTIFACT, Cache
-from .hashing import sha256_of_file, sha256_of_json
+from .cache import ARTIFACT, Cache, describe_file
+from .hashing import sha256_of_json
 from .progress import Progress
 
 Out = TypeVar("Out")
@@ -74,7 +74,7 @@ def run_stage(stage: Stage[Out], cache: Cache, progress: Progress) -> Out:
         with progress.running(label, digest) as watch, published(cache.folder(digest)) as scratch:
             facts, measured = run_in_child(stage, scratch, cache.root / "work", watch)
             files = {
-                file.relative_to(scratch).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+                file.relative_to(scratch).as_posix(): describe_file(file)
                 for file in sorted(scratch.rglob("*"))
                 if file.is_file()
             }

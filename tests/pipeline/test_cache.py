@@ -11,7 +11,7 @@ from threading import Event, Thread
 
 import pytest
 from diffusette.cli import run
-from diffusette.pipeline.cache import Cache, CacheEntry
+from diffusette.pipeline.cache import Cache, CacheEntry, describe_file
 from diffusette.pipeline.errors import ModelError, UsageError
 from diffusette.pipeline.hashing import sha256_of_json
 
@@ -27,10 +27,18 @@ def put(cache: Cache, text: str) -> Path:
     folder = cache.folder(sha256_of_json(text))
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(text)
-    facts = {"bytes": len(text), "sha256": "0" * 64}
+    facts = describe_file(folder / "text.txt")
     record = {"stage": "write", "label": text, "facts": {}, "files": {"text.txt": facts}, "measured": {}}
     (folder / "artifact.json").write_text(json.dumps(record))
     return folder
+
+
+def rot(file: Path) -> None:
+    """Change a byte as a failing disk does: without a trace."""
+    times = file.stat()
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @contextmanager
@@ -49,6 +57,7 @@ def as_nobody(root: Path) -> Iterator[None]:
 
 def test_nothing_is_pruned_while_a_conversion_uses_the_cache(cache: Cache) -> None:
     folder = put(cache, "needed")
+    rot(folder / "text.txt")
     with cache.used(), cache.used():  # two conversions at once are no matter
         with pytest.raises(UsageError, match="a conversion is using the cache") as caught:
             cache.prune(0)
@@ -144,3 +153,56 @@ def test_a_folder_without_permission_names_itself_and_the_variable(cache: Cache)
             assert "Permission denied" in caught.value.what
             assert "DIFFUSETTE_CACHE" in caught.value.hint
     assert cache.read(digest) is not None
+
+
+def test_a_file_that_was_changed_since_is_noticed_on_a_hit(cache: Cache) -> None:
+    folder = put(cache, "whole")
+    (folder / "text.txt").write_text("hewol")  # the same size
+    assert cache.read(folder.name) is None
+    assert not folder.exists()
+
+
+def test_a_file_that_was_copied_without_its_times_is_hashed_and_found_whole(cache: Cache) -> None:
+    folder = put(cache, "whole")
+    os.utime(folder / "text.txt", (1, 1))
+    assert cache.read(folder.name) is not None
+
+
+def test_bytes_that_the_disk_changed_are_found_by_verify(cache: Cache) -> None:
+    folder = put(cache, "whole")
+    rot(folder / "text.txt")
+    assert cache.read(folder.name) is not None  # a hit does not read gigabytes
+    assert [problem for _, problem in cache.damaged()] == ["text.txt has changed"]
+    assert run(["cache", "verify"]) == 6
+    assert not folder.exists()
+
+
+def test_an_object_of_an_earlier_version_without_times_is_hashed(cache: Cache) -> None:
+    folder = put(cache, "old")
+    record = json.loads((folder / "artifact.json").read_text())
+    del record["files"]["text.txt"]["written"]
+    (folder / "artifact.json").write_text(json.dumps(record))
+    assert cache.read(folder.name) is not None
+
+
+def test_a_cap_is_kept_by_letting_the_longest_unused_go(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [put(cache, f"{number} of ten bytes"[:10]) for number in range(5)]
+    for age, folder in enumerate(folders):
+        os.utime(folder / "artifact.json", (1000 + age, 1000 + age))
+    assert cache.keep_to_cap() == []  # nothing is said, nothing goes
+    monkeypatch.setenv("DIFFUSETTE_CACHE_SIZE", "25")
+    with cache.used():  # a conversion that still runs
+        assert cache.keep_to_cap() == []
+    assert [entry.folder for entry in cache.keep_to_cap()] == folders[:3]
+    assert [folder.exists() for folder in folders] == [False, False, False, True, True]
+    assert cache.keep_to_cap() == []
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "5XB", "1e9"])
+def test_a_cap_that_is_no_size_is_told_before_the_work(
+    cache: Cache, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DIFFUSETTE_CACHE_SIZE", text)
+    assert run(["convert", "demo", "-o", str(tmp_path / "out")]) == 2
+    assert f"DIFFUSETTE_CACHE_SIZE: {text!r} is not a size" in capsys.readouterr().err
+    assert cache.entries() == []

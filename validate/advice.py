@@ -5,43 +5,43 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# The first pattern that is found in "module op" decides. Words are for whoever owns the recipe, not the runtime.
+# The first pattern that is found in the module's own name, its parent's and its operation decides.
 _ADVICE: Final[tuple[tuple[str, str], ...]] = (
     (
         r"norm",
-        "Normalisation: sums many squares. See whether its input is large (fp16 overflows at 65504), and keep it in "
-        "float32.",
+        "A normalisation adds up squares. See whether its input is large (float16 ends at 65504); keep it in float32.",
     ),
     (
-        r"softmax|attn|attention",
-        "Attention: errors in scores are exponentiated. Give its q, k and v projections more bits.",
+        r"\battn\d?\b|self_attn|\bto_[qkv]\b|\bto_out\b|\b[qkv]_proj\b|softmax",
+        "A part of an attention: the softmax exponentiates errors of queries and keys, those of values and outputs pass "
+        "on as they are. Give it more bits.",
     ),
     (
-        r"time_emb|timestep",
-        "Time embedding: every block reads it and it is small. Keep it at fp32.",
+        r"time_emb|add_embedding|timestep",
+        "The time embedding is read by every block, and is small. Keep it in float32.",
     ),
     (
-        r"conv_in|conv_out|quant_conv",
-        "First or last convolution: few weights, and all of the picture passes through them. Keep it at fp32.",
+        r"\bconv_in\b|\bconv_out\b|quant_conv",
+        "A first or last convolution has few weights, and all of the picture passes through them. Keep it in float32.",
     ),
     (
         r"conv",
-        "Convolution: compare its weights' scales by output channel; a single large channel costs the others bits. "
-        "Give it more bits.",
+        "A convolution: compare its weights' scales by output channel; one large channel costs the others bits. Give "
+        "it more bits.",
     ),
     (
         r"embed",
-        "Embedding table: a row a token. Give it more bits, it is read and not multiplied.",
+        "A table with a row for each token or position is read, not multiplied: more bits cost no time.",
     ),
     (
-        r"linear|gemm|matmul|fc\d|proj|ff\.",
-        "Matrix product: smaller groups or more bits for its weights.",
+        r"linear|gemm|matmul|\bfc\d|proj|\bff\b",
+        "A matrix product: take smaller groups, or more bits for its weights.",
     ),
 )
-_OTHER: Final = "Feed it alone (`validate --layers` did) and compare its weights with the checkpoint's."
+_OTHER: Final = "It has no weights of its own kind here: compare another target, and look at what it is fed with."
 
 
 def advice_for(module: str, op: str) -> str:
-    """One or two sentences."""
-    text = f"{module} {op}".lower()
-    return next((words for pattern, words in _ADVICE if re.search(pattern, text)), _OTHER)
+    """One or two sentences about `module`, a path of PyTorch's, which is an `op`."""
+    own = ".".join(module.split(".")[-2:])
+    return next((words for pattern, words in _ADVICE if re.search(pattern, f"{own} {op}".lower())), _OTHER)

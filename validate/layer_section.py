@@ -15,8 +15,8 @@ OPEN: Final = 60  # modules up to which the map is shown without being asked for
 
 # key in the JSON, heading of its column in the map, name of its bar
 _RATIOS: Final = (
-    ("made_db", "made", "made here, fed with PyTorch's own inputs"),
-    ("snr_db", "carried", "with what earlier modules carried in"),
+    ("snr_db", "made", "made here, fed with PyTorch's own inputs"),
+    ("carried_db", "carried", "with what earlier modules carried in"),
     ("lost_db", "lost", "lost to fewer bits, against float32"),
 )
 
@@ -85,9 +85,9 @@ def _name(layer: Facts) -> str:
 
 def _harm(layer: Facts) -> tuple[bool, float]:
     """Sorts wrong modules first, then by what they add: their own error, or what their bits cost."""
-    found = [layer.get(key) for key in ("lost_db", "made_db", "snr_db")]
+    found = [layer.get(key) for key in ("lost_db", "snr_db")]
     ratio = next((value for value in found if value is not None), 0.0)
-    own = layer.get("made_db")
+    own = layer.get("snr_db")
     wrong = not layer.get("ok", True)
     return not wrong, own if wrong and own is not None else ratio
 
@@ -99,7 +99,7 @@ def _card(layer: Facts, first: Facts | None, is_first: bool, ratios: Sequence[tu
         value = layer.get(key)
         if value is not None:
             text = "equal" if value >= 999 else f"{value:.1f} dB"
-            meters.append({"label": label, "value": max(value, 0), "text": text, "ok": ok or key != "made_db"})
+            meters.append({"label": label, "value": max(value, 0), "text": text, "ok": ok or key != "snr_db"})
     advice = advice_for(layer["module"], layer["op"]) if ok else "Find out why the first bad module is, then run again."
     if is_first and first and first.get("try"):
         advice = f"To try: {first['try']}."

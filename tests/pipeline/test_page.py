@@ -12,6 +12,10 @@ import pytest
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.errors import UsageError
 from diffusette.pipeline.page_file import refuse_unwritable_page, write_page
+from diffusette.validate.advice import advice_for
+from diffusette.validate.layer_section import layer_section
+from diffusette.validate.layers.examine import Layer
+from diffusette.validate.layers.report import ComponentLayers, Range, layers_json
 from diffusette.validate.page import busy_note, parity_page
 from diffusette.validate.parity import Parity
 from diffusette.validate.pictures import GAINS, Shown, difference_of
@@ -62,15 +66,15 @@ LAYERS = [
         "component": "unet",
         "module": f"down_blocks.{i}.attentions.0.attn{1 + i % 2}.to_q",
         "op": "MatMul",
-        "snr_db": None if i == 2 else 130.0 - 7 * i,
-        "made_db": 30.0 if i == 12 else 135.0,
+        "snr_db": 30.0 if i == 12 else 135.0,
+        "carried_db": None if i == 2 else 130.0 - 7 * i,
         "lost_db": 90.0 - i,
         "ok": i != 12,
         "problem": "a value is NaN" if i == 12 else None,
     }
     for i in range(14)
 ]
-FIRST_BAD = {"component": "unet", "module": LAYERS[12]["module"], "op": "MatMul", "made_db": 30.0, "try": "verify it"}
+FIRST_BAD = {"component": "unet", "module": LAYERS[12]["module"], "op": "MatMul", "snr_db": 30.0, "try": "verify it"}
 RANGES = {
     "unet": [{"module": "mid_block", "op": "Conv", "peak": 32752.0, "of_fp16": 0.5, "near": True, "probe": "late"}]
 }
@@ -136,7 +140,7 @@ def test_layers_name_the_first_bad_module_and_what_to_try(page: str) -> None:
     assert "computes something else than PyTorch does: unet/down_blocks.12" in page
     assert "To try: verify it." in page
     assert "a value is NaN" in page
-    assert "Attention: errors in scores are exponentiated" in page
+    assert "A part of an attention: the softmax" in page
     assert r"match = &#39;unet/down_blocks\.13\.attentions\.0\.attn2\.to_q&#39;" in page
     assert page.count('class="cell"') == 3 * 14
     assert "3.28e+04, 50.0% of float16" in page
@@ -144,7 +148,7 @@ def test_layers_name_the_first_bad_module_and_what_to_try(page: str) -> None:
 
 def test_the_map_puts_other_runtimes_beside_this_one(report: tuple[ParityReport, list[Shown]], bundle: Bundle) -> None:
     parity, shown = report
-    others = [{**layer, "made_db": 50.0} for layer in LAYERS[:13]]
+    others = [{**layer, "snr_db": 50.0} for layer in LAYERS[:13]]
     more = {**others[0], "module": "mid_block.only_here"}
     facts = {**parity.to_json(), "layers": LAYERS, "first_bad": None}
     text = parity_page(facts, bundle.manifest, shown, None, "diffusette validate", {"mnn": [*others, more]})
@@ -226,3 +230,32 @@ def test_the_browser_would_notice_what_a_page_must_not_do(tmp_path: Path) -> Non
     assert any("hi" in line for line in seen.console)
     assert seen.requests == ("http://example.invalid/x.png",)
     assert seen.overflow > 500
+
+
+@pytest.mark.parametrize(
+    ("module", "op", "words"),
+    [
+        ("up_blocks.2.attentions.1.transformer_blocks.0.attn2.to_v", "Linear", "A part of an attention"),
+        ("up_blocks.2.attentions.1.proj_in", "Conv2d", "A convolution"),
+        ("up_blocks.2.attentions.0.transformer_blocks.0.ff.net.0.proj", "Linear", "A matrix product"),
+        ("decoder.conv_out", "Conv2d", "A first or last convolution"),
+        ("time_embedding.linear_1", "Linear", "The time embedding"),
+        ("embeddings.token_embedding", "Embedding", "A table"),
+        ("down_blocks.0.resnets.0.norm1", "GroupNorm", "A normalisation"),
+    ],
+)
+def test_advice_is_about_the_module_itself_not_about_what_it_lies_in(module: str, op: str, words: str) -> None:
+    assert advice_for(module, op).startswith(words)
+
+
+def test_the_section_reads_the_keys_that_layers_are_written_with() -> None:
+    layer = Layer("conv_in", "Conv2d", "t", 0, made_db=140.0, carried_db=90.0, max_abs=0.1, lost_db=70.0)
+    found = ComponentLayers(
+        "unet", "fp16", "late", (layer,), (Range("conv_in", "Conv2d", 65504.0, "late"),), 45.0, 3, 99.0
+    )
+    section = layer_section(layers_json([found]), "ort", {})
+    assert section is not None
+    (card,) = section["worst"]
+    assert [meter["value"] for meter in card["meters"]] == [140.0, 90.0, 70.0]
+    assert [cell["text"] for cell in section["map"]["rows"][0]["cells"]] == ["140", "90", "70"]
+    assert section["largest"][0]["ok"] is False

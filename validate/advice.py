@@ -13,8 +13,8 @@ _ADVICE: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"\battn\d?\b|self_attn|\bto_[qkv]\b|\bto_out\b|\b[qkv]_proj\b|softmax",
-        "A part of an attention: the softmax exponentiates errors of queries and keys, those of values and outputs pass "
-        "on as they are. Give it more bits.",
+        "A part of an attention: the softmax exponentiates errors of queries and keys, those of values and outputs "
+        "pass on as they are. Give it more bits.",
     ),
     (
         r"time_emb|add_embedding|timestep",

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..pipeline.artifacts import Companions
 from ..pipeline.errors import UsageError
-from .options import Adapters, Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_adapter, parse_size
+from .options import (
+    Adapters,
+    Config,
+    Ema,
+    Json,
+    Prediction,
+    TokenizerFolder,
+    Vae,
+    parse_adapter,
+    parse_bytes,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from ..pipeline.search import Goal
 
 
 def convert(
@@ -28,6 +42,15 @@ def convert(
     ] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", help="A scheme for all components, such as fp16 or w8c_afp, or auto.")
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option("--bits", help="Search for each layer's scheme: bits a weight, for example 4.5.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Search: the size of all weights together, for example 300MB.")
+    ] = None,
+    min_snr: Annotated[
+        float | None, typer.Option("--min-snr", help="Search: the least signal-to-noise ratio of a component, in dB.")
     ] = None,
     size: Annotated[
         list[str] | None, typer.Option("--size", help="HEIGHTxWIDTH of the pictures. [default: the checkpoint's own]")
@@ -70,6 +93,7 @@ def convert(
         recipe=recipe,
         targets=tuple(target or ()),
         precision=precision,
+        goal=_goal(bits, budget, min_snr, precision),
         size=sizes[0] if sizes else None,
         companions=Companions(
             vae=vae,
@@ -91,3 +115,20 @@ def convert(
     else:
         show_conversion(conversion)
     return 0 if conversion.ok else 5
+
+
+def _goal(bits: float | None, budget: str | None, min_snr: float | None, precision: str | None) -> Goal | None:
+    """What to search for, if anything.
+
+    Raises:
+        UsageError: two goals, one that leaves nothing, or a precision for all beside it.
+    """
+    from ..pipeline.search import Goal
+
+    if bits is None and budget is None and min_snr is None:
+        return None
+    if precision is not None:
+        raise UsageError(
+            f"--precision {precision} is for all layers, a search chooses for each", hint="leave one of the two out"
+        )
+    return Goal(bits, None if budget is None else parse_bytes(budget), min_snr)

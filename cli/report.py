@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from ..pipeline.bundle import Bundle
     from ..pipeline.convert import Conversion
+    from ..pipeline.search import Found
     from ..validate.contrast import Comparison
     from ..validate.latency import ProfileReport
     from ..validate.report import ParityReport
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 def show_conversion(conversion: Conversion) -> None:
     """A parity table a target, then where each bundle lies."""
     console = stdout()
+    if conversion.found:
+        show_menu(conversion.found)
     for each in conversion.converted:
         if each.parity:
             show_parity(each.parity)
@@ -47,6 +50,25 @@ def _speed_lines(bundle: Bundle) -> Iterator[str]:
         forms = "".join(f", .{form} {ratio:.2f}x" for form, ratio in speed.forms.items())
         precision = bundle.manifest.components[name].precision
         yield f"{name} {precision}: {speed.ratio_to_fp32:.2f}x of fp32's time here{forms}"
+
+
+def show_menu(found: Found) -> None:
+    """What each size would cost, and where the recipe and the plot lie."""
+    from rich.table import Table
+
+    console = stdout()
+    parts = list(found.menu[0].snr_db)
+    table = Table(title=f"{found.goal} on {found.target}, in PyTorch with weights rounded", title_justify="left")
+    for name in ("", "bits a weight", "MB", *(f"{part} dB" for part in parts), "pictures dB"):
+        table.add_column(name, justify="right")
+    for row in found.menu:
+        picture = "-" if row.psnr_db is None else f"{row.psnr_db:.1f}"
+        cells = (f"{row.bits:.2f}", f"{row.bytes / 1e6:.2f}", *(f"{row.snr_db[part]:.1f}" for part in parts), picture)
+        table.add_row("chosen" if row.chosen else "", *cells, style="bold" if row.chosen else None)
+    console.print(table)
+    for file in found.files:
+        console.print(file, markup=False)
+    console.print()
 
 
 def show_parity(report: ParityReport) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..runtimes.inputs import time_embedding_facts
 from ..validate.speed import SLOWER, MeasureSpeed, Speed, int8_unit, whole_ratio
 from ..validate.tolerances import AUTO_IMAGE_DB, image_tolerance
+from .calibrate import calibrated
 from .errors import UsageError
 from .gate import THREADS, ask_pytorch, prove
 from .manifest import SpeedEntry
@@ -79,6 +80,7 @@ class OneTarget:
         tried = candidates(self.runtime, recipe, parameters)
         for number, (settled, plans) in enumerate(tried, start=1):
             label, last = f"{self.runtime.name} {settled.quantize.precision}", number == len(tried)
+            plans = calibrated(plans, self.source, self.size, settled, self.run)
             models = self.build(plans)
             speeds = self.race({part: model for part, model in models.items() if model.precision != "fp32"}, probes)
             default = {part: forms[""] for part, forms in speeds.items()}

@@ -15,9 +15,11 @@ from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import worst_form
 from .bundle import Bundle
 from .cache import Cache
+from .calibrate import calibrated
 from .errors import BundleError, CheckpointError, UsageError
 from .gate import ask_pytorch, ask_rounded, coarsest, pictures_are_cheap
 from .progress import Progress
+from .recipe import parse_recipe
 from .sessions import opener, painter
 from .stage import run_stage
 
@@ -102,8 +104,15 @@ def check_bundle(
         facts = bundle.manifest
         models = {name: bundle.model(name) for name in bundle.components}
         probes = ask_pytorch(checkpoint, facts.size, run)
+        plans = calibrated(
+            {name: bundle.plan(name) for name in models},
+            checkpoint,
+            facts.size,
+            parse_recipe(facts.recipe, "the bundle's recipe"),
+            run,
+        )
         rounded = {
-            name: ask_rounded(probes, checkpoint.components[name], bundle.plan(name), run)
+            name: ask_rounded(probes, checkpoint.components[name], plans[name], run)
             for name, model in models.items()
             if model.precision != "fp32"
         }

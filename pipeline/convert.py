@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..validate.report import ParityReport
     from .auto import Built
     from .forecast import Forecast
+    from .search import Found, Goal
     from .stage import Runner
 
 
@@ -50,6 +51,7 @@ class Conversion:
     peak_mib: float  # of this process and its children together
     stages: tuple[Mapping[str, Any], ...]
     moved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by adapters: component -> weight -> share
+    found: Found | None = None  # what a search chose from
 
     @property
     def ok(self) -> bool:
@@ -69,6 +71,7 @@ class Conversion:
                 }
                 for each in self.converted
             ],
+            **({"search": self.found.to_json()} if self.found else {}),
             "seconds": round(self.seconds, 1),
             "peak_mib": round(self.peak_mib),
             "forecast": self.forecast.to_json(),
@@ -84,6 +87,7 @@ def convert(
     recipe: str | Path | Recipe | None = None,
     targets: tuple[str, ...] = (),
     precision: str | None = None,
+    goal: Goal | None = None,
     size: tuple[int, int] | None = None,
     companions: Companions = ALONE,
     gate: bool = True,
@@ -99,6 +103,8 @@ def convert(
         checkpoint: a diffusers folder, a single file of the original code, or "demo".
         output: the bundle's folder; with several targets, the parent of one folder a target.
         targets: names of runtimes; none: the recipe's, else all of them.
+        goal: search for the bits of each layer, in place of the recipe's rules; the recipe that was found, and a plot,
+            are written beside the bundle.
         companions: what is given beside the checkpoint: a VAE, a tokenizer, configurations.
         gate: compare every model with PyTorch; a bundle that drifted is put at `OUTPUT.rejected`.
         goldens: put golden vectors into each bundle, as `[bundle] goldens = true` in a recipe does.
@@ -111,9 +117,11 @@ def convert(
     from ..runtimes.checks import refuse_schemes
     from ..runtimes.registry import TARGETS, get_target
     from .auto import OneTarget
+    from .calibrate import calibrated
     from .destination import Destination
     from .forecast import forecast, refuse_if_too_small
     from .goldens import with_goldens
+    from .search_beside import search_beside
     from .stage import run_stage
 
     started = time.monotonic()
@@ -133,6 +141,10 @@ def convert(
     source = open_checkpoint(checkpoint, companions=companions, memo=cache.memo)
     chosen.check_family(source)
     parameters = parameters_of(source)
+    found = None
+    if goal is not None:
+        found = search_beside(Path(output), source, chosen, tuple(runtimes.values()), goal, overwrite, cache, progress)
+        chosen = found.recipe
     automatic = chosen.quantize.precision == AUTO
     if automatic and not gate:
         raise UsageError("precision auto needs the gates", hint="leave out --no-gate, or name a precision")
@@ -156,6 +168,9 @@ def convert(
     with cache.used():  # nobody may prune what later stages read
         run: Runner = partial(run_stage, cache=cache, progress=progress)
         tokenizer, schedules = _accessories(source, chosen, run)
+        plans = calibrated(plans, source, pixels, chosen, run)
+        if found:
+            plans = {part: replace(plan, rounded_with=found.schemes) for part, plan in plans.items()}
         for what, why in schedules.skipped.items():
             progress.say(f"no schedule for {what} steps: {why}")
         moved = _movements(source, run, progress)
@@ -176,7 +191,7 @@ def convert(
         progress.say(f"{len(gone)} of the longest unused stages left the cache, which {CAP} limits")
     took = time.monotonic() - started
     peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
-    return Conversion(tuple(converted), needed, took, peak, stages, moved)
+    return Conversion(tuple(converted), needed, took, peak, stages, moved, found)
 
 
 def _refuse_unsupported(runtime: Target, source: Checkpoint, plans: Mapping[str, Plan]) -> None:

@@ -103,10 +103,17 @@ class Rule(Strict):
 
 
 class QuantizeChoice(Strict):
-    """`[quantize]`: a scheme for all, then rules in order, of which the last match wins."""
+    """`[quantize]`: a scheme for all, then rules in order, of which the last match wins; and how codes are rounded."""
 
     precision: Precision = "fp16"
+    rounding: Literal["nearest", "gptq"] = "nearest"  # to integer codes
     rules: tuple[Rule, ...] = ()
+
+
+class CalibrateChoice(Strict):
+    """`[calibrate]`: what methods that look at activations run the model on."""
+
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None  # bundled
 
 
 class OrtChoice(Strict):
@@ -167,6 +174,7 @@ class Recipe(Strict):
     model: ModelChoice = ModelChoice()
     export: ExportChoice = ExportChoice()
     quantize: QuantizeChoice = QuantizeChoice()
+    calibrate: CalibrateChoice = CalibrateChoice()
     target: TargetChoice = TargetChoice()
     schedule: ScheduleChoice = ScheduleChoice()
     guidance: GuidanceChoice = GuidanceChoice()

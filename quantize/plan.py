@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
+from .samples import Samples
 from .scheme import Scheme, parse_scheme
 
 Shapes = Mapping[str, Sequence[int]]
@@ -28,6 +29,9 @@ class Plan:
 
     default: str
     exceptions: tuple[tuple[str, str], ...] = ()
+    samples: Samples | None = None  # codes are rounded for the least output error along these; None: to the nearest
+    # further schemes that a search has had rounded in the same passes: they change no value, only what is at hand
+    rounded_with: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -72,7 +76,8 @@ class Plan:
 
     def key(self) -> dict[str, Any]:
         """The plan for the key of a stage."""
-        return {"default": self.default, "exceptions": sorted([list(pair) for pair in self.exceptions])}
+        key: dict[str, Any] = {"default": self.default, "exceptions": sorted([list(pair) for pair in self.exceptions])}
+        return key if self.samples is None or self.is_float else {**key, "samples": self.samples.digest}
 
 
 _FP32: Final = parse_scheme("fp32")

@@ -159,4 +159,10 @@ class StoredWeights:
 
 def quantized_weights(source: ComponentSource, plan: Plan, run: Runner) -> QuantizedWeights | None:
     """The codes of `source` at `plan`, from the cache or fresh; None for a plan of floats."""
-    return None if plan.is_float else run(QuantizeWeights(source, plan))
+    if plan.is_float:
+        return None
+    if plan.samples is None:
+        return run(QuantizeWeights(source, plan))
+    from .calibrated import calibrated_weights
+
+    return calibrated_weights(source, plan, plan.samples, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from .scenes import knows, oracle_prompts
@@ -16,6 +17,9 @@ GENERAL: Final = (
     "an old stone bridge over a quiet river, watercolour",
 )
 
+_SHELF: Final = Path(__file__).parent / "calibration_prompts.txt"
+_CALIBRATION_SEED: Final = 1  # of the demo's captions; gates and the oracle take those of seed 0
+
 EMPTY: Final = ""  # what guidance is taken away from: every picture needs it
 
 # Longer than the 77 tokens of CLIP's context under any vocabulary, so the cut is probed too.
@@ -27,6 +31,14 @@ def prompts_for(digests: Iterable[str], count: int) -> tuple[str, ...]:
     if knows(digests):
         return tuple(scene.caption for scene in oracle_prompts(count, seed=0))
     return tuple(GENERAL[index % len(GENERAL)] for index in range(count))
+
+
+def calibration_prompts(digests: Iterable[str], count: int) -> tuple[str, ...]:
+    """`count` prompts to calibrate with, none of which a gate uses: neutral ones, or captions of the demo's world."""
+    if knows(digests):
+        return tuple(scene.caption for scene in oracle_prompts(count, seed=_CALIBRATION_SEED))
+    shelf = _SHELF.read_text("utf-8").splitlines()
+    return tuple(shelf[index % len(shelf)] for index in range(count))
 
 
 def too_long(prompt: str) -> str:

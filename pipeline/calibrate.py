@@ -1,0 +1,38 @@
+"""Calibration samples for whoever rounds by them: drawn once for a checkpoint, a few prompts a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .artifacts import Checkpoint
+from .recipe import Recipe
+from .stage import Runner
+
+if TYPE_CHECKING:
+    from ..quantize.plan import Plan
+    from ..quantize.samples import Samples
+
+
+def draw_samples(checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner) -> Samples:
+    """Run PyTorch along the trajectories of the recipe's calibration prompts; what was drawn before is not again."""
+    from ..quantize.samples import Samples
+    from ..validate.calibration import calibration_plans, step_weights
+    from ..validate.reference import ReferenceProbes
+
+    plans = calibration_plans(checkpoint, size, recipe.calibrate.prompts)
+    probes = [run(ReferenceProbes(checkpoint, size, plan)) for plan in plans]
+    samples = Samples(tuple(each.folder for each in probes), tuple(each.digest for each in probes))
+    times = (float(feeds["timestep"]) for feeds in samples.feeds("unet") if "timestep" in feeds)
+    return replace(samples, weights=step_weights(checkpoint.scheduler, times))
+
+
+def calibrated(
+    plans: Mapping[str, Plan], checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner
+) -> dict[str, Plan]:
+    """`plans`, those with integer codes with the samples that the recipe's rounding needs."""
+    if recipe.quantize.rounding == "nearest" or all(plan.is_float for plan in plans.values()):
+        return dict(plans)
+    samples = draw_samples(checkpoint, size, recipe, run)
+    return {part: plan if plan.is_float else replace(plan, samples=samples) for part, plan in plans.items()}

@@ -1,0 +1,215 @@
+"""Codes by GPTQ along calibration samples, as stages: a chunk of layers each, so that memory and lost work are bounded.
+
+Peak memory: the component in float32, the moments of one chunk (`moments.CHUNK_BYTES` at most), and the work on one
+layer. A row too long for one matrix of moments is cut; see `moments`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export.safetensors_file import read_header, read_tensor
+from ..export.weights import Weights
+from ..pipeline.artifacts import ComponentSource, StoredTensor
+from ..pipeline.errors import ModelError
+from ..pipeline.stage import Runner
+from .codes import Codes, round_to_nearest
+from .plan import Plan
+from .quantized import CODES, FILE, SCALES, QuantizedWeights, write_codes
+from .samples import Samples
+from .scheme import Scheme, parse_scheme
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ERRORS: Final = ".errors"  # float32 [O]: E|D x|^2 of each output channel
+_LAYERS: Final = "layers.safetensors"
+_EMBEDDING: Final = re.compile(r"(^|\.)(token|position)_embedding\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedLayers:
+    """`layers.safetensors`: `PARAMETER@SCHEME` with `.codes`, `.scales` and `.errors`, for each layer and scheme."""
+
+    folder: Path
+    component: str
+    parameters: tuple[str, ...]
+    schemes: tuple[str, ...]
+    digest: str = ""
+
+    def header(self) -> dict[str, StoredTensor]:
+        """Where each tensor lies; nothing is read yet."""
+        return read_header(self.folder / _LAYERS)
+
+
+@dataclass(frozen=True)
+class RoundLayers:
+    """Round some layers of a component at each of `schemes` to what changes their output least along the samples."""
+
+    source: ComponentSource
+    samples: Samples
+    layers: tuple[str, ...]  # paths of modules
+    schemes: tuple[str, ...]
+    form: str = ""  # which chunk of how many, for people
+
+    name: ClassVar[str] = "round"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
+    output: ClassVar[type] = RoundedLayers
+
+    def key(self) -> Mapping[str, object]:
+        return {
+            "component": self.source.component,
+            "source": self.source.digest,
+            "samples": self.samples.digest,
+            "layers": list(self.layers),
+            "schemes": list(self.schemes),
+        }
+
+    def run(self, into: Path) -> RoundedLayers:
+        from safetensors.numpy import save_file
+
+        from ..export import modules
+        from .gptq import round_by_output
+        from .moments import measure_moments, weighted_modules
+
+        wrapped = modules.load(self.source)
+        found = weighted_modules(bare(wrapped))
+        if strange := [path for path in self.layers if path not in found]:
+            raise ModelError(f"{self.source.component}: {strange[0]} is neither a linear layer nor a convolution")
+        layers = {path: found[path] for path in self.layers}
+        moments = measure_moments(wrapped, layers, self.samples.feeds(self.source.component))
+        tensors: dict[str, NDArray[Any]] = {}
+        for path, layer in layers.items():
+            parameter = f"{path}.weight"
+            weight = layer.weight.numpy()  # type: ignore[operator]
+            schemes = stored_schemes(parameter, weight.shape, self.schemes)
+            name = f"{self.source.component}/{parameter}"
+            for scheme, rounded in round_by_output(weight, moments.pop(path), schemes, name).items():
+                tensors[f"{parameter}@{scheme}{CODES}"] = rounded.codes.values
+                tensors[f"{parameter}@{scheme}{SCALES}"] = rounded.codes.scales
+                tensors[f"{parameter}@{scheme}{ERRORS}"] = rounded.errors.astype(np.float32)
+        save_file(tensors, into / _LAYERS)
+        return RoundedLayers(into, self.source.component, tuple(f"{path}.weight" for path in layers), self.schemes)
+
+
+@dataclass(frozen=True)
+class PickCodes:
+    """Of each layer, the codes of the scheme that the plan gives it; token embeddings are rounded to the nearest."""
+
+    source: ComponentSource
+    plan: Plan
+    rounded: tuple[RoundedLayers, ...]
+
+    name: ClassVar[str] = "quantize"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("numpy",)
+    output: ClassVar[type] = QuantizedWeights
+
+    @property
+    def precision(self) -> str:
+        return self.plan.label
+
+    def key(self) -> Mapping[str, object]:
+        layers = [each.digest for each in self.rounded]
+        return {"component": self.source.component, "source": self.source.digest, "plan": self.plan.key(), "of": layers}
+
+    def run(self, into: Path) -> QuantizedWeights:
+        weights = Weights(self.source)
+        picker = CodePicker(self.source, self.rounded)
+        coded: dict[str, tuple[tuple[int, ...], Scheme]] = {}
+        for name in weights.names():
+            shape = weights.spec(name)[1]
+            scheme = self.plan.scheme(name, shape)
+            if not scheme.is_float:
+                coded[name] = (shape, scheme)
+
+        def tensors() -> Iterator[NDArray[Any]]:
+            for name, (_, scheme) in coded.items():
+                codes = picker.codes(name, scheme)
+                yield codes.values
+                yield codes.scales
+
+        write_codes(into / FILE, coded, tensors())
+        return QuantizedWeights(into, self.source.component)
+
+
+class CodePicker:
+    """Codes of any parameter at any scheme that its layer was rounded at; one tensor is read at a time."""
+
+    def __init__(self, source: ComponentSource, rounded: tuple[RoundedLayers, ...]) -> None:
+        self._weights = Weights(source)
+        self._component = source.component
+        self._layers = {parameter: each for each in rounded for parameter in each.parameters}
+        self._headers = {each.digest: each.header() for each in rounded}
+
+    def names(self) -> tuple[str, ...]:
+        """Every parameter of the component."""
+        return self._weights.names()
+
+    def codes(self, parameter: str, scheme: Scheme) -> Codes:
+        """By GPTQ where `parameter` is a layer's weight, else to the nearest."""
+        if parameter not in self._layers:
+            return round_to_nearest(self._weights.read(parameter), scheme, f"{self._component}/{parameter}")
+        header = self._headers[self._layers[parameter].digest]
+        name = f"{parameter}@{scheme.name}"
+        return Codes(read_tensor(header[name + CODES]), read_tensor(header[name + SCALES]))
+
+    def errors(self, parameter: str, scheme: Scheme) -> NDArray[np.float64]:
+        """E|D x|^2 of each output channel of a layer at `scheme`: [O]."""
+        header = self._headers[self._layers[parameter].digest]
+        return read_tensor(header[f"{parameter}@{scheme.name}{ERRORS}"]).astype(np.float64)
+
+    def is_layer(self, parameter: str) -> bool:
+        """Whether `parameter` belongs to a linear layer or convolution, so that its output error is known."""
+        return parameter in self._layers
+
+
+def round_layers(
+    source: ComponentSource, samples: Samples, schemes: tuple[str, ...], run: Runner
+) -> tuple[RoundedLayers, ...]:
+    """All layers of a component at each of `schemes`, chunk by chunk, from the cache or fresh."""
+    from .moments import chunks_of
+
+    chunks = chunks_of(layer_shapes(source))
+    return tuple(
+        run(RoundLayers(source, samples, chunk, schemes, form=f"{number}/{len(chunks)}" if len(chunks) > 1 else ""))
+        for number, chunk in enumerate(chunks, start=1)
+    )
+
+
+def calibrated_weights(source: ComponentSource, plan: Plan, samples: Samples, run: Runner) -> QuantizedWeights:
+    """The codes of `source` at `plan`, rounded by output error."""
+    used = {scheme.name for scheme in plan.schemes if not scheme.is_float}
+    schemes = tuple(sorted(used | set(plan.rounded_with)))
+    return run(PickCodes(source, plan, round_layers(source, samples, schemes, run)))
+
+
+def layer_shapes(source: ComponentSource) -> dict[str, tuple[int, ...]]:
+    """Module path -> shape of the weight, for every linear layer and convolution of a component, from headers alone."""
+    weights = Weights(source)
+    shapes = {name: weights.spec(name)[1] for name in weights.names()}
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if len(shape) > 1 and name.endswith(".weight") and not _EMBEDDING.search(name)
+    }
+
+
+def stored_schemes(parameter: str, shape: tuple[int, ...], schemes: tuple[str, ...]) -> tuple[Scheme, ...]:
+    """What `schemes` really become for this parameter, each once: a short row cannot have groups."""
+    found = {Plan(name).scheme(parameter, shape).name: None for name in schemes}
+    return tuple(parse_scheme(name) for name in found if not parse_scheme(name).is_float)
+
+
+def bare(wrapped: nn.Module) -> nn.Module:
+    """The diffusers or transformers module inside a component's wrapper, whose names the weights have."""
+    module: nn.Module = wrapped.m  # type: ignore[assignment]
+    return module

@@ -1,0 +1,60 @@
+"""What models are calibrated with."""
+
+from __future__ import annotations
+
+import pytest
+from diffusette.pipeline.artifacts import Checkpoint
+from diffusette.pipeline.errors import RecipeError, UsageError
+from diffusette.pipeline.recipe import parse_recipe
+from diffusette.validate.calibration import calibration_plans, step_weights
+from diffusette.validate.probes import plan_for
+from diffusette.validate.prompts import calibration_prompts
+
+
+def test_no_prompt_of_a_gate_is_calibrated_with(demo_checkpoint: Checkpoint) -> None:
+    plans = calibration_plans(demo_checkpoint, (64, 64))
+    gate = plan_for(demo_checkpoint, (64, 64))
+    used = {(prompt, plan.seed + i) for plan in plans for i, prompt in enumerate(plan.prompts)}
+    assert len(used) == 12
+    assert not {prompt for prompt, _ in used} & set(gate.prompts)
+    assert not {seed for _, seed in used} & set(range(gate.seed, gate.seed + len(gate.prompts)))
+
+
+def test_samples_span_the_schedule_and_both_branches(demo_checkpoint: Checkpoint) -> None:
+    for plan in calibration_plans(demo_checkpoint, (64, 64)):
+        steps = {step for step, _ in plan.picked}
+        assert min(steps) == 0
+        assert max(steps) == 19
+        assert {branch for _, branch in plan.picked} == {"conditional", "unconditional"}
+
+
+def test_a_large_model_gets_a_stage_a_prompt_and_few_calls(demo_checkpoint: Checkpoint) -> None:
+    plans = calibration_plans(demo_checkpoint, (2048, 2048))
+    assert all(len(plan.prompts) == 1 and len(plan.picked) == 4 for plan in plans)
+
+
+def test_bundled_prompts_are_distinct_sentences() -> None:
+    prompts = calibration_prompts((), 32)
+    assert len(set(prompts)) == 32
+    assert all(len(prompt) > 10 and prompt == prompt.strip() for prompt in prompts)
+
+
+def test_refuses_an_empty_list_of_prompts(demo_checkpoint: Checkpoint) -> None:
+    for prompts in ((), ("a star", " ")):
+        with pytest.raises(UsageError, match="empty"):
+            calibration_plans(demo_checkpoint, (64, 64), prompts)
+    with pytest.raises(RecipeError, match="prompts"):
+        parse_recipe("schema = 1\n[calibrate]\nprompts = []\n", "x.toml")
+
+
+def test_a_timestep_counts_what_its_noise_is_of_the_latent(demo_checkpoint: Checkpoint) -> None:
+    import torch
+    from diffusers import DDIMScheduler
+
+    config = {name: value for name, value in demo_checkpoint.scheduler.items() if not name.startswith("_")}
+    known = {name: config[name] for name in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
+    noise = 1 - DDIMScheduler(**known).alphas_cumprod
+    weights = step_weights(demo_checkpoint.scheduler, (1.0, 501.0, 1.0, 951.0))
+    assert [t for t, _ in weights] == [1.0, 501.0, 951.0]
+    assert torch.allclose(torch.tensor([w for _, w in weights]), noise[[1, 501, 951]], atol=1e-5)
+    assert step_weights({"beta_schedule": "squaredcos_cap_v2"}, (1.0,)) == ()

@@ -1,0 +1,83 @@
+"""What a model is calibrated with: real denoising trajectories of prompts that no gate uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from ..pipeline.artifacts import Checkpoint
+from ..pipeline.errors import UsageError
+from .probes import CHEAP_UNET, Branch, ProbePlan
+from .prompts import calibration_prompts
+
+SEED: Final = 1000
+"""Noise of the first prompt; the gates begin at 0."""
+
+_THOROUGH: Final = 12  # prompts where a UNet call takes milliseconds: 192 calls, every third step of 20 and the last
+_FRUGAL: Final = 3  # prompts where it takes many seconds: 12 calls
+_TOGETHER: Final = 4  # prompts that one stage draws, where that takes seconds
+
+
+def is_cheap(checkpoint: Checkpoint, size: tuple[int, int]) -> bool:
+    """Whether a UNet call takes well under a second, so that hundreds may be made."""
+    scale = checkpoint.vae_scale
+    return checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale) < CHEAP_UNET
+
+
+def calibration_plans(
+    checkpoint: Checkpoint, size: tuple[int, int], prompts: Sequence[str] | None = None
+) -> tuple[ProbePlan, ...]:
+    """The trajectories to draw, cut so that each plan is a stage: an interruption loses one of them.
+
+    Both branches of guidance and timesteps from the first to the last, because activations of different steps differ.
+
+    Args:
+        prompts: the user's; None for the bundled ones.
+    Raises:
+        UsageError: `prompts` is empty, or one of them is.
+    """
+    cheap = is_cheap(checkpoint, size)
+    if prompts is None:
+        prompts = calibration_prompts(checkpoint.sources.values(), _THOROUGH if cheap else _FRUGAL)
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise UsageError(
+            "the list of calibration prompts is empty, or one of its prompts is",
+            hint="name a few sentences of the checkpoint's own world, or leave the key out for the bundled ones",
+        )
+    both: tuple[Branch, ...] = ("conditional", "unconditional")
+    if cheap:
+        picked = tuple((step, branch) for step in (*range(0, 20, 3), 19) for branch in both)
+        cuts = [tuple(prompts[at : at + _TOGETHER]) for at in range(0, len(prompts), _TOGETHER)]
+        return tuple(
+            ProbePlan(cut, steps=20, picked=picked, seed=SEED + index * _TOGETHER) for index, cut in enumerate(cuts)
+        )
+    few: tuple[tuple[int, Branch], ...] = (
+        (0, "conditional"),
+        (2, "unconditional"),
+        (3, "conditional"),
+        (5, "conditional"),
+    )
+    return tuple(ProbePlan((prompt,), steps=6, picked=few, seed=SEED + index) for index, prompt in enumerate(prompts))
+
+
+def step_weights(scheduler: Mapping[str, Any], timesteps: Iterable[float]) -> tuple[tuple[float, float], ...]:
+    """(timestep, the share of noise in a latent at that timestep, as power) for each of `timesteps`.
+
+    A latent is sqrt(a) x + sqrt(1 - a) e with a the product of (1 - beta) up to t ("Denoising Diffusion Probabilistic
+    Models", Ho et al. 2020, equation 4), so an error in the predicted e moves it by (1 - a) of its power: at t = 1,
+    where all of the answer is hard to see in the input and every rounding shows, that is a thousandth.
+
+    Args:
+        scheduler: scheduler_config.json. For betas that are given in another way than linear in themselves or in their
+            roots there are no weights, and every timestep counts the same.
+    """
+    power = {"linear": 1.0, "scaled_linear": 0.5}.get(scheduler.get("beta_schedule", "linear"))
+    if power is None or scheduler.get("trained_betas") is not None:
+        return ()
+    steps = int(scheduler.get("num_train_timesteps", 1000))
+    first, last = (float(scheduler.get(name, usual)) for name, usual in (("beta_start", 1e-4), ("beta_end", 0.02)))
+    betas = np.linspace(first**power, last**power, steps) ** (1 / power)
+    noise = 1 - np.cumprod(1 - betas)
+    return tuple((t, float(noise[min(max(round(t), 0), steps - 1)])) for t in sorted(set(timesteps)))

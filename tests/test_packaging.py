@@ -79,7 +79,7 @@ def test_wheel_holds_the_package_its_data_and_nothing_else(wheel: zipfile.ZipFil
         file.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for file in (ROOT / folder_of(package)).glob("*")
-        if file.suffix in {".py", ".j2", ".txt"} or (file.suffix == ".toml" and package != "diffusette")
+        if file.suffix in {".py", ".j2"} or (file.suffix in {".toml", ".txt"} and package != "diffusette")
     }
     wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "recipes").glob("*.toml")}
     wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "demo").rglob("*") if file.is_file()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..pipeline.artifacts import Companions
+from ..pipeline.disk import parse_bytes
 from ..pipeline.errors import UsageError
 from .options import (
     Adapters,
@@ -18,7 +19,6 @@ from .options import (
     TokenizerFolder,
     Vae,
     parse_adapter,
-    parse_bytes,
     parse_size,
 )
 

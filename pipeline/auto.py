@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from ..quantize.islands import ScanWeights, with_islands
 from ..runtimes.inputs import time_embedding_facts
 from ..validate.speed import SLOWER, MeasureSpeed, Speed, int8_unit, whole_ratio
 from ..validate.tolerances import AUTO_IMAGE_DB, image_tolerance
@@ -60,12 +61,39 @@ class OneTarget:
             for part, plan in plans.items()
         }
 
-    def built(self, recipe: Recipe, plans: Mapping[str, Plan], *, gate: bool) -> Built:
+    def within_float16(
+        self, plans: Mapping[str, Plan], parameters: Mapping[str, Shapes], probes: Probes | None
+    ) -> tuple[dict[str, Plan], dict[str, tuple[str, ...]]]:
+        """`plans` with what does not fit float16 kept in float32, and remarks by component.
+
+        Args:
+            probes: their activations are looked at too; None: weights only.
+        """
+        from ..validate.activation_peaks import ScanActivations
+
+        safe, remarks = dict(plans), {}
+        for part, plan in plans.items():
+            if not any(scheme.name == "fp16" for scheme in plan.schemes):
+                continue
+            source = self.source.components[part]
+            weights = self.run(ScanWeights(source)).read()
+            hot = self.run(ScanActivations(source, probes)).read() if probes else {}
+            safe[part], remarks[part] = with_islands(
+                plan, parameters[part], weights, hot, mixes=self.runtime.mixes_floats
+            )
+            for remark in remarks[part]:
+                self.progress.say(f"{self.runtime.name} {part}: {remark}")
+        return safe, remarks
+
+    def built(
+        self, recipe: Recipe, plans: Mapping[str, Plan], parameters: Mapping[str, Shapes], *, gate: bool
+    ) -> Built:
         """The models of `plans`; with `gate` also their parity, and the speed of those with integers."""
-        models = self.build(plans)
-        if not gate:
+        probes = ask_pytorch(self.source, self.size, self.run) if gate else None
+        plans, remarks = self.within_float16(plans, parameters, probes)
+        models = _noted(self.build(plans), remarks)
+        if probes is None:
             return Built(recipe, plans, models, None)
-        probes = ask_pytorch(self.source, self.size, self.run)
         parity = self._prove(models, plans, probes)
         coded = {part: model for part, model in models.items() if not plans[part].is_float}
         if coded and (why := why_no_gain()):
@@ -81,7 +109,8 @@ class OneTarget:
         for number, (settled, plans) in enumerate(tried, start=1):
             label, last = f"{self.runtime.name} {settled.quantize.precision}", number == len(tried)
             plans = calibrated(plans, self.source, self.size, settled, self.run)
-            models = self.build(plans)
+            plans, remarks = self.within_float16(plans, parameters, probes)
+            models = _noted(self.build(plans), remarks)
             speeds = self.race({part: model for part, model in models.items() if model.precision != "fp32"}, probes)
             default = {part: forms[""] for part, forms in speeds.items()}
             ratio = whole_ratio(default, PICTURE) if speeds else 1.0
@@ -112,6 +141,13 @@ class OneTarget:
 
     def _prove(self, models: Mapping[str, TargetModel], plans: Mapping[str, Plan], probes: Probes) -> ParityReport:
         return prove(models, plans, self.source, self.runtime, probes, self.tokenizer, self.schedules, self.run)
+
+
+def _noted(models: Mapping[str, TargetModel], remarks: Mapping[str, tuple[str, ...]]) -> dict[str, TargetModel]:
+    """`models` with `remarks` among their notes, which the bundle keeps."""
+    return {
+        part: replace(m, notes=(*m.notes, *remarks[part])) if remarks.get(part) else m for part, m in models.items()
+    }
 
 
 def candidates(

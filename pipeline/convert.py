@@ -177,7 +177,7 @@ def convert(
         proven = []
         for name, runtime in runtimes.items():
             work = OneTarget(source, runtime, pixels, tokenizer, schedules, run, progress)
-            built = work.choose(chosen, parameters) if automatic else work.built(chosen, plans, gate=gate)
+            built = work.choose(chosen, parameters) if automatic else work.built(chosen, plans, parameters, gate=gate)
             inputs = _pack_inputs(source, built, runtime, tokenizer, schedules, pixels, needed)
             inputs = replace(inputs, plans=built.plans, shapes=parameters)
             if chosen.bundle.goldens and (built.parity is None or built.parity.ok):

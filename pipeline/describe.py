@@ -10,7 +10,7 @@ from typing import Any
 from .artifacts import ALONE, Companions
 from .errors import ModelError
 from .manifest import MANIFEST
-from .recipe import load_recipe, merged, parameters_of, recipe_for
+from .recipe import AUTO, load_recipe, merged, parameters_of, recipe_for
 
 
 def describe(
@@ -61,7 +61,8 @@ def _checkpoint(
     for name in names:
         get_target(name)
     pixels = recipe.size_for(source)
-    labels = {name: plan.label for name, plan in recipe.plans(parameters_of(source)).items()}
+    settled = recipe.settled("fp32") if recipe.quantize.precision == AUTO else recipe
+    labels = {name: plan.label for name, plan in settled.plans(parameters_of(source)).items()}
     needed = forecast(source, names, labels, pixels, gate=gate)
     return {
         "kind": "checkpoint",

@@ -57,8 +57,9 @@ class Destination:
         if (self.path / MANIFEST).is_file() and not self.overwrite:
             present = open_bundle(self.path).manifest
             there = (present.provenance.checkpoint, present.target.name, tuple(present.size))
-            found = {name: part.precision for name, part in present.components.items()}
-            if there != (checkpoint.digest, target, tuple(size)) or precisions not in (None, found):
+            found = {name: _default(part.precision) for name, part in present.components.items()}
+            wanted = None if precisions is None else {name: _default(label) for name, label in precisions.items()}
+            if there != (checkpoint.digest, target, tuple(size)) or wanted not in (None, found):
                 raise self._holds_another()
 
     def _holds_another(self) -> UsageError:
@@ -86,6 +87,11 @@ class Destination:
             present.refuse_damage()
             return present
         return pack(inputs, self.path, replace=self.overwrite)
+
+
+def _default(precision: str) -> str:
+    """A plan's default scheme: which tensors are kept out of it (`fp16+keep`) is found out by the conversion."""
+    return precision.partition("+")[0]
 
 
 def _refuse_unwritable(folder: Path) -> None:

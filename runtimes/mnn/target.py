@@ -23,6 +23,7 @@ class MnnTarget:
 
     name: ClassVar[str] = "mnn"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    mixes_floats: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("sd1",)
     tools: ClassVar[tuple[str, ...]] = (
         "torch",

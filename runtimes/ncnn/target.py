@@ -25,6 +25,7 @@ class NcnnTarget:
 
     name: ClassVar[str] = "ncnn"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    mixes_floats: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1",)
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
     min_runtime: ClassVar[str] = "1.0.20261020"

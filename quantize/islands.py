@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import ClassVar, Final
@@ -20,7 +20,7 @@ from ..export.weights import Weights
 from ..pipeline.artifacts import ComponentSource
 from ..pipeline.errors import ModelError
 from .cast import FLOAT16_MAX
-from .plan import Plan, Shapes, plan_of
+from .plan import Plan, Shapes
 from .scheme import KEEP
 
 ACTIVATION_LIMIT: Final = FLOAT16_MAX / 4
@@ -115,7 +115,5 @@ def with_islands(
         return Plan("fp32"), (*remarks, "the runtime holds one kind of float a model: all of it stays float32")
     share = sum(prod(shapes[name]) for name in kept) / sum(prod(shape) for shape in shapes.values())
     remarks.append(f"{len(kept)} of {len(shapes)} tensors stay float32, {100 * share:.2g} % of the weights")
-    exceptions = dict(plan.exceptions)
-    asked = {name: exceptions.get(name) or exceptions.get(name.rpartition(".")[0]) or plan.default for name in shapes}
-    chosen = {name: KEEP if name in kept else asked[name] for name, shape in shapes.items() if len(shape) > 1}
-    return plan_of(chosen, shapes), tuple(remarks)
+    exceptions = {**dict(plan.exceptions), **dict.fromkeys(kept, KEEP)}
+    return replace(plan, exceptions=tuple(sorted(exceptions.items()))), tuple(remarks)

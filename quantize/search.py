@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from .losses import LossTable, Option
+
+_CELLS: Final = 2**16  # a budget's resolution; bits of a layer are rounded up to it, so that a sum never exceeds it
 
 Chosen = dict[str, dict[str, str]]
 """Component -> parameter -> scheme."""
@@ -69,40 +72,38 @@ def within(table: LossTable, weights: Mapping[str, float], bits: int) -> Chosen 
     """The least loss that `bits` can buy; None when even the cheapest choice takes more.
 
     Steps of large layers do not fit into what is left of a budget, and the small ones that do are poor: by steps alone
-    the demo's token embeddings stay at 4 bits and cost 7 dB. So the choice is solved as the integer program that it is
-    (multiple-choice knapsack, by HiGHS).
+    the demo's token embeddings stay at 4 bits and cost 7 dB. So it is solved as the multiple-choice knapsack that it
+    is, by dynamic programming over the bits beyond the cheapest choice.
     """
     import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
 
-    cheapest, _ = frontier(table, weights)
-    if table.bits(cheapest) > bits:
-        return None
     places = [(part, name, options) for part, each in table.options.items() for name, options in each.items()]
-    items = [(row, option) for row, (_, _, options) in enumerate(places) for option in options]
-    losses = np.array([weights[places[row][0]] * option.loss for row, option in items])
-    sizes = np.array([option.bits for _, option in items], float)
-    room = bits - sum(table.fixed_bits.values())
-    one_each = csr_array(
-        (np.ones(len(items)), ([row for row, _ in items], range(len(items)))), shape=(len(places), len(items))
-    )
-    result = milp(
-        losses / max(losses.max(), 1e-300) * 1e6,  # HiGHS takes what is below 1e-7 for nothing
-        integrality=np.ones(len(items)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes[None, :] / room, -np.inf, 1.0)],
-        options={"mip_rel_gap": 1e-3},
-    )
-    if result.x is None:
-        raise RuntimeError(f"the allocation was not solved: {result.message}")
+    least = [min(option.bits for option in options) for _, _, options in places]
+    room = bits - sum(table.fixed_bits.values()) - sum(least)
+    if room < 0:
+        return None
+    unit = max(1, -(-room // _CELLS))
+    cells = room // unit
+    best = np.zeros(cells + 1)  # least loss of the places so far, for each number of units that they may take
+    taken = np.zeros((len(places), cells + 1), np.uint8)
+    for row, ((part, _, options), floor) in enumerate(zip(places, least, strict=True)):
+        found = np.full(cells + 1, np.inf)
+        for index, option in enumerate(options):
+            extra = -(-(option.bits - floor) // unit)
+            if extra > cells:
+                continue
+            loss = best[: cells + 1 - extra] + weights[part] * option.loss
+            better = loss < found[extra:]
+            found[extra:][better] = loss[better]
+            taken[row, extra:][better] = index
+        best = found
     chosen: Chosen = {part: {} for part in table.options}
-    for (row, option), taken in zip(items, result.x, strict=True):
-        if taken > 0.5:
-            part, name, _ = places[row]
-            chosen[part][name] = option.scheme
-    if table.bits(chosen) > bits:
-        raise RuntimeError(f"the allocation takes {table.bits(chosen)} bits of {bits}")
+    left = cells
+    for row in reversed(range(len(places))):
+        part, name, options = places[row]
+        option = options[taken[row, left]]
+        chosen[part][name] = option.scheme
+        left -= -(-(option.bits - least[row]) // unit)
     return chosen
 
 

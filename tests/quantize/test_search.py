@@ -50,7 +50,17 @@ def test_no_choice_of_as_few_bits_is_better(bits: int) -> None:
     assert found is not None
     assert whole.bits(found) <= bits
     best = min(loss(whole, choice) for choice in every_choice(whole) if whole.bits(choice) <= bits)
-    assert loss(whole, found) == pytest.approx(best, rel=2e-3)
+    assert loss(whole, found) == pytest.approx(best)
+
+
+def test_a_budget_coarser_than_its_resolution_is_still_kept() -> None:
+    options = {f"{i}": (Option("w4", 10**6 + i, 1.0 / (i + 1)), Option("w8", 2 * 10**6 + i, 0.0)) for i in range(50)}
+    large = LossTable({"unet": options}, {"unet": 7}, {"unet": 50})
+    for bits in (60 * 10**6, 75_123_456, 99 * 10**6):
+        found = within(large, {"unet": 1.0}, bits)
+        assert found is not None
+        assert bits - 2 * 10**6 < large.bits(found) <= bits
+        assert found["unet"]["0"] == "w8"  # the most important first
 
 
 def test_steps_are_optimal_where_they_end() -> None:
@@ -65,7 +75,7 @@ def test_steps_are_optimal_where_they_end() -> None:
 def test_more_bits_never_lose_more() -> None:
     whole = table()
     losses = [loss(whole, within(whole, {"unet": 1.0, "vae": 1.0}, bits) or {}) for bits in range(1032, 2100, 50)]
-    assert all(after <= before * 1.002 for before, after in pairwise(losses))
+    assert all(after <= before for before, after in pairwise(losses))
 
 
 def test_a_budget_below_the_cheapest_choice_has_no_answer() -> None:

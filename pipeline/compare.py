@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .schedule import CompiledSchedule
 
 RUNS: Final = 5
+LEAST_GUIDANCE: Final = 1.5
+"""Of a model whose default is none: without guidance the unconditional runs would not be compared."""
 
 
 def compare_bundles(
@@ -70,14 +72,14 @@ def compare_bundles(
         remarks.append("no pictures are compared: the bundles have no schedule in common")
     elif image is None and not cheap:
         remarks.append("no pictures were drawn with both, which takes long: ask for them with --image")
-    plan = _plan(first.manifest, schedule, cheap)
+    plan, guidance = _plan(first.manifest, schedule, cheap), _guidance(first.manifest)
     a, b = opener(first, threads), opener(second, threads)
     label_a, label_b = _labels(first, second)
     with ExitStack() as stack:
         into = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="diffusette-compare-")))
         with progress.running(f"{label_a} draws"), kept_open(a) as keeping:
             asked = replace(painter(first, schedule, threads), open=keeping if cheap else a)
-            probes = ask_bundle(asked, plan, into, encoder="vae_encoder" in shared)
+            probes = ask_bundle(asked, plan, into, guidance=guidance, encoder="vae_encoder" in shared)
         parts = []
         for name in shared:
             with progress.running(f"{label_b} {name}"):
@@ -92,13 +94,11 @@ def compare_bundles(
                 )
 
                 def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-                    result = draw(
-                        other, picture.prompt, guidance=plan.guidance, seed=picture.seed, keep_trajectory=True
-                    )
+                    result = draw(other, picture.prompt, guidance=guidance, seed=picture.seed, keep_trajectory=True)
                     return Drawn(result.trajectory, result.image)
 
                 wanted = _picture_limit(first.manifest, second.manifest, gated)
-                found = check_pictures(drawn, probes, limit=wanted, keep=keep)
+                found = replace(check_pictures(drawn, probes, limit=wanted, keep=keep), guidance=guidance)
     times: dict[str, tuple[ComponentProfile, ComponentProfile]] = {}
     if cheap if speed is None else speed:
         both = measure_bundles([first, second], runs=RUNS, threads=threads, components=shared, progress=progress)
@@ -162,9 +162,15 @@ def _plan(manifest: Manifest, schedule: CompiledSchedule, cheap: bool) -> ProbeP
         prompts_for(digests, 4 if cheap else 1),
         steps=last + 1,
         picked=tuple((step, "conditional") for step in steps),
-        guidance=max(manifest.guidance.default, 1.5),
+        guidance=LEAST_GUIDANCE,  # not used: what is drawn with is `_guidance`'s, whatever plans allow
         scheduler=schedule.scheduler,
     )
+
+
+def _guidance(manifest: Manifest) -> float:
+    """What both are asked to follow: the bundle's default, but enough for both branches where there are two."""
+    mode, default = manifest.guidance.mode, manifest.guidance.default
+    return LEAST_GUIDANCE if mode == "cfg" and default <= 1 else default
 
 
 def _limit(name: str, first: Manifest, second: Manifest) -> Tolerance:

@@ -81,14 +81,15 @@ class _Book:
         labels.append(label)
 
 
-def ask_bundle(painter: TextToImage, plan: ProbePlan, into: Path, *, encoder: bool) -> Probes:
+def ask_bundle(painter: TextToImage, plan: ProbePlan, into: Path, *, guidance: float, encoder: bool) -> Probes:
     """Draw the plan's pictures with `painter` and write what its models were asked and answered under `into`.
 
     Args:
         plan: its `picked` steps are kept, both branches of guidance of each where there are two.
+        guidance: what the model is asked to follow; 1 and less for one that was made to work without.
         encoder: also ask the VAE encoder about the pictures.
     """
-    branches = 2 if unconditional_needed(painter.guidance_mode, plan.guidance) else 1
+    branches = 2 if unconditional_needed(painter.guidance_mode, guidance) else 1
     calls = frozenset(step * branches + branch for step, _ in plan.picked for branch in range(branches))
     book = _Book(into, painter.time_embedding, calls)
 
@@ -99,7 +100,7 @@ def ask_bundle(painter: TextToImage, plan: ProbePlan, into: Path, *, encoder: bo
     images = []
     for index, prompt in enumerate(plan.prompts):
         book.turn(prompt)
-        drawing = draw(recording, prompt, guidance=plan.guidance, seed=plan.seed + index, keep_trajectory=True)
+        drawing = draw(recording, prompt, guidance=guidance, seed=plan.seed + index, keep_trajectory=True)
         np.savez(into / f"picture-{index:03}.npz", trajectory=np.stack(drawing.trajectory), image=drawing.image)
         images.append(drawing.image)
     if encoder:

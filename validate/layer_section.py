@@ -11,6 +11,7 @@ from .advice import advice_for
 MOST: Final = 10
 LARGEST: Final = 5  # results that come near float16's end
 TOP_DB: Final = 160.0  # full length of a bar: a module alone may be nearly exact
+REDDEST: Final = 55  # percent: figures in a cell must stay legible, in light and dark
 OPEN: Final = 60  # modules up to which the map is shown without being asked for
 
 # key in the JSON, heading of its column in the map, name of its bar
@@ -125,8 +126,8 @@ def _cell(value: float | None) -> dict[str, Any]:
 
 
 def heat(value: float) -> int:
-    """0 (as good as float32, 120 dB) to 100 (20 dB, 10 % off): the share of red in a cell."""
-    return round(100 * min(max((120 - value) / 100, 0), 1))
+    """Share of red in a cell: none at 120 dB, as good as float32; `REDDEST` at 20 dB, which is 10 % off."""
+    return round(REDDEST * min(max((120 - value) / 100, 0), 1))
 
 
 def _largest(ranges: Mapping[str, Sequence[Facts]]) -> list[dict[str, Any]]:

@@ -58,7 +58,11 @@ _FOUR_LAST_STEP = (
 )
 _FOUR_PICTURE = "rounding the weights inside PyTorch alone leaves 26 (a channel) to 29 dB (groups of 64) on the demo"
 
-FOUR_BITS: Final = ("w4g64_afp", "w4g32_afp", "w4c_afp")
+# Activations rounded to 8 bits as they come, which PyTorch does not do with the same weights: fidelity sees that too.
+_DYNAMIC = "the demo leaves 36 dB against float32 and 39 against the same weights; damage to one channel hides below"
+_DYNAMIC_LAST_STEP = "the demo leaves 18 dB at t = 1, where the answer is noise of which a thousandth is in the input"
+
+FOUR_BITS: Final = ("w4g64_afp", "w4g32_afp", "w4g128_afp", "w4c_afp")
 
 TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     # gate, component, target, precision; "*" stands for any
@@ -74,6 +78,10 @@ TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     **{("loss", "unet", "*", scheme): Tolerance(0.0, _FOUR_LAST_STEP) for scheme in FOUR_BITS},
     **{("fidelity", "*", "*", scheme): Tolerance(95.0, _SAME_WEIGHTS) for scheme in ("w8c_afp", *FOUR_BITS)},
     **{("fidelity", "vae_decoder", "mnn", scheme): Tolerance(85.0, _LONG_SUMS) for scheme in ("w8c_afp", *FOUR_BITS)},
+    ("loss", "*", "mnn", "w8c_a8"): Tolerance(30.0, _DYNAMIC),
+    ("loss", "unet", "mnn", "w8c_a8"): Tolerance(12.0, _DYNAMIC_LAST_STEP),
+    ("fidelity", "*", "mnn", "w8c_a8"): Tolerance(32.0, _DYNAMIC),
+    ("fidelity", "unet", "mnn", "w8c_a8"): Tolerance(13.0, _DYNAMIC_LAST_STEP),
     ("fidelity", "*", "*", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
     ("fidelity", "vae_decoder", "mnn", "fp16"): Tolerance(85.0, _LONG_SUMS),
 }
@@ -85,6 +93,9 @@ IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
     ),
     ("*", "w8c_afp"): ImageTolerance(
         45.0, "rounding the weights to 8 bits a channel inside PyTorch alone leaves 54 dB on the demo, in the median"
+    ),
+    ("mnn", "w8c_a8"): ImageTolerance(
+        36.0, "the demo leaves 45.5 dB and more, 53 with the same weights and float activations"
     ),
     **{("*", scheme): ImageTolerance(20.0, _FOUR_PICTURE) for scheme in FOUR_BITS},
     ("*", "fp16"): ImageTolerance(55.0, "rounding the weights to fp16 inside PyTorch alone leaves 82 dB on the demo"),

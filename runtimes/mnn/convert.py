@@ -62,29 +62,37 @@ class BuildMnn:
         if self.precision == "fp16":
             MnnFile(file).store_as_float32(rounded_vectors(MnnFile(file), graph))
         MnnFile(file).stamp()
-        model = self._checked(MnnFile(file), graph)
-        open_isolated(f"{registry.__name__}:open_model", model, threads=1).close()  # so MNN can load it
-        return model
+        return checked_model(MnnFile(file), graph, self.onnx, _BITS[self.precision])
 
-    def _checked(self, built: MnnFile, graph: MnnGraph) -> TargetModel:
-        if unknown := built.unconverted():
-            raise ToolCrashed(f"mnnconvert left operators that MNN cannot run: {', '.join(unknown)}")
-        if set(built.inputs) != set(graph.inputs) or built.outputs != tuple(s.name for s in self.onnx.outputs):
-            raise ToolCrashed(
-                f"{built.path.name} takes {built.inputs} and gives {built.outputs}, "
-                f"not {graph.inputs} and {self.onnx.outputs}"
-            )
-        files = [built.path, built.weight_file] if built.weight_bytes else [built.path]
-        return TargetModel(
-            folder=built.path.parent,
-            component=self.onnx.component,
-            target="mnn",
-            precision=self.onnx.precision,
-            files=tuple(path.name for path in files),
-            inputs=graph.inputs,
-            outputs=self.onnx.outputs,
-            bits_per_weight=_BITS[self.onnx.precision],
+
+def checked_model(
+    built: MnnFile, graph: MnnGraph, onnx: OnnxModel, bits: float, notes: tuple[str, ...] = ()
+) -> TargetModel:
+    """The model of a finished file, once MNN has loaded it.
+
+    Raises:
+        ToolCrashed: the converter left something out, or inputs and outputs are not the graph's.
+    """
+    if unknown := built.unconverted():
+        raise ToolCrashed(f"mnnconvert left operators that MNN cannot run: {', '.join(unknown)}")
+    if set(built.inputs) != set(graph.inputs) or built.outputs != tuple(s.name for s in onnx.outputs):
+        raise ToolCrashed(
+            f"{built.path.name} takes {built.inputs} and gives {built.outputs}, not {graph.inputs} and {onnx.outputs}"
         )
+    files = [built.path, built.weight_file] if built.weight_bytes else [built.path]
+    model = TargetModel(
+        folder=built.path.parent,
+        component=onnx.component,
+        target="mnn",
+        precision=onnx.precision,
+        files=tuple(path.name for path in files),
+        inputs=graph.inputs,
+        outputs=onnx.outputs,
+        bits_per_weight=bits,
+        notes=notes,
+    )
+    open_isolated(f"{registry.__name__}:open_model", model, threads=1).close()  # so MNN can load it
+    return model
 
 
 def rounded_vectors(built: MnnFile, graph: MnnGraph) -> dict[str, NDArray[np.float32]]:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from ...pipeline.artifacts import OnnxModel, TensorSpec
 from ...pipeline.errors import ModelError
+from ...quantize.quantized import StoredWeights
 from ..inputs import TIMESTEP_EMBEDDING
+from .embeddings import code_embeddings
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,13 +36,14 @@ class MnnGraph:
     halves: frozenset[str]  # names of the values that are exact in float16: weights
 
 
-def write_mnn_graph(onnx: OnnxModel, folder: Path) -> MnnGraph:
+def write_mnn_graph(onnx: OnnxModel, folder: Path, stored: StoredWeights | None = None) -> MnnGraph:
     """Write `onnx` with MNN's inputs to `folder`, its float32 weights linked rather than copied.
 
     - `timestep` gives way to `timestep_embedding`, so that no phone computes sines of large angles in float16
       (in float32 MNN's sine is already off by 4e-5 at timestep 981).
     - `input_ids` becomes int32: MNN has no int64.
     - float16 weights become the same numbers in float32: MNN misreads float16 external data, without a word.
+    - Token embeddings that `stored` has codes of become codes.
     - Metadata goes: MNN copies it into its model.
     """
     import onnx_ir as ir
@@ -61,7 +64,11 @@ def write_mnn_graph(onnx: OnnxModel, folder: Path) -> MnnGraph:
     passes.RemoveUnusedNodesPass()(model)
     model.metadata_props.clear()
     vectors, halves = {}, frozenset[str]()
-    if onnx.precision == "fp16":
+    if stored is not None:
+        code_embeddings(graph, stored)
+        _widen(graph, folder)
+        passes.RemoveUnusedNodesPass()(model)
+    elif onnx.precision == "fp16":
         halves = _widen(graph, folder)
         vectors = _vectors(graph, halves)
         passes.RemoveUnusedNodesPass()(model)  # the float16 forms

@@ -57,6 +57,18 @@ class _Op:
     main: Table | None
 
 
+@dataclass(frozen=True)
+class ExternalData:
+    """Where an operator's weights lie in the weight file, and where in the `.mnn` that is written."""
+
+    name: str
+    type: int
+    main: Table
+    place: int  # byte in the `.mnn` of the int64 `start`, which `sizes` follow
+    start: int
+    sizes: tuple[int, ...]  # bytes of what follows each other from `start` on: weight, scales, bias, ...
+
+
 class MnnFile:
     """A `.mnn` file, and its `.mnn.weight` if it has one."""
 
@@ -139,6 +151,30 @@ class MnnFile:
                 file.write(struct.pack("<I", offset))
             file.seek(end)
             file.write(tail)
+
+    def external(self) -> list[ExternalData]:
+        """Where operators keep weights in the weight file, in its order."""
+        found = []
+        for op in self._ops:
+            offset = op.main.Offset(_slot(_EXTERNAL[op.type])) if op.main is not None and op.type in _EXTERNAL else 0
+            if op.main is not None and offset and op.main.VectorLen(offset):
+                place = op.main.Vector(offset)
+                numbers = np.frombuffer(self._bytes, np.int64, op.main.VectorLen(offset), place).tolist()
+                found.append(ExternalData(op.name, op.type, op.main, place, numbers[0], tuple(numbers[1:])))
+        return sorted(found, key=lambda data: data.start)
+
+    def table(self, table: Table, field: int) -> Table | None:
+        """A table inside a table."""
+        offset = table.Offset(_slot(field))
+        return Table(self._bytes, table.Indirect(table.Pos + offset)) if offset else None
+
+    def patch(self, places: Mapping[int, bytes]) -> None:
+        """Overwrite bytes of the file in place. Invalidates this object: open it again."""
+        self._bytes.close()
+        with self.path.open("r+b") as file:
+            for place, values in places.items():
+                file.seek(place)
+                file.write(values)
 
     def stamp(self) -> str:
         """Replace the model's random uuid by one made of its content, and return it. Invalidates this object."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ModelError, ToolCrashed
+from ...quantize.scheme import parse_scheme
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Feeds
 from .mnn_file import MnnFile
@@ -17,8 +18,10 @@ from .mnn_file import MnnFile
 # convolutions and 6 GB in an SD1.5 UNet, for a tenth of the time; MNN's own diffusion demo ships with 0 as well.
 _WINOGRAD_MEMORY_LEVEL: Final = 3
 _NO_WINOGRAD: Final = 0
-# MNN::BackendConfig MemoryMode and PowerMode, Normal. Names are accepted too, and silently ignored.
+# MNN::BackendConfig MemoryMode and PowerMode. Names are accepted too, and silently ignored. With memory low, MNN keeps
+# integer weights as they are and rounds activations to 8 bits; otherwise it widens the weights when it loads.
 _NORMAL: Final = 0
+_LOW: Final = 2
 
 
 class MnnSession:
@@ -44,7 +47,7 @@ class MnnSession:
         self.inputs = model.inputs
         self.outputs = model.outputs
         self._name = f"mnn {model.component}"
-        self._runtime, self._module = _load(file, self, threads)
+        self._runtime, self._module = _load(file, self, threads, rounds_activations(model))
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         import MNN.expr as expr
@@ -78,18 +81,24 @@ class MnnSession:
         self.close()
 
 
-def _load(file: MnnFile, session: MnnSession, threads: int) -> tuple[Any, Any]:
-    runtime = new_runtime(threads)
+def rounds_activations(model: TargetModel) -> bool:
+    """Whether the model is meant to run with activations of 8 bits."""
+    return any(parse_scheme(name).activation_bits == 8 for name in model.precision.split("+"))
+
+
+def _load(file: MnnFile, session: MnnSession, threads: int, rounded: bool) -> tuple[Any, Any]:
+    runtime = new_runtime(threads, rounded=rounded)
     inputs, outputs = [s.name for s in session.inputs], [s.name for s in session.outputs]
     return runtime, load_part(file, inputs, outputs, runtime)
 
 
-def new_runtime(threads: int) -> Any:
-    """MNN's runtime on the CPU, in float32 and without Winograd."""
+def new_runtime(threads: int, *, rounded: bool = False) -> Any:
+    """MNN's runtime on the CPU, in float32 and without Winograd; `rounded`: activations of 8 bits."""
     import MNN.nn
 
     # Documented as a tuple of dicts, one a backend; a bare dict is taken for an empty configuration.
-    backend = {"backend": "CPU", "numThread": threads, "precision": "high", "memory": _NORMAL, "power": _NORMAL}
+    backend = {"backend": "CPU", "numThread": threads, "precision": "high", "power": _NORMAL}
+    backend["memory"] = _LOW if rounded else _NORMAL
     runtime = MNN.nn.create_runtime_manager((backend,))
     runtime.set_hint(_WINOGRAD_MEMORY_LEVEL, _NO_WINOGRAD)
     return runtime

@@ -13,7 +13,7 @@ from ...pipeline.errors import ToolCrashed
 from ..protocol import Array, Feeds
 from ..taps import Node, Wiring, boundaries, needed_feeds
 from .mnn_file import MnnFile
-from .session import load_part, new_runtime
+from .session import load_part, new_runtime, rounds_activations
 
 if TYPE_CHECKING:
     from ...export.graph import Graph
@@ -81,7 +81,7 @@ class MnnTaps:
         file.check_weights()
         self._file = file
         self._name = f"mnn {model.component}"
-        self._runtime: Any = new_runtime(threads)
+        self._runtime: Any = new_runtime(threads, rounded=rounds_activations(model))
         self._makers = {tensor: op.inputs for op in file.wires() for tensor in op.outputs}
         self.partial_runs = 0
 

@@ -22,7 +22,9 @@ class MnnTarget:
     """Satisfies `Target`."""
 
     name: ClassVar[str] = "mnn"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[str, ...]] = (
+        "fp32", "fp16", "w8c_afp", "w8c_a8", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp",
+    )  # fmt: skip
     mixes_floats: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("sd1",)
     tools: ClassVar[tuple[str, ...]] = (
@@ -50,15 +52,26 @@ class MnnTarget:
 
     def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
         from ...export.onnx_model import onnx_model
+        from ...quantize.quantized import quantized_weights
+        from .coded import BuildCodedMnn
         from .convert import BuildMnn
 
         refuse_schemes(self, source.component, plan)
-        if plan.exceptions:
+        if plan.is_float and plan.exceptions:
             raise UnsupportedPrecision(
-                f"target 'mnn' does not mix schemes inside {source.component}: {plan.label}",
+                f"target 'mnn' does not mix fp32 and fp16 inside {source.component}",
                 hint=f"a rule that takes all of it, with one of: {', '.join(self.precisions)}",
             )
-        return run(BuildMnn(onnx_model(source, size, plan, run)))
+        coded = [scheme for scheme in plan.schemes if not scheme.is_float]
+        if len({scheme.activation_bits for scheme in coded}) > 1:
+            raise UnsupportedPrecision(
+                f"target 'mnn' rounds the activations of all of {source.component} or of none: {plan.label}",
+                hint="one of w8c_a8 and the schemes that end in _afp for all of it; fp16 may stand beside either",
+            )
+        onnx = onnx_model(source, size, plan, run)
+        if (quantized := quantized_weights(source, plan, run)) is None:
+            return run(BuildMnn(onnx))
+        return run(BuildCodedMnn(onnx, source, plan, quantized))
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}

@@ -78,7 +78,9 @@ def render(layers: Iterable[Layer]) -> str:
     blobs = sum(len(layer.outputs) for layer in layers)
     lines = [MAGIC, f"{len(layers)} {blobs}"]
     for layer in layers:
-        head = f"{layer.type:<24} {layer.name:<24} {len(layer.inputs)} {len(layer.outputs)}"
+        # pnnx's columns, but for the many short-lived layers of `low_bit`
+        head = f"{layer.type} {layer.name}" if layer.name.startswith("_") else f"{layer.type:<24} {layer.name:<24}"
+        head += f" {len(layer.inputs)} {len(layer.outputs)}"
         params = (f"{key}={value}" for key, value in layer.params.items())
         lines.append(" ".join([head, *layer.inputs, *layer.outputs, *params]))
     return "\n".join([*lines, ""])

@@ -12,6 +12,8 @@ from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import ModelError, ToolCrashed
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Feeds
+from .forms import check_forms
+from .low_bit import CODED_LAYERS
 from .param import parse
 from .slots import check_bin
 
@@ -112,7 +114,7 @@ def new_net(threads: int, *, sgemm: bool) -> Any:
 
 
 def check_files(param: Path, weights: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Refuse files that are missing, cut, or not those of a model with these inputs and outputs."""
+    """Refuse files that are missing, cut, another model's by inputs and outputs, or in a form that ncnn misreads."""
     for file in (param, weights):
         if not file.is_file():
             raise ModelError(f"no file {file}", hint="convert again")
@@ -122,3 +124,5 @@ def check_files(param: Path, weights: Path, inputs: tuple[TensorSpec, ...], outp
     if taken != sorted(spec.name for spec in inputs) or not {spec.name for spec in outputs} <= made:
         raise ModelError(f"{param.name} has the inputs {', '.join(taken)}: it is another model's graph")
     check_bin(layers, weights)
+    if any(layer.type in CODED_LAYERS for layer in layers):
+        check_forms()

@@ -17,7 +17,9 @@ from .param import Layer
 TAG_FP32: Final = (0).to_bytes(4, "little")
 TAG_FP16: Final = (0x01306B47).to_bytes(4, "little")
 TAG_INT8: Final = (0x000D4B38).to_bytes(4, "little")
-_BYTES_PER_ELEMENT: Final = {TAG_FP32: 4, TAG_FP16: 2, TAG_INT8: 1}
+TAG_BOOK: Final = (1).to_bytes(4, "little")  # ncnn takes any other tag with a byte that is not 0 for a codebook
+_BYTES_PER_ELEMENT: Final = {TAG_FP32: 4, TAG_FP16: 2, TAG_INT8: 1, TAG_BOOK: 1}
+_BOOK_BYTES: Final = 256 * 4  # of float32 before the indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Slot:
 
 
 def _convolution(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    if layer.number(19):  # weights are an input
+        return
     yield "weight", True, layer.number(6)
     if layer.number(5):
         yield "bias", False, layer.number(0)
@@ -65,6 +69,12 @@ def _multi_head_attention(layer: Layer) -> Iterator[tuple[str, bool, int]]:
     yield "out_bias", False, q_dim
 
 
+def _scale(layer: Layer) -> Iterator[tuple[str, bool, int]]:
+    yield "scale", False, layer.number(0)
+    if layer.number(1):
+        yield "bias", False, layer.number(0)
+
+
 def _group_norm(layer: Layer) -> Iterator[tuple[str, bool, int]]:
     if layer.number(3, 1):
         yield "gamma", False, layer.number(1)
@@ -95,6 +105,7 @@ WEIGHTED: Final[dict[str, Callable[[Layer], Iterator[tuple[str, bool, int]]]]] =
     "InnerProduct": _inner_product,
     "Gemm": _gemm,
     "MultiHeadAttention": _multi_head_attention,
+    "Scale": _scale,
     "GroupNorm": _group_norm,
     "LayerNorm": _layer_norm,
     "Embed": _embed,
@@ -145,7 +156,7 @@ def spans_of(layers: Iterable[Layer], file: Path) -> Iterator[tuple[Slot, int, i
                         f"of {slot.layer} ({slot.type}): it holds {tag.hex() or 'nothing'}",
                         hint="the file is damaged or belongs to another .param: convert again",
                     )
-                position += 4
+                position += 4 + (_BOOK_BYTES if tag == TAG_BOOK else 0)
                 width = _BYTES_PER_ELEMENT[tag]
             position += -(-slot.elements * width // 4) * 4  # padded to whole words
             yield slot, start, position

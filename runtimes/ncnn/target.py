@@ -24,7 +24,9 @@ class NcnnTarget:
     """ncnn on the CPU. `.param` and `.bin` are what an app loads; inputs and outputs bear our names."""
 
     name: ClassVar[str] = "ncnn"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[str, ...]] = (
+        "fp32", "fp16", "w8c_afp", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp",
+    )  # fmt: skip
     mixes_floats: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1",)
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")

@@ -16,9 +16,12 @@ from ...pipeline.artifacts import ComponentSource, TargetModel
 from ...quantize.plan import Plan
 from ...quantize.quantized import QuantizedWeights, StoredWeights
 from . import layout
+from .codes import encode
 from .layout import Blob
+from .low_bit import coded_graph
 from .lower import native_inputs
-from .param import parse
+from .param import parse, render
+from .pnnx import check_layers
 from .slots import TAG_FP16, TAG_FP32, check_bin
 from .trace import TracedNcnn
 
@@ -31,7 +34,7 @@ class WriteNcnn:
 
     At "fp16", weights that have two or more dimensions in PyTorch are rounded to float16, as on every target, and
     stored so where ncnn reads a tag; it widens them when it loads. Its MemoryData (position embeddings) has none,
-    and holds the rounded values as float32. Biases and norms stay float32.
+    and holds the rounded values as float32. Biases and norms stay float32. Integer schemes: see `low_bit`.
     """
 
     traced: TracedNcnn
@@ -41,12 +44,13 @@ class WriteNcnn:
     quantized: QuantizedWeights | None = None
 
     name: ClassVar[str] = "weights"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 7
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel
 
     def key(self) -> Mapping[str, object]:
-        inputs = {"traced": self.traced.digest, "source": self.source.digest}
+        codes = self.quantized.digest if self.quantized else None
+        inputs = {"traced": self.traced.digest, "source": self.source.digest, "codes": codes}
         return {**inputs, "size": list(self.size), "plan": self.plan.key()}
 
     @property
@@ -56,10 +60,18 @@ class WriteNcnn:
     def run(self, into: Path) -> TargetModel:
         component = self.source.component
         param, weights = into / f"{component}.param", into / f"{component}.bin"
-        shutil.copyfile(self.traced.param, param)
+        stored = StoredWeights(self.source, self.plan, self.quantized)
         blobs = self.traced.blobs()
+        stored.check(layout.expected_shapes(blobs))
+        if self.plan.is_float:
+            shutil.copyfile(self.traced.param, param)
+            contents = blobs
+        else:
+            layers, contents = coded_graph(parse(self.traced.param.read_text()), blobs, self.plan.scheme)
+            param.write_text(render(layers))
+            check_layers(param)
         with weights.open("wb") as stream, self.traced.literals.open("rb") as literals:
-            self._write(blobs, stream, literals)
+            _write(contents, stored, stream, literals)
         check_bin(parse(param.read_text()), weights)
         parameters = sum(blob.slot.elements for blob in blobs if blob.kind == layout.PARAMETER)
         return TargetModel(
@@ -73,18 +85,20 @@ class WriteNcnn:
             bits_per_weight=round(8 * weights.stat().st_size / parameters, 3),
         )
 
-    def _write(self, blobs: tuple[Blob, ...], stream: BinaryIO, literals: BinaryIO) -> None:
-        weights = StoredWeights(self.source, self.plan, self.quantized)
-        weights.check(layout.expected_shapes(blobs))
-        for blob in blobs:
-            rounded = blob.kind == layout.PARAMETER and weights.scheme(blob.name).name == "fp16"
-            if blob.slot.tagged:
-                stream.write(TAG_FP16 if rounded else TAG_FP32)
-            for chunk in _chunks(blob, weights, literals):
-                if rounded:
-                    chunk = chunk.astype(np.float16) if blob.slot.tagged else chunk  # exact: they are rounded already
-                stream.write(chunk.tobytes())
-            stream.write(bytes(-stream.tell() % 4))
+
+def _write(blobs: tuple[Blob, ...], weights: StoredWeights, stream: BinaryIO, literals: BinaryIO) -> None:
+    for blob in blobs:
+        if blob.kind not in (layout.PARAMETER, layout.ZEROS, layout.LITERAL):
+            encode(stream, blob, weights.codes(blob.name))
+            continue
+        rounded = blob.kind == layout.PARAMETER and weights.scheme(blob.name).name == "fp16"
+        if blob.slot.tagged:
+            stream.write(TAG_FP16 if rounded else TAG_FP32)
+        for chunk in _chunks(blob, weights, literals):
+            if rounded:
+                chunk = chunk.astype(np.float16) if blob.slot.tagged else chunk  # exact: they are rounded already
+            stream.write(chunk.tobytes())
+        stream.write(bytes(-stream.tell() % 4))
 
 
 def _chunks(blob: Blob, weights: StoredWeights, literals: BinaryIO) -> Iterator[NDArray[Any]]:

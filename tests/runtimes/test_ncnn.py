@@ -4,101 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pytest
 from diffusette.export import modules
-from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource, TargetModel
+from diffusette.pipeline.artifacts import COMPONENTS, ComponentSource
 from diffusette.pipeline.errors import FeedError, ModelError, UnsupportedPrecision
-from diffusette.pipeline.stage import digest_of
 from diffusette.quantize.plan import Plan
-from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.ncnn import param, pnnx
 from diffusette.runtimes.ncnn.layout import PARAMETER
 from diffusette.runtimes.ncnn.lower import lowered, native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
-from diffusette.runtimes.ncnn.target import NcnnTarget
-from diffusette.runtimes.ncnn.trace import TracedNcnn, small_sizes, trace_of
+from diffusette.runtimes.ncnn.trace import small_sizes, trace_of
 from diffusette.runtimes.ncnn.write import WriteNcnn
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+
+from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, snr_db, torch_output
 
 # torch.jit is deprecated, and the modules branch on sizes that are fixed here
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-SIZE: Final = (64, 64)
-Array = NDArray[Any]
-
-
-class Workshop:
-    """Runs stages in this process, equal ones once a test session."""
-
-    def __init__(self, root: Path, sources: Mapping[str, ComponentSource]) -> None:
-        self.root = root
-        self.sources = sources
-        self._done: dict[Path, Any] = {}
-        self.module = cache(lambda component: modules.load(self.sources[component]))
-
-    def run(self, stage: Any) -> Any:
-        into = self.root / digest_of(stage)
-        if not into.is_dir():
-            into.mkdir()
-            self._done[into] = dataclasses.replace(stage.run(into), digest=into.name)
-        return self._done[into]
-
-    def traced(self, component: str, size: tuple[int, int] = SIZE) -> TracedNcnn:
-        traced: TracedNcnn = self.run(trace_of(self.sources[component], size))
-        return traced
-
-    def model(self, component: str, precision: str, size: tuple[int, int] = SIZE) -> TargetModel:
-        return NcnnTarget().build(self.sources[component], size, Plan(precision), self.run)
-
-    def feeds(self, component: str, size: tuple[int, int] = SIZE) -> dict[str, Array]:
-        """Feeds of PyTorch's module: unit Gaussians, a timestep amid the schedule, token ids."""
-        generator = np.random.default_rng(7)
-        feeds: dict[str, Array] = {}
-        for spec in modules.input_specs(self.sources[component], size):
-            if spec.dtype == "int64":
-                feeds[spec.name] = generator.integers(0, 600, spec.shape)
-            elif spec.name == "timestep":
-                feeds[spec.name] = np.array(481, np.float32)
-            else:
-                feeds[spec.name] = generator.standard_normal(spec.shape).astype(np.float32)
-        return feeds
-
-    def native(self, component: str, feeds: Mapping[str, Array], size: tuple[int, int] = SIZE) -> dict[str, Array]:
-        source = self.sources[component]
-        facts = time_embedding_facts(source.config) if component == "unet" else {}
-        return native_feeds(feeds, native_inputs(source, size), facts)
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("ncnn"), demo_checkpoint.components)
-
-
-def torch_output(module: Any, feeds: Mapping[str, Array]) -> Array:
-    import torch
-
-    with torch.no_grad():
-        output: Array = module(*map(torch.from_numpy, feeds.values())).numpy()
-    return output
-
-
-def ncnn_output(model: TargetModel, feeds: Mapping[str, Array]) -> Array:
-    with NcnnSession(model, threads=2) as session:
-        (output,) = session.run(feeds).values()
-    return output
-
-
-def snr_db(reference: Array, candidate: Array) -> float:
-    r, c = reference.astype(np.float64), candidate.astype(np.float64)
-    return float(10 * np.log10((r**2).sum() / ((r - c) ** 2).sum()))
-
 
 # --- parity -----------------------------------------------------------------------------------------------------------
 
@@ -225,8 +152,8 @@ def test_text_encoder_takes_int32_ids(workshop: Workshop) -> None:
 
 
 def test_unknown_precision_is_refused_with_the_list(workshop: Workshop) -> None:
-    with pytest.raises(UnsupportedPrecision, match="w4g64_afp") as caught:
-        workshop.model("unet", "w4g64_afp")
+    with pytest.raises(UnsupportedPrecision, match="w3c_afp") as caught:
+        workshop.model("unet", "w3c_afp")
     assert "fp16" in caught.value.hint
 
 

@@ -96,7 +96,7 @@ def test_bin_of_the_right_length_passes(fingerprints: Fingerprints, tmp_path: Pa
         (lambda data: data[:-4], "needs"),
         (lambda data: data + bytes(4), "needs"),
         (lambda data: b"", "needs"),
-        (lambda data: data[:12] + b"\x01" + data[13:], "no weight starts"),
+        (lambda data: data[:12] + b"\x02" + data[13:], "no weight starts"),
     ],
     ids=["cut", "longer", "empty", "tag"],
 )

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+from diffusette.pipeline.artifacts import TargetModel
+from diffusette.pipeline.errors import UsageError
 from diffusette.runtimes.mnn.taps import _turns
 from diffusette.runtimes.ncnn.layout import PARAMETER, Blob
 from diffusette.runtimes.ncnn.param import parse
 from diffusette.runtimes.ncnn.slots import Slot
 from diffusette.runtimes.ncnn.taps import wiring_of
-from diffusette.runtimes.taps import Node, boundaries, common_module, inherit_modules, needed_feeds
+from diffusette.runtimes.ort.taps import onnx_file
+from diffusette.runtimes.registry import TARGETS, get_target
+from diffusette.runtimes.taps import Node, Tapped, boundaries, common_module, inherit_modules, needed_feeds
 
 GRAPH = [
     Node("Cast", "block.conv", ("conv.half",), ("conv.weight",)),
@@ -96,3 +103,15 @@ def test_an_attention_of_ncnn_shows_its_projections() -> None:
     assert "x" not in wiring.keys, "an input of the component is computed by nothing"
     assert "5" not in wiring.keys, "the convolution pads unevenly: PyTorch's has read a padded tensor"
     assert set(wiring.keys["y"]) == {"down.conv:out", ":out"}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_can_be_looked_into(name: str) -> None:
+    assert isinstance(get_target(name), Tapped)
+
+
+def test_a_model_in_the_ort_form_alone_is_refused_with_what_to_do() -> None:
+    model = TargetModel(Path("x"), "unet", "ort", "fp32", ("unet/model.ort",), (), (), 32.0)
+    with pytest.raises(UsageError, match="cannot be looked into") as refused:
+        onnx_file(model)
+    assert "onnx" in refused.value.hint

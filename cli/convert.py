@@ -18,6 +18,7 @@ from .options import (
     Prediction,
     TokenizerFolder,
     Vae,
+    VaeDecoder,
     parse_adapter,
     parse_size,
 )
@@ -57,6 +58,7 @@ def convert(
     ] = None,
     adapter: Adapters = None,
     vae: Vae = None,
+    vae_decoder: VaeDecoder = None,
     tokenizer: TokenizerFolder = None,
     config: Config = None,
     prediction: Prediction = None,
@@ -97,6 +99,7 @@ def convert(
         size=sizes[0] if sizes else None,
         companions=Companions(
             vae=vae,
+            vae_decoder=vae_decoder,
             tokenizer=tokenizer,
             config=config,
             prediction=prediction,

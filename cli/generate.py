@@ -22,7 +22,17 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Of the noise; as torch's CPU generator.")] = 0,
     scheduler: Annotated[
         str | None,
-        typer.Option("--scheduler", help="ddim, euler, euler_a, dpmpp_2m, unipc, pndm. [default: the bundle's]"),
+        typer.Option(
+            "--scheduler", help="ddim, euler, euler_a, dpmpp_2m, unipc, pndm, lcm, tcd. [default: the bundle's]"
+        ),
+    ] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Picture to start from.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="For inpainting models: white is drawn anew, black stays.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option("--strength", help="How far from --image, above 0 to 1. [default: 0.8; 1 with --mask]"),
     ] = None,
     threads: Threads = 2,
     as_json: Json = False,
@@ -30,11 +40,16 @@ def generate(
     """Draw PROMPT with the runtime and the files of BUNDLE alone, without PyTorch."""
     from ..pipeline.bundle import open_bundle
     from ..pipeline.draw import draw_with_bundle, save_drawing
+    from ..pipeline.errors import UsageError
+    from ..runtimes.txt2img.canvas import read_canvas
     from ..runtimes.txt2img.picture import refuse_unwritable_picture
     from .terminal import TerminalProgress, print_json, warn
 
     refuse_unwritable_picture(output)
+    if image is None and (mask is not None or strength is not None):
+        raise UsageError("--mask and --strength go with --image", hint="add --image FILE")
     opened = open_bundle(bundle)
+    canvas = read_canvas(image, mask, strength, opened.manifest.size) if image is not None else None
     progress = TerminalProgress()
     drawing = draw_with_bundle(
         opened,
@@ -44,6 +59,7 @@ def generate(
         guidance=guidance,
         seed=seed,
         scheduler=scheduler,
+        canvas=canvas,
         threads=threads,
         progress=progress,
     )

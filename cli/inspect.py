@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from ..pipeline.artifacts import Companions
-from .options import Adapters, Config, Ema, Json, Prediction, TokenizerFolder, Vae, parse_adapter, parse_size
+from .options import (
+    Adapters,
+    Config,
+    Ema,
+    Json,
+    Prediction,
+    TokenizerFolder,
+    Vae,
+    VaeDecoder,
+    parse_adapter,
+    parse_size,
+)
 
 
 def inspect(
@@ -19,6 +30,7 @@ def inspect(
     size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH. [default: the checkpoint's own]")] = None,
     adapter: Adapters = None,
     vae: Vae = None,
+    vae_decoder: VaeDecoder = None,
     tokenizer: TokenizerFolder = None,
     config: Config = None,
     prediction: Prediction = None,
@@ -37,6 +49,7 @@ def inspect(
         size=parse_size(size) if size else None,
         companions=Companions(
             vae=vae,
+            vae_decoder=vae_decoder,
             tokenizer=tokenizer,
             config=config,
             prediction=prediction,
@@ -56,9 +69,13 @@ def _show_checkpoint(facts: dict[str, Any]) -> None:
     from .terminal import size_text
 
     print(f"{facts['name']}: a checkpoint of family {facts['family']} ({facts['why']})")
+    print(f"  variant {facts['variant']} ({facts['variant_why']})")
     print(
-        f"  pictures {facts['size'][0]}x{facts['size'][1]}, prediction {facts['prediction_type']}, {facts['scheduler']}"
+        f"  pictures {facts['size'][0]}x{facts['size'][1]}, {facts['scheduler']}, {facts['input_channels']} channels in"
     )
+    print(f"  prediction {facts['prediction_type']} ({facts['prediction_why']})")
+    print(f"  guidance {facts['guidance']['mode']} {facts['guidance']['default']:g}, {facts['steps']} steps")
+    print(f"  recipe {facts['recipe']}")
     for name, part in facts["components"].items():
         print(f"  {name:<13} {part['parameters'] / 1e6:8.2f} M parameters, stored as {part['dtype']}")
     for remark in facts["remarks"]:

@@ -14,6 +14,9 @@ from ..pipeline.errors import UsageError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads that the runtime may use.")]
 
+VaeDecoder = Annotated[
+    Path | None, typer.Option("--vae-decoder", help="A tiny decoder in the VAE's place: TAESD's or TAEXL's folder.")
+]
 Vae = Annotated[Path | None, typer.Option("--vae", help="A VAE apart: a folder, or a safetensors file.")]
 TokenizerFolder = Annotated[
     Path | None,

@@ -7,6 +7,8 @@ With --check nothing is written, and the exit status is 1 when a part is stale.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -72,7 +74,34 @@ def tolerances() -> str:
     return table(["gate", "component", "target", "precision", "at least", "because"], components + pictures)
 
 
-PARTS: Final[dict[str, Callable[[], str]]] = {"cli": commands, "targets": targets, "tolerances": tolerances}
+def kinds() -> str:
+    """Kinds of checkpoints against targets: what tests/pipeline/test_kinds.py measured last."""
+    spec = importlib.util.spec_from_file_location("kinds", ROOT / "tests" / "kinds.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kinds"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    from diffusette.runtimes.registry import TARGETS
+
+    measured = json.loads((ROOT / "docs" / "kinds.json").read_text())
+
+    def cell(kind: str, target: str) -> str:
+        found = measured.get(kind, {}).get(target)
+        return f"{found['unet_db']:g} / {found['picture_db']:g}" if found else "tested, not measured here yet"
+
+    rows = [
+        [f"`{name}`", kind.title, *(cell(name, target) for target in TARGETS)] for name, kind in module.KINDS.items()
+    ]
+    return table(["kind", "what people call it", *(f"`{target}`" for target in TARGETS)], rows)
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "cli": commands,
+    "kinds": kinds,
+    "targets": targets,
+    "tolerances": tolerances,
+}
 
 
 def regenerated(file: Path) -> str:

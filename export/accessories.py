@@ -25,6 +25,11 @@ class Tokenizer:
     eos_id: int
     digest: str = ""
 
+    @property
+    def facts(self) -> dict[str, int]:
+        """What `runtimes.txt2img.tokenizer.PromptTokenizer` is made with."""
+        return {"max_tokens": self.max_tokens, "pad_id": self.pad_id}
+
 
 @dataclass(frozen=True)
 class WriteTokenizer:
@@ -79,6 +84,8 @@ class CompileSchedules:
 
     config: Mapping[str, Any]
     wanted: tuple[tuple[str, int], ...]  # "checkpoint" stands for the scheduler that the checkpoint names
+    pipeline: str = "StableDiffusionPipeline"  # diffusers' class that holds the scheduler
+    timesteps: tuple[int, ...] = ()  # of the default schedule, where a recipe names them
 
     name: ClassVar[str] = "schedules"
     version: ClassVar[int] = 1
@@ -87,7 +94,8 @@ class CompileSchedules:
 
     def key(self) -> Mapping[str, object]:
         config = {name: value for name, value in self.config.items() if name != "_diffusers_version"}
-        return {"config": config, "wanted": [list(pair) for pair in self.wanted]}
+        wanted = [list(pair) for pair in self.wanted]
+        return {"config": config, "wanted": wanted, "pipeline": self.pipeline, "timesteps": list(self.timesteps)}
 
     def run(self, into: Path) -> Schedules:
         from .schedule import compile_schedule, default_scheduler
@@ -98,7 +106,8 @@ class CompileSchedules:
         skipped: dict[str, str] = {}
         for scheduler, steps in pairs:
             try:
-                schedule = compile_schedule(self.config, scheduler, steps)
+                own_steps = () if compiled else self.timesteps  # of the default
+                schedule = compile_schedule(self.config, scheduler, steps, pipeline=self.pipeline, timesteps=own_steps)
             except (CheckpointError, UsageError) as error:
                 if not compiled:
                     raise

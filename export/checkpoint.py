@@ -21,11 +21,12 @@ from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
 from .diffusers_folder import INDEX
 from .families import Family, Part, recognise, refuse_unsupported
 from .graph import architecture
-from .layout import Layout, read_folder
+from .layout import Layout, PartWeights, read_folder
 from .loose_file import is_single_file, refuse_loose
 from .pickled_file import is_pickled
 from .survey import Survey, refuse_non_finite
 from .survey import survey as survey_file
+from .tiny_decoder import OPTION, read_tiny_decoder
 from .weights import Weights, current_names
 
 DEMO: Final = "demo"
@@ -67,8 +68,13 @@ def open_checkpoint(
     family, why = recognise(replace(layout.headers, tensors={}), str(root))
     refuse_unsupported(layout.headers, str(root))  # configs can lie about what the weights are
     components = {name: _component(family, name, layout) for name in family.components}
+    decoder_places: Mapping[str, Path] = {}
+    if given.vae_decoder is not None:
+        channels = components["unet"].config["out_channels"]
+        config, weights, decoder_places = read_tiny_decoder(given.vae_decoder, channels)
+        components["vae_decoder"] = _source(family, "vae_decoder", config, weights, given.vae_decoder)
     components, adapters, more = apply_adapters(components, given.adapters)
-    places = {**layout.places, **more}
+    places = {**layout.places, **decoder_places, **more}
     checkpoint = Checkpoint(
         name=DEMO if is_demo else root.name if root.is_dir() else root.stem,
         root=root,
@@ -83,6 +89,9 @@ def open_checkpoint(
         companions=given,
         adapters=adapters,
         remarks=layout.remarks + remarks_on(adapters),
+        tokenizer_2=layout.tokenizer_2,
+        pipeline=layout.headers.pipeline,
+        settings=layout.headers.settings,
     )
     return _surveyed(checkpoint, memo) if survey else checkpoint
 
@@ -96,6 +105,7 @@ def _absolute(given: Companions) -> Companions:
     return replace(
         given,
         vae=found("--vae", given.vae),
+        vae_decoder=found(OPTION, given.vae_decoder),
         tokenizer=found("--tokenizer", given.tokenizer),
         config=found("--config", given.config),
         adapters=tuple((place.absolute(), scale) for place, scale in given.adapters),
@@ -121,12 +131,13 @@ def _take_apart(root: Path, given: Companions) -> Layout:
 def _component(family: Family, name: str, layout: Layout) -> ComponentSource:
     part = family.components[name]
     config = _completed_config(part, layout)
-    stored = layout.weights[part.folder]
-    tensors = current_names(stored.tensors, part)
+    return _source(family, name, config, layout.weights[part.folder], layout.root / part.folder)
+
+
+def _source(family: Family, name: str, config: Mapping[str, Any], stored: PartWeights, where: Path) -> ComponentSource:
+    tensors = current_names(stored.tensors, family.components[name])
     if not tensors:
-        raise CheckpointError(
-            f"{layout.root / part.folder}: no tensor of {name} in it", hint="the weights are of another model"
-        )
+        raise CheckpointError(f"{where}: no tensor of {name} in it", hint="the weights are of another model")
     values: Counter[str] = Counter()
     for tensor in tensors.values():
         values[tensor.dtype] += math.prod(tensor.shape)
@@ -207,7 +218,11 @@ def _surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
         "family": checkpoint.family,
         "components": {name: source.digest for name, source in components.items()},
         "scheduler": checkpoint.scheduler,
-        "tokenizer": {name: digest for name, digest in sources.items() if name.startswith("tokenizer/")},
+        "tokenizer": {
+            name: digest for name, digest in sources.items() if name.startswith(("tokenizer/", "tokenizer_2/"))
+        },
+        "pipeline": checkpoint.pipeline,
+        "settings": checkpoint.settings,
     }
     return replace(checkpoint, components=components, sources=sources, digest=_digest(facts, checkpoint.root))
 
@@ -227,10 +242,9 @@ def _hash_small(file: Path) -> str:
 
 
 def _digest_component(source: ComponentSource, root: Path, surveys: Mapping[Path, Survey]) -> str:
-    """By content: names, dtypes and values of the tensors as mapped, and the configuration; not by file."""
+    """By content: names, dtypes and values of the tensors as mapped, and the configuration; not by file or family."""
     facts = {
         "component": source.component,
-        "family": source.family,
         "config": source.config,
         "weights": Weights(source).content({file: found.tensors for file, found in surveys.items()}),
     }

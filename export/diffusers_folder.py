@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..pipeline.artifacts import PIPELINE_SETTINGS
 from ..pipeline.errors import CheckpointError
 from ..pipeline.plain_file import read_plain
 from .families import Headers
@@ -72,7 +73,9 @@ def read_headers(root: Path) -> Headers:
     present = {part: config_file(root, part) for part in parts if config_file(root, part).is_file()}
     # diffusers writes a scheduler's default of minus infinity as it is; the scheduler's reader knows which key that is
     configs = {part: read_json(path, finite=part != "scheduler") for part, path in present.items()}
-    return Headers(index.pipeline, parts, configs)
+    stated: Mapping[str, Any] = index.model_extra or {}
+    settings = {name: stated[name] for name in PIPELINE_SETTINGS if isinstance(stated.get(name), bool)}
+    return Headers(index.pipeline, parts, configs, settings=settings)
 
 
 def config_file(root: Path, part: str) -> Path:
@@ -109,7 +112,7 @@ def find_tokenizer_files(folder: Path) -> list[Path]:
     names = {file.name for file in found}
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
         raise CheckpointError(
-            f"{folder}: component 'tokenizer' is missing: neither tokenizer.json nor vocab.json with merges.txt",
+            f"{folder}: component {folder.name!r} is missing: neither tokenizer.json nor vocab.json with merges.txt",
             hint="download the folder again",
         )
     return found

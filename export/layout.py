@@ -31,6 +31,7 @@ class Layout:
     weights: Mapping[str, PartWeights]
     places: Mapping[str, Path]
     tokenizer: Path
+    tokenizer_2: Path | None = None  # of the second text encoder
     remarks: tuple[str, ...] = field(default=())
 
     def config_place(self, part: str) -> str:
@@ -80,8 +81,10 @@ def read_folder(root: Path, given: Companions) -> Layout:
         files += [config_file(root, part), *found, *([index] if index else ())]
     places |= {file.relative_to(root).as_posix(): file for file in files}
     places |= {f"tokenizer/{file.name}": file for file in find_tokenizer_files(tokenizer)}
+    second = root / "tokenizer_2" if "tokenizer_2" in family.signature.parts else None
+    places |= {f"tokenizer_2/{file.name}": file for file in find_tokenizer_files(second)} if second else {}
     shapes = {part: {tensor.name: tensor.shape for tensor in found.tensors} for part, found in weights.items()}
-    return Layout(root, replace(headers, tensors=shapes), weights, places, tokenizer)
+    return Layout(root, replace(headers, tensors=shapes), weights, places, tokenizer, second)
 
 
 def read_parts(files: tuple[Path, ...]) -> PartWeights:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..pipeline.artifacts import ComponentSource, TensorSpec
 from ..pipeline.errors import CheckpointError
+from .families.family import PENULTIMATE, STATES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+TIME_IDS: Final = 6  # SDXL: original height and width, crop's top and left, target height and width
 PIXELS_PER_LATENT: Final = 8  # of every Stable Diffusion VAE; a UNet's config does not tell
 MAX_LAYERS: Final = 1000  # of one kind in a network, and entries of a list in its config; SDXL has 10 and 4
 MAX_WIDTH: Final = 2**20  # channels, words of a vocabulary, pixels; the largest seen is CLIP's vocabulary, 49,408
@@ -32,13 +34,18 @@ def build(source: ComponentSource, device: str = "meta") -> nn.Module:
     """
     import torch
 
-    config = {name: value for name, value in source.config.items() if name != "_name_or_path"}
+    config = {name: value for name, value in source.config.items() if name not in ("_name_or_path", STATES)}
     _refuse_absurd(source.component, config)
+    penultimate = source.component == "text_encoder" and source.config.get(STATES) == PENULTIMATE
+    if penultimate:
+        config["num_hidden_layers"] -= 1  # nothing reads what the last one makes
     try:
         with torch.device(device):
             module = _construct(source.component, config)
         if device == "meta":
             _materialise_buffers(module, lambda: _construct(source.component, config))
+        if penultimate:
+            module.final_layer_norm = torch.nn.Identity()
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:
@@ -67,11 +74,11 @@ def _refuse_absurd(component: str, config: Mapping[str, Any]) -> None:
 def _construct(component: str, config: dict[str, Any]) -> nn.Module:
     module: nn.Module
     kind: Any  # the libraries' constructors carry no types
-    if component == "text_encoder":
-        from transformers import CLIPTextConfig, CLIPTextModel
+    if component in ("text_encoder", "text_encoder_2"):
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         # eager attention: plain MatMul and Softmax, which every converter digests; SDPA adds NaN guards to the graph
-        kind = CLIPTextModel
+        kind = CLIPTextModel if component == "text_encoder" else CLIPTextModelWithProjection
         module = kind._from_config(CLIPTextConfig(**config), attn_implementation="eager")
     elif component == "unet":
         from diffusers import UNet2DConditionModel
@@ -79,9 +86,9 @@ def _construct(component: str, config: dict[str, Any]) -> nn.Module:
         kind = UNet2DConditionModel
         module = kind.from_config(config)
     elif component in ("vae_decoder", "vae_encoder"):
-        from diffusers import AutoencoderKL
+        from diffusers import AutoencoderKL, AutoencoderTiny
 
-        kind = AutoencoderKL
+        kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
         module = kind.from_config(config)
     else:
         raise CheckpointError(f"no module is known for component {component!r}")
@@ -122,14 +129,43 @@ def wrap(source: ComponentSource, module: Any) -> nn.Module:
         def forward(self, input_ids: Tensor) -> Any:  # [1, 77]
             return self.m(input_ids=input_ids, return_dict=True).last_hidden_state  # [1, 77, D]
 
+    class ProjectedTextEncoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = module
+
+        # [1, 77] -> [1, 77, D], [1, P]. `end_of_text` [1, 77] is 1 where the text ends and 0 elsewhere; runtimes
+        # without integer arithmetic are given it.
+        def forward(self, input_ids: Tensor, end_of_text: Tensor | None = None) -> Any:
+            from transformers.masking_utils import create_causal_mask
+
+            text = self.m.text_model
+            states = text.embeddings(input_ids=input_ids)
+            mask = create_causal_mask(
+                config=text.config, inputs_embeds=states, attention_mask=None, past_key_values=None
+            )
+            *layers, last = text.encoder.layers
+            for layer in layers:
+                states = layer(states, mask, is_causal=True)
+            final = text.final_layer_norm(last(states, mask, is_causal=True))
+            if end_of_text is None:
+                end_of_text = _end_of_text(input_ids, text.eos_token_id)
+            pooled = (end_of_text[:, :, None] * final).sum(1)  # picks one row
+            return states, self.m.text_projection(pooled)
+
+    names = [spec.name for spec in input_specs(source, (PIXELS_PER_LATENT, PIXELS_PER_LATENT))]
+
     class UNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.m = module
 
-        # [1, C, h, w], [], [1, 77, D] -> [1, C, h, w]
-        def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Any:
-            return self.m(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        # as `input_specs` lists them -> [1, C, h, w]
+        def forward(self, *tensors: Tensor) -> Any:
+            given = dict(zip(names, tensors, strict=True))
+            added = {name: given.pop(name) for name in ("text_embeds", "time_ids") if name in given}
+            positional = [given.pop(name) for name in ("sample", "timestep", "encoder_hidden_states")]
+            return self.m(*positional, **given, added_cond_kwargs=added or None, return_dict=False)[0]
 
     class VaeDecoder(nn.Module):
         def __init__(self) -> None:
@@ -147,8 +183,27 @@ def wrap(source: ComponentSource, module: Any) -> nn.Module:
         def forward(self, sample: Tensor) -> Any:  # [1, 3, H, W] -> [1, 8, h, w]: mean, log variance
             return self.m.encode(sample, return_dict=False)[0].parameters
 
-    wrappers = {"text_encoder": TextEncoder, "unet": UNet, "vae_decoder": VaeDecoder, "vae_encoder": VaeEncoder}
+    wrappers = {
+        "text_encoder": TextEncoder,
+        "text_encoder_2": ProjectedTextEncoder,
+        "unet": UNet,
+        "vae_decoder": VaeDecoder,
+        "vae_encoder": VaeEncoder,
+    }
     return wrappers[source.component]().eval()
+
+
+def _end_of_text(input_ids: Tensor, eos_id: int) -> Tensor:
+    """1 at the first end token of each row [1, 77], 0 elsewhere: where CLIPTextModel takes its pooled output from.
+
+    In float32, in which ids are exact, for the sake of runtimes whose ArgMax takes nothing else.
+    """
+    import torch
+
+    # CLIP's end token is the largest id; published configs of before transformers 4.31 say 2 for it
+    score = input_ids.to(torch.float32) if eos_id == 2 else (input_ids == eos_id).to(torch.float32)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return (positions[None] == score.argmax(-1)[:, None]).to(torch.float32)
 
 
 def load(source: ComponentSource) -> nn.Module:
@@ -181,15 +236,10 @@ def _belongs(component: str, parameter: str) -> bool:
 def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """Inputs of the wrapped module for pictures of `size` = (height, width) pixels."""
     config = source.config
-    if source.component == "text_encoder":
+    if source.component in ("text_encoder", "text_encoder_2"):
         return (TensorSpec("input_ids", "int64", (1, MAX_TOKENS)),)
     if source.component == "unet":
-        h, w = size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT
-        return (
-            TensorSpec("sample", "float32", (1, config["in_channels"], h, w)),
-            TensorSpec("timestep", "float32", ()),
-            TensorSpec("encoder_hidden_states", "float32", (1, MAX_TOKENS, config["cross_attention_dim"])),
-        )
+        return _unet_inputs(config, size)
     scale = 2 ** (len(config["block_out_channels"]) - 1)
     if source.component == "vae_decoder":
         shape = (1, config["latent_channels"], size[0] // scale, size[1] // scale)
@@ -197,11 +247,32 @@ def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorS
     return (TensorSpec("sample", "float32", (1, config["in_channels"], *size)),)
 
 
+def _unet_inputs(config: Mapping[str, Any], size: tuple[int, int]) -> tuple[TensorSpec, ...]:
+    h, w = size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT
+    specs = [
+        TensorSpec("sample", "float32", (1, config["in_channels"], h, w)),
+        TensorSpec("timestep", "float32", ()),
+        TensorSpec("encoder_hidden_states", "float32", (1, MAX_TOKENS, config["cross_attention_dim"])),
+    ]
+    if (width := config.get("time_cond_proj_dim")) is not None:
+        specs.append(TensorSpec("timestep_cond", "float32", (1, width)))
+    if config.get("addition_embed_type") == "text_time":
+        time_width = TIME_IDS * config["addition_time_embed_dim"]
+        pooled = config["projection_class_embeddings_input_dim"] - time_width
+        specs.append(TensorSpec("text_embeds", "float32", (1, pooled)))
+        specs.append(TensorSpec("time_ids", "float32", (1, TIME_IDS)))
+    return tuple(specs)
+
+
 def output_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """Outputs of the wrapped module for pictures of `size` = (height, width) pixels."""
     config = source.config
-    if source.component == "text_encoder":
-        return (TensorSpec("last_hidden_state", "float32", (1, MAX_TOKENS, config["hidden_size"])),)
+    if source.component in ("text_encoder", "text_encoder_2"):
+        name = "penultimate_hidden_state" if config.get(STATES) == PENULTIMATE else "last_hidden_state"
+        states = TensorSpec(name, "float32", (1, MAX_TOKENS, config["hidden_size"]))
+        if source.component == "text_encoder":
+            return (states,)
+        return states, TensorSpec("text_embeds", "float32", (1, config["projection_dim"]))
     if source.component == "unet":
         return (
             TensorSpec(

@@ -35,6 +35,14 @@ SCHEDULERS: Final = {
     "tcd": "TCDScheduler",
 }
 
+# What the constructors of diffusers' pipelines set in a scheduler's configuration, where it has the key; all others
+# take it as it is.
+_REPAIRS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
+}
+
 # Settings that make a step nonlinear. Neither suits latents, which are not confined to -1..1.
 NONLINEAR: Final = ("clip_sample", "thresholding")
 
@@ -61,18 +69,28 @@ def default_scheduler(config: Mapping[str, Any]) -> str:
     )
 
 
-def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, eta: float = 0.0) -> CompiledSchedule:
+def compile_schedule(
+    config: Mapping[str, Any],
+    scheduler: str,
+    steps: int,
+    *,
+    eta: float = 0.0,
+    pipeline: str = "StableDiffusionPipeline",
+    timesteps: tuple[int, ...] = (),
+) -> CompiledSchedule:
     """Read the coefficients of `scheduler` at `steps` steps off diffusers' own class, and prove them on a trajectory.
 
     The betas, prediction type, timestep spacing and offset are the checkpoint's. The result is what
-    `StableDiffusionPipeline(scheduler=CLASS.from_config(config))` does, its repairs of outdated configurations
-    (steps_offset 1, no clipping where the configuration does not say) included.
+    `PIPELINE(scheduler=CLASS.from_config(config))` does, its repairs of outdated configurations (steps_offset 1, no
+    clipping where the configuration does not say) included.
 
     Args:
         config: the checkpoint's scheduler_config.json.
         scheduler: a key of `SCHEDULERS`.
         steps: denoising steps; LCM and TCD allow at most `original_inference_steps` (50).
         eta: stochasticity of DDIM and TCD, 0..1; the pipeline's default is 0. Others take no eta.
+        pipeline: the diffusers class that holds the scheduler.
+        timesteps: `steps` of them, falling, in place of the scheduler's own choice; not every class takes them.
     Raises:
         UsageError: no such scheduler, or it cannot do so many steps.
         CheckpointError: the configuration makes steps nonlinear, or the replay differs from diffusers.
@@ -80,21 +98,23 @@ def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, e
     refuse_unknown([scheduler], SCHEDULERS, "scheduler", UsageError)
     if steps < 1:
         raise UsageError(f"{steps} steps were asked for", hint="at least 1")
-    instance = _build(config, scheduler)
+    instance = build_scheduler(config, scheduler, pipeline)
     extra = _step_arguments(instance, eta)
+    if timesteps and len(timesteps) != steps:
+        raise UsageError(f"{len(timesteps)} timesteps were given for {steps} steps", hint="give one a step")
     if eta and "eta" not in extra:
         raise UsageError(f"scheduler {scheduler!r} has no eta, {eta} was asked for", hint="leave eta at 0")
     try:
-        instance.set_timesteps(steps)
+        set_timesteps(instance, steps, timesteps)
         coefficients, input_scales = _probe(instance, extra)
-        levels = _noise_levels(instance, steps)
-    except (ValueError, IndexError) as problem:
+        levels = _noise_levels(instance, steps, timesteps)
+    except (ValueError, IndexError, TypeError) as problem:
         raise UsageError(
             f"{SCHEDULERS[scheduler]} cannot do {steps} steps: {problem}", hint="ask for another count"
         ) from problem
     where = f"{SCHEDULERS[scheduler]} at {steps} steps"
     rows = _single_latent_form(coefficients, where)
-    timesteps = [float(t) for t in instance.timesteps]
+    calls = [float(t) for t in instance.timesteps]
     compiled = CompiledSchedule(
         scheduler=scheduler,
         scheduler_class=SCHEDULERS[scheduler],
@@ -105,10 +125,10 @@ def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, e
         timestep_spacing=str(instance.config.timestep_spacing),
         rows=tuple(
             ScheduleRow(timestep, scale, *row, *level)
-            for timestep, scale, row, level in zip(timesteps, input_scales, rows, levels, strict=True)
+            for timestep, scale, row, level in zip(calls, input_scales, rows, levels, strict=True)
         ),
     )
-    worst = measure_disagreement(config, compiled)
+    worst = measure_disagreement(config, compiled, pipeline, timesteps)
     if not worst <= AGREEMENT:
         raise CheckpointError(
             f"{where}: the compiled schedule is {worst:.1e} away from diffusers, {AGREEMENT:.0e} is allowed",
@@ -117,7 +137,12 @@ def compile_schedule(config: Mapping[str, Any], scheduler: str, steps: int, *, e
     return compiled
 
 
-def _build(config: Mapping[str, Any], name: str) -> Any:
+def build_scheduler(config: Mapping[str, Any], name: str, pipeline: str = "StableDiffusionPipeline") -> Any:
+    """diffusers' scheduler as `pipeline` holds it.
+
+    Raises:
+        CheckpointError: the configuration makes steps nonlinear, or states no betas.
+    """
     import diffusers
 
     for setting in NONLINEAR:
@@ -132,10 +157,17 @@ def _build(config: Mapping[str, Any], name: str) -> Any:
             hint="the noise schedule that the UNet was trained with has to be stated there",
         )
     scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(dict(config))
-    # StableDiffusionPipeline.__init__ does these two repairs, and the pipeline is the reference
-    repairs = {"steps_offset": 1, "clip_sample": False}
+    repairs = _REPAIRS.get(pipeline, {})
     scheduler.register_to_config(**{key: value for key, value in repairs.items() if key in scheduler.config})
     return scheduler
+
+
+def set_timesteps(scheduler: Any, steps: int, timesteps: tuple[int, ...] = ()) -> None:
+    """Prepare `scheduler` for a run, as `retrieve_timesteps` of diffusers' pipelines does."""
+    if timesteps:
+        scheduler.set_timesteps(timesteps=list(timesteps))
+    else:
+        scheduler.set_timesteps(steps)
 
 
 def _step_arguments(scheduler: Any, eta: float) -> dict[str, Any]:
@@ -254,14 +286,14 @@ def _single_latent_form(coefficients: Coefficients, where: str) -> list[tuple[fl
     return rows
 
 
-def _noise_levels(scheduler: Any, steps: int) -> list[tuple[float, float]]:
+def _noise_levels(scheduler: Any, steps: int, timesteps: tuple[int, ...]) -> list[tuple[float, float]]:
     """(signal, noise) coefficients of `add_noise` at every row, as StableDiffusionImg2ImgPipeline starts there."""
     import torch
 
     signal, noise = torch.eye(2, dtype=torch.float64).reshape(2, 1, 2, 1, 1)
     levels = []
     for row in range(len(scheduler.timesteps)):
-        scheduler.set_timesteps(steps)  # forgets where the last run was
+        set_timesteps(scheduler, steps, timesteps)  # forgets where the last run was
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(row)
         mixed = scheduler.add_noise(signal, noise, scheduler.timesteps[row : row + 1]).reshape(2)
@@ -269,7 +301,12 @@ def _noise_levels(scheduler: Any, steps: int) -> list[tuple[float, float]]:
     return levels
 
 
-def measure_disagreement(config: Mapping[str, Any], compiled: CompiledSchedule) -> float:
+def measure_disagreement(
+    config: Mapping[str, Any],
+    compiled: CompiledSchedule,
+    pipeline: str = "StableDiffusionPipeline",
+    timesteps: tuple[int, ...] = (),
+) -> float:
     """Worst distance between replay and diffusers over a trajectory, relative to the largest latent of that step.
 
     The replay runs in float32, as in an app; diffusers runs in double precision, where its own rounding does not
@@ -279,7 +316,7 @@ def measure_disagreement(config: Mapping[str, Any], compiled: CompiledSchedule) 
     """
     import torch
 
-    scheduler = _build(config, compiled.scheduler)
+    scheduler = build_scheduler(config, compiled.scheduler, pipeline)
     extra = _step_arguments(scheduler, compiled.eta)
     generator = torch.Generator().manual_seed(0)
     drawn: list[NDArray[np.float32]] = []
@@ -289,7 +326,7 @@ def measure_disagreement(config: Mapping[str, Any], compiled: CompiledSchedule) 
         drawn.append(noise.numpy())
         return noise.double()
 
-    scheduler.set_timesteps(compiled.steps)
+    set_timesteps(scheduler, compiled.steps, timesteps)
     latents = draw((1, 4, 8, 8)) * scheduler.init_noise_sigma
     replayed = latents.numpy().astype(np.float32)
     outputs: list[NDArray[np.float32]] = []

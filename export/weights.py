@@ -27,7 +27,9 @@ class Weights:
         part = get_family(source.family).components[source.component]
         stored = source.tensors or [tensor for file in source.files for tensor in read_header(file).values()]
         self._component = source.component
-        self._tensors = current_names(stored, part)
+        unused = re.compile(part.unused(source.config))
+        named = current_names(stored, part)
+        self._tensors = {name: tensor for name, tensor in named.items() if not unused.search(name)}
         self._squeezed = re.compile(part.squeezed)
         self._changes: dict[str, list[Adapted]] = {}
         for change in source.adapted:

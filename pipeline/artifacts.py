@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-COMPONENTS: Final = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+COMPONENTS: Final = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+
+PIPELINE_SETTINGS: Final = ("force_zeros_for_empty_prompt",)
+"""Entries of model_index.json that decide what is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Companions:
     """What was given beside a checkpoint and decides the result: what single files lack, and what is merged in."""
 
     vae: Path | None = None  # a VAE apart: folder or file, with today's names or those of the original code
+    vae_decoder: Path | None = None  # folder of a tiny decoder, in place of the VAE's
     tokenizer: Path | None = None  # folder
     config: Path | None = None  # folder of diffusers configurations, or a YAML of the original code
     prediction: str | None = None  # "epsilon" or "v_prediction"
@@ -108,6 +112,9 @@ class Checkpoint:
     companions: Companions = ALONE
     adapters: tuple[AdapterSource, ...] = ()
     remarks: tuple[str, ...] = ()  # what is assumed because no file states it, for people
+    tokenizer_2: Path | None = None  # of the second text encoder
+    pipeline: str = ""  # diffusers' class that the checkpoint names; "" where it names none
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline: keys of PIPELINE_SETTINGS
 
     @property
     def vae_scale(self) -> int:

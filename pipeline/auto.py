@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .stage import Runner
 
-PICTURE: Final = {"text_encoder": 2, "unet": 40, "vae_decoder": 1}
+PICTURE: Final = {"text_encoder": 2, "text_encoder_2": 2, "unet": 40, "vae_decoder": 1}
 """Calls of one picture: 20 steps, two branches of guidance."""
 
 
@@ -49,7 +49,7 @@ class OneTarget:
     source: Checkpoint
     runtime: Target
     size: tuple[int, int]  # height, width in pixels
-    tokenizer: Tokenizer
+    tokenizers: tuple[Tokenizer, ...]
     schedules: Schedules
     run: Runner
     progress: Progress
@@ -140,7 +140,7 @@ class OneTarget:
         return found
 
     def _prove(self, models: Mapping[str, TargetModel], plans: Mapping[str, Plan], probes: Probes) -> ParityReport:
-        return prove(models, plans, self.source, self.runtime, probes, self.tokenizer, self.schedules, self.run)
+        return prove(models, plans, self.source, self.runtime, probes, self.tokenizers, self.schedules, self.run)
 
 
 def _noted(models: Mapping[str, TargetModel], remarks: Mapping[str, tuple[str, ...]]) -> dict[str, TargetModel]:

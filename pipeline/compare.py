@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..runtimes.inputs import TIMESTEP_EMBEDDING
 from ..runtimes.txt2img.generate import draw
 from ..validate.bundle_probes import ask_bundle
 from ..validate.contrast import Comparison, Contrast, Side
 from ..validate.gates import Drawn, OpenComponent, check_pictures, kept_open, measure
-from ..validate.probes import Picture, ProbePlan, Probes
+from ..validate.probes import Picture, ProbePlan, Probes, canvas_for
 from ..validate.prompts import prompts_for
 from ..validate.report import ComponentReport
 from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, pictures_apart, tolerance
@@ -94,7 +94,8 @@ def compare_bundles(
                 )
 
                 def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-                    result = draw(other, picture.prompt, guidance=guidance, seed=picture.seed, keep_trajectory=True)
+                    how: dict[str, Any] = {"guidance": guidance, "seed": picture.seed, "canvas": canvas_for(other)}
+                    result = draw(other, picture.prompt, keep_trajectory=True, **how)
                     return Drawn(result.trajectory, result.image)
 
                 wanted = _picture_limit(first.manifest, second.manifest, gated)
@@ -156,13 +157,14 @@ def _schedule(first: Bundle, second: Bundle, cheap: bool) -> tuple[CompiledSched
 
 def _plan(manifest: Manifest, schedule: CompiledSchedule, cheap: bool) -> ProbePlan:
     digests = [source.sha256 for source in manifest.provenance.sources]
-    last = len(schedule.rows) - 1
+    last, mode = len(schedule.rows) - 1, manifest.guidance.mode
     steps = sorted({round(last * part) for part in ((0, 1 / 3, 2 / 3, 1) if cheap else (0, 1))})
     return ProbePlan(
         prompts_for(digests, 4 if cheap else 1),
         steps=last + 1,
         picked=tuple((step, "conditional") for step in steps),
-        guidance=LEAST_GUIDANCE,  # not used: what is drawn with is `_guidance`'s, whatever plans allow
+        guidance=_guidance(manifest),
+        guidance_mode=mode,
         scheduler=schedule.scheduler,
     )
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from .artifacts import ALONE, Checkpoint, Companions
 from .bundle import Bundle
 from .cache import CAP, Cache
-from .errors import UsageError
+from .errors import CheckpointError, UsageError
 from .progress import Progress, Silent
-from .recipe import AUTO, Recipe, load_recipe, merged, parameters_of, recipe_for
+from .recipe import AUTO, Recipe, load_recipe, merged, parameters_of
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..validate.report import ParityReport
     from .auto import Built
     from .forecast import Forecast
+    from .sampling import Sampling
     from .search import Found, Goal
     from .stage import Runner
 
@@ -121,6 +122,7 @@ def convert(
     from .destination import Destination
     from .forecast import forecast, refuse_if_too_small
     from .goldens import with_goldens
+    from .sampling import recipe_for, sampling_of
     from .search_beside import search_beside
     from .stage import run_stage
 
@@ -128,7 +130,7 @@ def convert(
     progress = progress or Silent()
     cache = cache or Cache.default()
     cache.cap()  # a mistake in it is told now, and not after the work
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or recipe_for(checkpoint))
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or recipe_for(checkpoint, companions))
     names = targets or ((chosen.target.name,) if chosen.target.name else tuple(TARGETS))
     runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
     if precision is not None and precision != AUTO:
@@ -140,6 +142,7 @@ def convert(
 
     source = open_checkpoint(checkpoint, companions=companions, memo=cache.memo)
     chosen.check_family(source)
+    sampling = sampling_of(source, chosen)
     parameters = parameters_of(source)
     found = None
     if goal is not None:
@@ -167,7 +170,7 @@ def convert(
 
     with cache.used():  # nobody may prune what later stages read
         run: Runner = partial(run_stage, cache=cache, progress=progress)
-        tokenizer, schedules = _accessories(source, chosen, run)
+        tokenizers, schedules = _accessories(source, chosen, sampling, run)
         plans = calibrated(plans, source, pixels, chosen, run)
         if found:
             plans = {part: replace(plan, rounded_with=found.schemes) for part, plan in plans.items()}
@@ -176,9 +179,9 @@ def convert(
         moved = _movements(source, run, progress)
         proven = []
         for name, runtime in runtimes.items():
-            work = OneTarget(source, runtime, pixels, tokenizer, schedules, run, progress)
+            work = OneTarget(source, runtime, pixels, tokenizers, schedules, run, progress)
             built = work.choose(chosen, parameters) if automatic else work.built(chosen, plans, parameters, gate=gate)
-            inputs = _pack_inputs(source, built, runtime, tokenizer, schedules, pixels, needed)
+            inputs = _pack_inputs(source, built, sampling, runtime, tokenizers, schedules, pixels, needed)
             inputs = replace(inputs, plans=built.plans, shapes=parameters)
             if chosen.bundle.goldens and (built.parity is None or built.parity.ok):
                 inputs = with_goldens(inputs, cache.root / "work", run)
@@ -219,24 +222,38 @@ def _movements(source: Checkpoint, run: Runner, progress: Progress) -> dict[str,
     return moved
 
 
-def _accessories(source: Checkpoint, recipe: Recipe, run: Runner) -> tuple[Tokenizer, Schedules]:
+def _accessories(
+    source: Checkpoint, recipe: Recipe, sampling: Sampling, run: Runner
+) -> tuple[tuple[Tokenizer, ...], Schedules]:
     from ..export.accessories import CompileSchedules, WriteTokenizer
+    from ..export.families import reference_pipeline
     from ..validate.probes import plan_for
 
-    files = {f.removeprefix("tokenizer/"): h for f, h in source.sources.items() if f.startswith("tokenizer/")}
-    tokenizer = run(WriteTokenizer(source.tokenizer, files))
+    if "text_encoder_2" in source.components and source.tokenizer_2 is None:
+        raise CheckpointError(
+            f"{source.root}: the second text encoder has no tokenizer", hint="convert it from a diffusers folder"
+        )
+    tokenizers = []
+    for folder, prefix in ((source.tokenizer, "tokenizer/"), (source.tokenizer_2, "tokenizer_2/")):
+        if folder is not None:
+            files = {f.removeprefix(prefix): h for f, h in source.sources.items() if f.startswith(prefix)}
+            tokenizers.append(run(WriteTokenizer(folder, files)))
     # the gate draws its pictures with the checkpoint's own scheduler, whatever the recipe's default is
     gates = plan_for(source, recipe.size_for(source)).steps
-    wanted = [(recipe.schedule.default, recipe.schedule.steps), ("checkpoint", gates)]
+    wanted = [(recipe.schedule.default, sampling.steps), ("checkpoint", gates)]
     wanted += [(other.name, steps) for other in recipe.schedule.also for steps in other.steps]
-    return tokenizer, run(CompileSchedules(source.scheduler, tuple(dict.fromkeys(wanted))))
+    compiled = CompileSchedules(
+        source.scheduler, tuple(dict.fromkeys(wanted)), reference_pipeline(source), recipe.schedule.timesteps
+    )
+    return tuple(tokenizers), run(compiled)
 
 
 def _pack_inputs(
     source: Checkpoint,
     built: Built,
+    sampling: Sampling,
     runtime: Target,
-    tokenizer: Tokenizer,
+    tokenizers: tuple[Tokenizer, ...],
     schedules: Schedules,
     pixels: tuple[int, int],
     needed: Forecast,
@@ -244,6 +261,7 @@ def _pack_inputs(
     from ..runtimes.inputs import time_embedding_facts
     from .manifest import AdapterEntry, Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
     from .pack import PackInputs, vae_entry
+    from .sampling import conditioning_entry, noted
 
     recipe, parity = built.recipe, built.parity
     proven = {p.component: p.loss for p in parity.components if p.loss} if parity else {}
@@ -251,19 +269,12 @@ def _pack_inputs(
     return PackInputs(
         checkpoint=source,
         target=TargetEntry(name=runtime.name, version=runtime.version(), min_runtime=runtime.min_runtime),
-        models=tuple(built.models.values()),
-        tokenizer_folder=tokenizer.folder,
-        tokenizer={
-            "kind": tokenizer.kind,
-            "files": list(tokenizer.files),
-            "max_tokens": tokenizer.max_tokens,
-            "pad_id": tokenizer.pad_id,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-        },
+        models=tuple(noted(model, source) for model in built.models.values()),
+        tokenizers=tuple((each.folder, _tokenizer_facts(each)) for each in tokenizers),
         schedules=tuple(schedules.read(name, steps) for name, steps in schedules.compiled),
-        guidance=GuidanceEntry(mode="cfg", default=recipe.guidance.default),
-        vae=vae_entry(source.components["vae_decoder"].config),
+        guidance=GuidanceEntry(mode=sampling.mode, default=sampling.guidance),
+        conditioning=conditioning_entry(source),
+        vae=vae_entry(*(source.components[half].config for half in ("vae_decoder", "vae_encoder"))),
         time_embedding=TimeEmbedding(**time_embedding_facts(source.components["unet"].config)),
         size=pixels,
         recipe=recipe.to_toml(),
@@ -278,3 +289,8 @@ def _pack_inputs(
         memory=MemoryEntry.model_validate({"forecast": needed.run_mib(runtime.name)}),
         assets=runtime.assets(source, pixels),
     )
+
+
+def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    names = ("kind", "max_tokens", "pad_id", "bos_id", "eos_id")
+    return {"files": list(tokenizer.files), **{name: getattr(tokenizer, name) for name in names}}

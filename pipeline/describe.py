@@ -10,7 +10,7 @@ from typing import Any
 from .artifacts import ALONE, Companions
 from .errors import ModelError
 from .manifest import MANIFEST
-from .recipe import AUTO, load_recipe, merged, parameters_of, recipe_for
+from .recipe import AUTO, load_recipe, merged, parameters_of
 
 
 def describe(
@@ -51,12 +51,16 @@ def _checkpoint(
     gate: bool,
 ) -> dict[str, Any]:
     from ..export.checkpoint import open_checkpoint
+    from ..export.families.variant import variant_of
     from ..runtimes.registry import TARGETS, get_target
     from .forecast import forecast
     from .limits import memory_available_mib
+    from .sampling import recipe_for, sampling_of
 
     source = open_checkpoint(path, companions=companions, survey=False)
-    recipe = merged(load_recipe(recipe_for(path)), precision=precision, size=size)
+    variant = variant_of(source)
+    recipe = merged(load_recipe(recipe_for(path, companions)), precision=precision, size=size)
+    sampling = sampling_of(source, recipe)
     names = targets or tuple(TARGETS)
     for name in names:
         get_target(name)
@@ -72,7 +76,14 @@ def _checkpoint(
         "remarks": list(source.remarks),
         "size": list(pixels),
         "scheduler": source.scheduler["_class_name"],
-        "prediction_type": source.scheduler.get("prediction_type", "epsilon"),
+        "prediction_type": variant.prediction_type,
+        "prediction_why": variant.prediction_why,
+        "variant": variant.label,
+        "variant_why": variant.why,
+        "input_channels": variant.input_channels,
+        "guidance": {"mode": sampling.mode, "default": sampling.guidance},
+        "steps": sampling.steps,
+        "recipe": recipe.name,
         "components": {
             name: {"parameters": part.parameters, "dtype": part.dtype} for name, part in source.components.items()
         },
@@ -112,6 +123,9 @@ def _bundle(path: Path) -> dict[str, Any]:
         },
         "schedules": schedules,
         "guidance": facts.guidance.model_dump(),
+        "conditioning": facts.conditioning.model_dump(),
+        "prediction_type": facts.schedule.prediction_type,
+        "timestep_spacing": facts.schedule.timestep_spacing,
         "parity": {name: entry.model_dump() for name, entry in facts.parity.items()},
     }
 

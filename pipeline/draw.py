@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..runtimes.txt2img.canvas import Canvas
 from ..runtimes.txt2img.generate import Drawing, draw
 from ..runtimes.txt2img.generate import Progress as Event
 from ..runtimes.txt2img.picture import write_picture
 from .bundle import Bundle
 from .progress import Progress
+from .schedule import CompiledSchedule
 from .sessions import painter
 
 
@@ -22,6 +24,7 @@ def draw_with_bundle(
     guidance: float | None = None,
     seed: int = 0,
     scheduler: str | None = None,
+    canvas: Canvas | None = None,
     threads: int = 2,
     progress: Progress,
 ) -> Drawing:
@@ -33,13 +36,29 @@ def draw_with_bundle(
     """
     bundle.refuse_damage()
     schedule = bundle.schedule(scheduler, steps)
+    if canvas is not None and canvas.strength < 1 and scheduler is None and schedule.history > 1:
+        schedule = _single_step(bundle, schedule)
     with progress.running("drawing") as watch:
 
         def follow(event: Event) -> None:
             progress.advance(event.component, event.done, event.total)
             watch(0.0)
 
-        return draw(painter(bundle, schedule, threads), prompt, negative, guidance=guidance, seed=seed, watch=follow)
+        return draw(
+            painter(bundle, schedule, threads),
+            prompt,
+            negative,
+            guidance=guidance,
+            seed=seed,
+            canvas=canvas,
+            watch=follow,
+        )
+
+
+def _single_step(bundle: Bundle, wanted: CompiledSchedule) -> CompiledSchedule:
+    """A schedule of as many steps that can start in its middle; `wanted`, which cannot, where there is none."""
+    fitting = (each for each in bundle.schedules() if each.steps == wanted.steps and each.history == 1)
+    return next(fitting, wanted)
 
 
 def save_drawing(drawing: Drawing, bundle: Bundle, file: Path) -> dict[str, Any]:

@@ -39,8 +39,14 @@ class Cost:
 
 
 # pnnx runs narrow copies of the model at small sizes: its convolutions' work space is what the VAE costs.
-_PNNX_MIB: Final = {"text_encoder": 0.8, "unet": 0.02, "vae_decoder": 4.2, "vae_encoder": 1.8}
-_PNNX_SECONDS: Final = {"text_encoder": 25.0, "unet": 8.0, "vae_decoder": 220.0, "vae_encoder": 220.0}
+_PNNX_MIB: Final = {"text_encoder": 0.8, "text_encoder_2": 0.8, "unet": 0.02, "vae_decoder": 4.2, "vae_encoder": 1.8}
+_PNNX_SECONDS: Final = {
+    "text_encoder": 25.0,
+    "text_encoder_2": 25.0,
+    "unet": 8.0,
+    "vae_decoder": 220.0,
+    "vae_encoder": 220.0,
+}
 
 COSTS: Final[dict[str, Cost]] = {
     # stage: what every target starts from

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..export.families.variant import reads_zeros_for_empty
 from ..runtimes.inputs import time_embedding_facts
+from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from ..validate.probes import CHEAP_UNET, Probes, RoundedAnswers, plan_for
 from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import GateComponent, GatePictures, worst_form
@@ -47,12 +49,12 @@ def prove(
     checkpoint: Checkpoint,
     target: Target,
     probes: Probes,
-    tokenizer: Tokenizer,
+    tokenizers: tuple[Tokenizer, ...],
     schedules: Schedules,
     run: Runner,
 ) -> ParityReport:
     """Hold every model of one target against PyTorch; the worst component comes first."""
-    vae = vae_entry(checkpoint.components["vae_decoder"].config)
+    vae = vae_entry(*(checkpoint.components[half].config for half in ("vae_decoder", "vae_encoder")))
     time = time_embedding_facts(checkpoint.components["unet"].config)
     reports: list[ComponentReport] = []
     for name, model in models.items():
@@ -70,19 +72,27 @@ def prove(
     report = ParityReport(target.name, tuple(reports))
     if not all(part.ok for part in reports) or not pictures_are_cheap(checkpoint, probes.size):
         return report
+    tokenizer, second = tokenizers[0], tokenizers[1] if len(tokenizers) > 1 else None
+    channels = int(checkpoint.components["unet"].config["in_channels"])
+    inpaints = channels == INPAINTING_CHANNELS  # only then a picture starts from another
     drawn = run(
         GatePictures(
-            models={name: model for name, model in models.items() if name != "vae_encoder"},
+            models={name: model for name, model in models.items() if name != "vae_encoder" or inpaints},
             probes=probes,
             precision=coarsest(models),
             tokenizer=tokenizer.folder,
             tokenizer_digest=tokenizer.digest,
-            tokenizer_facts={"max_tokens": tokenizer.max_tokens, "pad_id": tokenizer.pad_id},
+            tokenizer_facts=tokenizer.facts,
             schedule=gate_schedule(checkpoint, schedules, probes.plan.steps),
-            vae={"scaling_factor": vae.scaling_factor, "shift": vae.shift},
+            vae=vae.model_dump(exclude={"force_upcast"}),
             time_embedding=time,
             runtime_version=target.version(),
             threads=THREADS,
+            tokenizer_2=second.folder if second else None,
+            tokenizer_2_digest=second.digest if second else "",
+            tokenizer_2_facts=second.facts if second else {},
+            zeros_for_empty=reads_zeros_for_empty(checkpoint),
+            input_channels=channels,
         )
     )
     return ParityReport(target.name, tuple(reports), drawn.report)

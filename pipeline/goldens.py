@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..runtimes.txt2img.generate import draw
 from ..validate.goldens import PLACE, PROMPT, SEED, Check, Goldens, check_goldens, read_goldens, write_goldens
+from ..validate.probes import canvas_for
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, UsageError
 from .gate import calls_are_cheap
@@ -61,7 +62,7 @@ class DrawGoldens:
         models = replace(
             painter(bundle, schedule, THREADS), open=lambda name: target.open(bundle.model(name), threads=THREADS)
         )
-        drawing = draw(models, PROMPT, seed=SEED, keep_trajectory=True)
+        drawing = draw(models, PROMPT, seed=SEED, canvas=canvas_for(models), keep_trajectory=True)
         runtime = f"{bundle.manifest.target.name} {target.version()}"
         goldens = write_goldens(models.tokenizer, drawing, [row.timestep for row in schedule.rows], runtime)
         (into / "goldens.json").write_text(goldens.to_json(), encoding="utf-8", newline="\n")
@@ -119,6 +120,12 @@ def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress
     models = painter(bundle, schedule, threads)
     with progress.running("goldens"):
         drawing = draw(
-            models, wanted.prompt, wanted.negative, guidance=wanted.guidance, seed=wanted.seed, keep_trajectory=True
+            models,
+            wanted.prompt,
+            wanted.negative,
+            guidance=wanted.guidance,
+            seed=wanted.seed,
+            canvas=canvas_for(models),
+            keep_trajectory=True,
         )
     return goldens, list(check_goldens(goldens, models.tokenizer, drawing))

@@ -126,6 +126,8 @@ class TokenizerEntry(Strict):
     pad_id: TokenId
     bos_id: TokenId
     eos_id: TokenId
+    added_tokens: tuple[str, ...] = ()
+    """Words of merged textual inversions, in the order of their ids; an app lets users type them."""
 
 
 class OtherSchedule(Strict):
@@ -158,11 +160,34 @@ class GuidanceEntry(Strict):
     default: Annotated[float, Field(ge=0.0)]
 
 
+class ConditioningEntry(Strict):
+    """What the UNet reads beside latents, time and guidance.
+
+    `text_encoders` stand side by side in `encoder_hidden_states`, the first encoder's states first. `zeros_for_empty`:
+    an empty negative prompt is zeros, not the states of an empty text. `time_ids` [height, width, top, left, height,
+    width] in pixels: SDXL only. `input_channels` of the UNet's `sample`: 4, or 9 with a mask and what is kept.
+    """
+
+    variant: str
+    why: str
+    text_encoders: Annotated[int, Field(ge=1, le=2)]
+    zeros_for_empty: bool = False
+    time_ids: bool = False
+    input_channels: Annotated[int, Field(gt=0, le=64)]
+
+
 class VaeEntry(Strict):
-    """Latents / `scaling_factor` + `shift` are what the decoder takes."""
+    """Latents / `scaling_factor` + `shift` are what the decoder takes; what the encoder gives is brought back with
+    `encoder_scaling_factor` and `encoder_shift`, which differ where a tiny decoder stands in.
+
+    `force_upcast`: its activations exceed float16, so compute it in float32 whatever the phone prefers.
+    """
 
     scaling_factor: Positive
     shift: float
+    encoder_scaling_factor: Positive
+    encoder_shift: float
+    force_upcast: bool = False
 
 
 class TimeEmbedding(Strict):
@@ -229,8 +254,10 @@ class Manifest(Strict):
     target: TargetEntry
     components: Annotated[dict[ComponentName, ComponentEntry], Field(min_length=1)]
     tokenizer: TokenizerEntry
+    tokenizer_2: TokenizerEntry | None = None
     schedule: ScheduleEntry
     guidance: GuidanceEntry
+    conditioning: ConditioningEntry
     vae: VaeEntry
     time_embedding: TimeEmbedding
     size: tuple[Size, Size]  # height, width in pixels
@@ -249,6 +276,7 @@ class Manifest(Strict):
             for form in component.forms.values():
                 yield from form
         yield from self.tokenizer.files
+        yield from self.tokenizer_2.files if self.tokenizer_2 else ()
         yield from (other.file for other in self.schedule.others)
         yield from self.assets
 
@@ -261,6 +289,8 @@ class Manifest(Strict):
                 raise PydanticCustomError("twice", "{path} is declared twice, differently", {"path": repr(file.path)})
             if file.path.casefold() == MANIFEST:
                 raise PydanticCustomError("itself", "manifest.json declares itself")
+        if (self.tokenizer_2 is not None) != (self.conditioning.text_encoders == 2):
+            raise PydanticCustomError("encoders", "a second text encoder and its tokenizer go together")
         for section in ("parity", "speed"):
             strangers = [name for name in getattr(self, section) if name not in self.components]
             if strangers:

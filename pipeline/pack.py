@@ -21,6 +21,7 @@ from .manifest import (
     MANIFEST,
     AdapterEntry,
     ComponentEntry,
+    ConditioningEntry,
     FileEntry,
     Gate,
     GuidanceEntry,
@@ -61,10 +62,12 @@ class PackInputs:
     checkpoint: Checkpoint
     target: TargetEntry
     models: tuple[TargetModel, ...]
-    tokenizer_folder: Path
-    tokenizer: Mapping[str, Any]  # what export.tokenizer.write_tokenizer returned for that folder
+    tokenizers: tuple[
+        tuple[Path, Mapping[str, Any]], ...
+    ]  # a folder a text encoder, and what write_tokenizer told of it
     schedules: tuple[CompiledSchedule, ...]  # the default first
     guidance: GuidanceEntry
+    conditioning: ConditioningEntry
     vae: VaeEntry
     time_embedding: TimeEmbedding
     size: tuple[int, int]  # height, width in pixels
@@ -80,9 +83,19 @@ class PackInputs:
     assets: Mapping[str, Content] = field(default_factory=dict)  # by path in the bundle
 
 
-def vae_entry(config: Mapping[str, Any]) -> VaeEntry:
-    """The numbers between UNet and VAE, from the VAE's config; Stable Diffusion's configs state no shift."""
-    return VaeEntry(scaling_factor=float(config["scaling_factor"]), shift=float(config.get("shift_factor") or 0.0))
+def vae_entry(config: Mapping[str, Any], encoder: Mapping[str, Any] | None = None) -> VaeEntry:
+    """The numbers between UNet and VAE, from the decoder's config and, where that is another model's, the encoder's.
+
+    Stable Diffusion's configs state no shift.
+    """
+    encoder = config if encoder is None else encoder
+    return VaeEntry(
+        scaling_factor=float(config["scaling_factor"]),
+        shift=float(config.get("shift_factor") or 0.0),
+        encoder_scaling_factor=float(encoder["scaling_factor"]),
+        encoder_shift=float(encoder.get("shift_factor") or 0.0),
+        force_upcast=config.get("force_upcast") is True,
+    )
 
 
 def pack(inputs: PackInputs, output: Path, *, replace: bool = False) -> Bundle:
@@ -159,7 +172,8 @@ def _manifest(inputs: PackInputs, put: Put) -> Manifest:
         family=checkpoint.family,
         target=inputs.target,
         components={model.component: _component(model, inputs, put) for model in inputs.models},  # type: ignore[misc]
-        tokenizer=_tokenizer(inputs, put),
+        tokenizer=_tokenizer(inputs, 0, put),
+        tokenizer_2=_tokenizer(inputs, 1, put) if len(inputs.tokenizers) > 1 else None,
         schedule=ScheduleEntry(
             default=default.to_json(),
             prediction_type=default.prediction_type,
@@ -167,6 +181,7 @@ def _manifest(inputs: PackInputs, put: Put) -> Manifest:
             others=tuple(_schedules(inputs.schedules[1:], put)),
         ),
         guidance=inputs.guidance,
+        conditioning=inputs.conditioning,
         vae=inputs.vae,
         time_embedding=inputs.time_embedding,
         size=inputs.size,
@@ -218,9 +233,10 @@ def _storage(component: str, inputs: PackInputs) -> dict[str, Any]:
     }
 
 
-def _tokenizer(inputs: PackInputs, put: Put) -> TokenizerEntry:
-    facts = dict(inputs.tokenizer)
-    files = tuple(put(inputs.tokenizer_folder / file, f"tokenizer/{file}") for file in sorted(facts.pop("files")))
+def _tokenizer(inputs: PackInputs, index: int, put: Put) -> TokenizerEntry:
+    folder, stated = inputs.tokenizers[index]
+    facts, place = dict(stated), ("tokenizer", "tokenizer_2")[index]
+    files = tuple(put(folder / file, f"{place}/{file}") for file in sorted(facts.pop("files")))
     return TokenizerEntry(files=files, **facts)
 
 

@@ -21,7 +21,6 @@ from .strict import Location, Strict, parsed
 if TYPE_CHECKING:
     from ..quantize.plan import Plan, Shapes
 
-DEFAULT_RECIPE: Final = "sd1-fp16"
 AUTO: Final = "auto"  # as a precision: the smallest that passes its gates and is not slower than fp32 here
 MAX_BYTES: Final = 2**20
 """Of a recipe; one has a few kilobytes."""
@@ -69,6 +68,12 @@ def _regex(pattern: str) -> str:
     return pattern
 
 
+def _falling(values: tuple[int, ...]) -> tuple[int, ...]:
+    if list(values) != sorted(set(values), reverse=True):
+        raise PydanticCustomError("falling", "timesteps must fall, from noise to picture")
+    return values
+
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) != len(values):
         raise PydanticCustomError("distinct", "the same value is listed twice")
@@ -79,6 +84,7 @@ Scheme = Annotated[str, AfterValidator(_scheme)]
 Precision = Annotated[str, AfterValidator(_precision)]
 Size = Annotated[tuple[int, int], AfterValidator(_whole_latents)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
+Timestep = Annotated[int, Field(ge=0, lt=1000)]
 OrtForm = Literal["onnx", "ort"]
 
 
@@ -145,14 +151,16 @@ class ScheduleChoice(Strict):
     """`[schedule]`: the default, and what else the bundle carries ready-made."""
 
     default: Literal["checkpoint", SchedulerName] = "checkpoint"
-    steps: Steps = 20
+    steps: Steps | None = None  # None: what the checkpoint was made for, 20 where nothing was distilled
+    timesteps: Annotated[tuple[Timestep, ...], AfterValidator(_falling)] = ()  # of the default, in place of its choice
     also: tuple[Compiled, ...] = tuple(Compiled(name=name, steps=_USUAL_STEPS) for name in _USUAL)
 
 
 class GuidanceChoice(Strict):
-    """`[guidance]`: the scale that an app starts with; 1 and below is none."""
+    """`[guidance]`: the scale that an app starts with, 1 and below is none; and how the UNet is guided."""
 
-    default: Annotated[float, Field(ge=0.0, le=100.0)] = 7.5
+    default: Annotated[float, Field(ge=0.0, le=100.0)] | None = None  # None: what the checkpoint was made for
+    mode: Literal["auto", "cfg", "embedded", "none"] = "auto"  # auto: told from the checkpoint
 
 
 class BundleChoice(Strict):
@@ -272,11 +280,6 @@ class Recipe(Strict):
                 f"({checkpoint.why})",
                 hint="choose another recipe with -r, or remove the key",
             )
-
-
-def recipe_for(checkpoint: str | Path) -> str:
-    """The shipped recipe that is used where the user names none."""
-    return "demo" if str(checkpoint) == "demo" else DEFAULT_RECIPE
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -10,6 +10,7 @@ from ..runtimes.registry import get_target
 from ..runtimes.txt2img.generate import TextToImage
 from ..runtimes.txt2img.tokenizer import PromptTokenizer
 from .bundle import Bundle
+from .manifest import TokenizerEntry
 from .schedule import CompiledSchedule
 
 OPENER = "diffusette.runtimes.registry:open_model"
@@ -36,15 +37,21 @@ def painter(bundle: Bundle, schedule: CompiledSchedule, threads: int) -> TextToI
     """What `runtimes.txt2img` needs to draw with `bundle`."""
     facts = bundle.manifest
     return TextToImage(
-        tokenizer=PromptTokenizer(
-            Path(bundle.path, facts.tokenizer.files[0].path).parent, facts.tokenizer.max_tokens, facts.tokenizer.pad_id
-        ),
+        tokenizer=_tokenizer(bundle, facts.tokenizer),
+        tokenizer_2=_tokenizer(bundle, facts.tokenizer_2) if facts.tokenizer_2 else None,
+        input_channels=facts.conditioning.input_channels,
+        zeros_for_empty=facts.conditioning.zeros_for_empty,
         open=opener(bundle, threads),
         schedules=(schedule,),
         guidance_mode=facts.guidance.mode,
         default_guidance=facts.guidance.default,
         scaling_factor=facts.vae.scaling_factor,
         shift=facts.vae.shift,
+        encoder_scaling=(facts.vae.encoder_scaling_factor, facts.vae.encoder_shift),
         size=facts.size,
         time_embedding=facts.time_embedding.model_dump(),
     )
+
+
+def _tokenizer(bundle: Bundle, entry: TokenizerEntry) -> PromptTokenizer:
+    return PromptTokenizer(Path(bundle.path, entry.files[0].path).parent, entry.max_tokens, entry.pad_id)

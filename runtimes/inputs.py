@@ -14,6 +14,8 @@ from ..pipeline.errors import FeedError
 from .protocol import Array, Feeds
 
 TIMESTEP_EMBEDDING: Final = "timestep_embedding"
+TIME_IDS_EMBEDDING: Final = "time_ids_embedding"  # the same sinusoid of each of SDXL's time ids, one after the other
+END_OF_TEXT: Final = "end_of_text"  # float32 [1, 77]: 1 where the text ends, 0 elsewhere
 MAX_PERIOD: Final = 10000.0  # wavelengths run from 2π to 2π·10000, "Attention Is All You Need" 3.5, as in diffusers
 
 
@@ -49,16 +51,35 @@ def time_embedding_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def time_ids_embedding(time_ids: Array, width: int, time_embedding: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The sinusoids of SDXL's time ids, [1, width], as wide as the model takes; facts as for the timestep."""
+    ids = [float(value) for value in time_ids.reshape(-1)]
+    facts = {**time_embedding, "dim": width // len(ids)}
+    return np.concatenate([timestep_embedding(value, **facts) for value in ids], axis=1)
+
+
+def end_of_text(input_ids: Array) -> NDArray[np.float32]:
+    """1 at the first of the largest ids of [1, tokens], which is CLIP's end token, and 0 elsewhere."""
+    found = np.zeros(input_ids.shape, np.float32)
+    found[0, int(input_ids[0].argmax())] = 1.0
+    return found
+
+
 def native_feeds(feeds: Feeds, inputs: Iterable[TensorSpec], time_embedding: Mapping[str, Any]) -> dict[str, Array]:
     """Feeds by PyTorch's names and dtypes -> feeds for a model with `inputs`.
 
-    `timestep` becomes `timestep_embedding` and integers take the width that the model declares; all else is passed
-    as it is, and checked by the session.
+    `timestep` becomes `timestep_embedding`, `time_ids` become `time_ids_embedding`, `input_ids` also give
+    `end_of_text`, and integers take the width that the model declares; all else is passed as it is, and checked by
+    the session.
     """
     native: dict[str, Array] = {}
     for spec in inputs:
         if spec.name == TIMESTEP_EMBEDDING and "timestep" in feeds:
             native[spec.name] = timestep_embedding(float(feeds["timestep"]), **time_embedding)
+        elif spec.name == TIME_IDS_EMBEDDING and "time_ids" in feeds:
+            native[spec.name] = time_ids_embedding(feeds["time_ids"], spec.shape[-1], time_embedding)
+        elif spec.name == END_OF_TEXT and "input_ids" in feeds:
+            native[spec.name] = end_of_text(feeds["input_ids"])
         elif spec.name not in feeds:
             raise FeedError(f"no {spec.name!r} among the feeds {sorted(feeds)}")
         elif np.issubdtype(feeds[spec.name].dtype, np.integer) and spec.dtype in ("int32", "int64"):

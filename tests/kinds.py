@@ -30,6 +30,7 @@ _TURBO: Final = {**_BETAS, "timestep_spacing": "trailing", "prediction_type": "e
 class Kind:
     """What a checkpoint is made of; the functions and names that appear here are those of this file."""
 
+    title: str  # for docs/kinds.md
     family: str
     pipeline: str
     unet: Mapping[str, Any] = field(default_factory=dict)  # what differs from the family's UNet
@@ -40,9 +41,15 @@ class Kind:
 # Names and values are those that the published checkpoints of each kind have.
 KINDS: Final[dict[str, Kind]] = {
     "sd1": Kind(
-        "sd1", "StableDiffusionPipeline", {}, "DDIMScheduler", {**_BETAS, "clip_sample": False, "steps_offset": 1}
+        "Stable Diffusion 1.x",
+        "sd1",
+        "StableDiffusionPipeline",
+        {},
+        "DDIMScheduler",
+        {**_BETAS, "clip_sample": False, "steps_offset": 1},
     ),
     "sd2": Kind(
+        "Stable Diffusion 2.x that predicts v (2.1 at 768 pixels)",
         "sd2",
         "StableDiffusionPipeline",
         {"use_linear_projection": True, "attention_head_dim": (2, 4)},
@@ -56,6 +63,7 @@ KINDS: Final[dict[str, Kind]] = {
         },
     ),
     "sd2-base": Kind(
+        "Stable Diffusion 2.x that predicts noise (2.1 base)",
         "sd2",
         "StableDiffusionPipeline",
         {"use_linear_projection": True, "attention_head_dim": (2, 4)},
@@ -63,6 +71,7 @@ KINDS: Final[dict[str, Kind]] = {
         {**_BETAS, "prediction_type": "epsilon", "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
     ),
     "sdxl": Kind(
+        "Stable Diffusion XL",
         "sdxl",
         "StableDiffusionXLPipeline",
         {},
@@ -70,6 +79,7 @@ KINDS: Final[dict[str, Kind]] = {
         {**_BETAS, "steps_offset": 1, "timestep_spacing": "leading"},
     ),
     "lcm": Kind(
+        "Latent consistency model of SD 1.x, guidance as an input (LCM Dreamshaper)",
         "sd1",
         "LatentConsistencyModelPipeline",
         {"time_cond_proj_dim": 32},
@@ -77,6 +87,7 @@ KINDS: Final[dict[str, Kind]] = {
         {**_BETAS, "clip_sample": False, "steps_offset": 1, "original_inference_steps": 50},
     ),
     "sdxl-lcm": Kind(
+        "Latent consistency model of SDXL (lcm-sdxl's UNet)",
         "sdxl",
         "StableDiffusionXLPipeline",
         {"time_cond_proj_dim": 32},
@@ -84,14 +95,18 @@ KINDS: Final[dict[str, Kind]] = {
         {**_BETAS, "clip_sample": False, "steps_offset": 1, "original_inference_steps": 50},
     ),
     "sd-turbo": Kind(
+        "SD-Turbo",
         "sd2",
         "StableDiffusionPipeline",
         {"use_linear_projection": True, "attention_head_dim": (2, 4)},
         "EulerDiscreteScheduler",
         _TURBO,
     ),
-    "sdxl-turbo": Kind("sdxl", "StableDiffusionXLPipeline", {}, "EulerAncestralDiscreteScheduler", _TURBO),
+    "sdxl-turbo": Kind(
+        "SDXL-Turbo, SDXL-Lightning", "sdxl", "StableDiffusionXLPipeline", {}, "EulerAncestralDiscreteScheduler", _TURBO
+    ),
     "sdxl-dmd2": Kind(
+        "Few-step generator with LCM's scheduler (DMD2, Hyper-SD, a merged LCM-LoRA)",
         "sdxl",
         "StableDiffusionXLPipeline",
         {},
@@ -100,6 +115,7 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     # BK-SDM: fewer blocks; its smallest has no middle block either
     "bk-sdm-tiny": Kind(
+        "Pruned SD 1.x without a middle block (BK-SDM, small-sd)",
         "sd1",
         "StableDiffusionPipeline",
         {
@@ -113,6 +129,7 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     # Segmind's SSD-1B and Vega: SDXL with fewer transformer layers, counted block by block
     "segmind": Kind(
+        "Pruned SDXL (SSD-1B, Segmind Vega)",
         "sdxl",
         "StableDiffusionXLPipeline",
         {
@@ -124,6 +141,7 @@ KINDS: Final[dict[str, Kind]] = {
         {**_BETAS, "steps_offset": 1, "timestep_spacing": "leading"},
     ),
     "sd1-inpainting": Kind(
+        "SD 1.x for inpainting, nine channels",
         "sd1",
         "StableDiffusionInpaintPipeline",
         {"in_channels": 9},
@@ -131,11 +149,12 @@ KINDS: Final[dict[str, Kind]] = {
         {**_BETAS, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
     ),
     "sd2-inpainting": Kind(
+        "SD 2.x for inpainting, nine channels",
         "sd2",
         "StableDiffusionInpaintPipeline",
         {"in_channels": 9, "use_linear_projection": True, "attention_head_dim": (2, 4)},
         "DDIMScheduler",
-        {**_BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+        {**_BETAS, "prediction_type": "epsilon", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     ),
 }
 
@@ -271,3 +290,14 @@ def write_kind(name: str, folder: Path) -> Path:
     kept = {key: value for key, value in stated.items() if key in KINDS[name].settings or key.startswith("_")}
     config.write_text(json.dumps(kept))
     return folder
+
+
+def tiny_decoder() -> Any:
+    """TAESD's architecture with random weights."""
+    import torch
+
+    torch.manual_seed(6)
+    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    return (
+        _diffusers().AutoencoderTiny(**widths, num_decoder_blocks=(1, 1, 1, 1), num_encoder_blocks=(1, 1, 1, 1)).eval()
+    )

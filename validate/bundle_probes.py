@@ -19,7 +19,7 @@ from ..runtimes.inputs import TIMESTEP_EMBEDDING, native_feeds
 from ..runtimes.protocol import Array, Feeds, Session
 from ..runtimes.txt2img.generate import draw
 from ..runtimes.txt2img.guidance import unconditional_needed
-from .probes import ProbePlan, Probes
+from .probes import ProbePlan, Probes, canvas_for
 
 if TYPE_CHECKING:
     from ..runtimes.txt2img.generate import TextToImage
@@ -100,7 +100,8 @@ def ask_bundle(painter: TextToImage, plan: ProbePlan, into: Path, *, guidance: f
     images = []
     for index, prompt in enumerate(plan.prompts):
         book.turn(prompt)
-        drawing = draw(recording, prompt, guidance=guidance, seed=plan.seed + index, keep_trajectory=True)
+        how: dict[str, Any] = {"guidance": guidance, "seed": plan.seed + index, "canvas": canvas_for(painter)}
+        drawing = draw(recording, prompt, keep_trajectory=True, **how)
         np.savez(into / f"picture-{index:03}.npz", trajectory=np.stack(drawing.trajectory), image=drawing.image)
         images.append(drawing.image)
     if encoder:

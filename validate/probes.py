@@ -6,16 +6,20 @@ last step, and a converter's mistake may show at one end only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
+from ..export.families.variant import Variant, variant_of
 from ..pipeline.artifacts import Checkpoint
 from ..pipeline.errors import ModelError
 from ..runtimes.protocol import Array
+from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS, Canvas
+from ..runtimes.txt2img.generate import TextToImage
+from ..runtimes.txt2img.guidance import Mode
 from .prompts import prompts_for, too_long
 from .scenes import Scene
 
@@ -42,12 +46,15 @@ class ProbePlan:
     guidance: float = 4.0
     seed: int = 0
     scheduler: str = ""  # a key of export.schedule.SCHEDULERS; empty for the checkpoint's own
+    guidance_mode: Mode = "cfg"
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("a plan without prompts proves nothing")
-        if self.guidance <= 1:
+        if self.guidance_mode == "cfg" and self.guidance <= 1:
             raise ValueError(f"guidance {self.guidance} makes no unconditional run, the plan asks for both branches")
+        if self.guidance_mode != "cfg" and any(branch == "unconditional" for _, branch in self.picked):
+            raise ValueError(f"guidance {self.guidance_mode!r} makes no unconditional run")
         late = [step for step, _ in self.picked if not 0 <= step < self.steps]
         if late:
             raise ValueError(f"steps {late} are not among the {self.steps} of the schedule")
@@ -62,6 +69,9 @@ def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
     scale = checkpoint.vae_scale
     work = checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale)
     digests = checkpoint.sources.values()
+    variant = variant_of(checkpoint)
+    if variant.guidance_mode != "cfg":
+        return _few_steps(digests, variant, cheap=work < CHEAP_UNET)
     if work < CHEAP_UNET:
         prompts = prompts_for(digests, 4)
         both: tuple[Branch, ...] = ("conditional", "unconditional")
@@ -76,9 +86,37 @@ def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
     )
 
 
+def _few_steps(digests: Iterable[str], variant: Variant, *, cheap: bool) -> ProbePlan:
+    """A plan in the steps that a distilled model was made for: over more of them it leaves its own world."""
+    prompts = prompts_for(digests, 4)
+    every: tuple[tuple[int, Branch], ...] = tuple((step, "conditional") for step in range(variant.steps))
+    return ProbePlan(
+        prompts if cheap else prompts[:1],
+        texts=(too_long(prompts[0]),) if cheap else (*prompts[1:3], too_long(prompts[0])),
+        steps=variant.steps,
+        picked=every,
+        guidance=variant.guidance,
+        guidance_mode=variant.guidance_mode,
+    )
+
+
 def oracle_plan(scenes: Sequence[Scene], steps: int = 20, guidance: float = 4.0) -> ProbePlan:
     """Pictures for the oracle: the captions of `scenes`, no single calls kept."""
     return ProbePlan(tuple(scene.caption for scene in scenes), steps=steps, guidance=guidance)
+
+
+def probe_canvas(size: tuple[int, int]) -> Canvas:
+    """What an inpainting model is asked to fill in: a bright disc on a smooth ground, the middle of it masked."""
+    rows, columns = np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]), indexing="ij")
+    ground = np.stack([0.6 * rows, 0.6 * columns, -0.4 * rows * columns])
+    picture = np.where(rows**2 + columns**2 < 0.5, np.array([0.8, 0.2, -0.5])[:, None, None], ground)
+    mask = (np.abs(rows) < 0.5) & (np.abs(columns) < 0.6)
+    return Canvas(picture[None].astype(np.float32), mask[None, None].astype(np.float32))
+
+
+def canvas_for(models: TextToImage) -> Canvas | None:
+    """`probe_canvas` for models that need one to draw at all."""
+    return probe_canvas(models.size) if models.input_channels == INPAINTING_CHANNELS else None
 
 
 @dataclass(frozen=True, slots=True)

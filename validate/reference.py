@@ -16,13 +16,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 import numpy as np
 
 from ..export import modules
-from ..export.schedule import SCHEDULERS, default_scheduler
+from ..export.families import reference_pipeline
+from ..export.families.variant import reads_zeros_for_empty
+from ..export.schedule import build_scheduler, default_scheduler
 from ..pipeline.artifacts import Checkpoint, ComponentSource, TensorSpec
 from ..pipeline.errors import ModelError
 from ..quantize.plan import Plan
 from ..quantize.quantized import QuantizedWeights, StoredWeights
 from ..runtimes.protocol import Array, Feeds
-from .probes import ProbePlan, Probes, RoundedAnswers
+from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
+from ..runtimes.txt2img.conditioning import ENCODERS, GUIDANCE_INPUT, conditioning, zeroed
+from ..runtimes.txt2img.guidance import guidance_embedding
+from .probes import ProbePlan, Probes, RoundedAnswers, probe_canvas
 from .prompts import EMPTY
 
 if TYPE_CHECKING:
@@ -63,7 +68,8 @@ class TorchSession:
         with torch.inference_mode():
             # a copy: torch refuses to promise anything about arrays that are read-only
             result = self.module(*(torch.from_numpy(np.array(feeds[spec.name])) for spec in self.inputs))
-        return {self.outputs[0].name: result.numpy()}
+        results = result if isinstance(result, tuple) else (result,)
+        return {spec.name: value.numpy() for spec, value in zip(self.outputs, results, strict=True)}
 
     def close(self) -> None:
         self._module = None
@@ -104,7 +110,7 @@ def round_weights(module: nn.Module, stored: StoredWeights) -> None:
 
 @dataclass(frozen=True)
 class ReferenceProbes:
-    """Ask PyTorch what `plan` wants to know: text encoder, then UNet, then VAE."""
+    """Ask PyTorch what `plan` wants to know: text encoders, then UNet, then VAE."""
 
     checkpoint: Checkpoint
     size: tuple[int, int]
@@ -121,16 +127,16 @@ class ReferenceProbes:
     def run(self, into: Path) -> Probes:
         written = _Written(into)
         plan = self.plan
-        with self._open("text_encoder") as session:
-            states = self._encode(session, written)
+        conditions = self._encode(written)
+        kept = self._kept(written)
         with self._open("unet") as session:
-            drawn = [self._draw(session, states, index, written) for index in range(len(plan.prompts))]
+            drawn = [self._draw(session, conditions, kept, index, written) for index in range(len(plan.prompts))]
         images = []
         with self._open("vae_decoder") as session:
             scaling = _scaling_factor(session)
             for prompt, trajectory in zip(plan.prompts, drawn, strict=True):
                 feeds = {"latent_sample": trajectory[-1] / scaling}
-                sample = written.ask(session, "vae_decoder", repr(prompt), feeds)
+                (sample,) = written.ask(session, "vae_decoder", repr(prompt), feeds).values()
                 images.append(np.clip(sample, -1, 1))
         for index, (trajectory, image) in enumerate(zip(drawn, images, strict=True)):
             picture = np.ascontiguousarray((image[0] / 2 + 0.5).transpose(1, 2, 0))
@@ -145,45 +151,93 @@ class ReferenceProbes:
     def _open(self, component: str) -> TorchSession:
         return TorchSession(TorchModel(self.checkpoint.components[component], self.size))
 
-    def _encode(self, session: TorchSession, written: _Written) -> dict[str, Array]:
-        """Hidden states [1, 77, D] of every prompt."""
+    def _encode(self, written: _Written) -> dict[str, dict[str, Array]]:
+        """The UNet's feeds for every prompt, from one text encoder after the other."""
         from transformers import CLIPTokenizer
 
-        tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.tokenizer)
-        states = {}
-        for prompt in dict.fromkeys((EMPTY, *self.plan.prompts, *self.plan.texts)):
-            ids = tokenizer(prompt, padding="max_length", max_length=modules.MAX_TOKENS, truncation=True).input_ids
-            feeds = {"input_ids": np.array([ids], np.int64)}
-            states[prompt] = written.ask(session, "text_encoder", repr(_shorten(prompt)), feeds)
-        return states
+        prompts = tuple(dict.fromkeys((EMPTY, *self.plan.prompts, *self.plan.texts)))
+        outputs: dict[str, list[Mapping[str, Array]]] = {prompt: [] for prompt in prompts}
+        for component, folder in zip(ENCODERS, (self.checkpoint.tokenizer, self.checkpoint.tokenizer_2), strict=True):
+            if folder is None:
+                continue
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+            with self._open(component) as session:
+                for prompt in prompts:
+                    ids = tokenizer(prompt, padding="max_length", max_length=modules.MAX_TOKENS, truncation=True)
+                    feeds = {"input_ids": np.array([ids.input_ids], np.int64)}
+                    outputs[prompt].append(written.ask(session, component, repr(_shorten(prompt)), feeds))
+        conditions = {prompt: conditioning(found, self.size) for prompt, found in outputs.items()}
+        if reads_zeros_for_empty(self.checkpoint):
+            conditions[EMPTY] = zeroed(conditions[EMPTY])
+        return conditions
 
-    def _draw(self, session: TorchSession, states: Mapping[str, Array], index: int, written: _Written) -> Array:
+    def _kept(self, written: _Written) -> Array | None:
+        """For an inpainting model, what the VAE encoder makes of the part of the picture that stays."""
+        if self.checkpoint.components["unet"].config["in_channels"] != INPAINTING_CHANNELS:
+            return None
+        with self._open("vae_encoder") as session:
+            feeds = {"sample": probe_canvas(self.size).kept}
+            return written.ask(session, "vae_encoder", "a picture with a hole", feeds)["latent_parameters"]
+
+    def _draw(
+        self,
+        session: TorchSession,
+        conditions: Mapping[str, Mapping[str, Array]],
+        kept: Array | None,
+        index: int,
+        written: _Written,
+    ) -> Array:
         """Latents after each step, [calls, 1, C, h, w], guided and with noise drawn as diffusers' pipeline does."""
         import torch
         from diffusers.utils.torch_utils import randn_tensor
 
         plan = self.plan
         prompt = plan.prompts[index]
-        scheduler = _scheduler(self.checkpoint.scheduler, plan.scheduler)
+        config = self.checkpoint.scheduler
+        scheduler = build_scheduler(
+            config, plan.scheduler or default_scheduler(config), reference_pipeline(self.checkpoint)
+        )
         scheduler.set_timesteps(plan.steps)
         generator = torch.Generator("cpu").manual_seed(plan.seed + index)
         # a scheduler that adds noise draws it from the same generator, as in the pipeline
         more = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        latents = randn_tensor(session.inputs[0].shape, generator=generator, dtype=torch.float32)
+        latents = randn_tensor(session.outputs[0].shape, generator=generator, dtype=torch.float32)
         latents = latents * scheduler.init_noise_sigma
-        branches = {"unconditional": states[EMPTY], "conditional": states[prompt]}
+        beside = self._beside(kept, generator)
+        branches = {"conditional": conditions[prompt]}
+        if plan.guidance_mode == "cfg":
+            branches = {"unconditional": conditions[EMPTY], **branches}
+        read = {}
+        if plan.guidance_mode == "embedded":
+            width = next(spec.shape[-1] for spec in session.inputs if spec.name == GUIDANCE_INPUT)
+            read[GUIDANCE_INPUT] = guidance_embedding(plan.guidance, width)
         trajectory = []
         for step, t in enumerate(scheduler.timesteps):
-            sample = scheduler.scale_model_input(latents, t).numpy()
+            sample = np.concatenate([scheduler.scale_model_input(latents, t).numpy(), *beside], axis=1)
             noise = {}
-            for branch, state in branches.items():
-                feeds = {"sample": sample, "timestep": np.array(float(t), np.float32), "encoder_hidden_states": state}
+            for branch, told in branches.items():
+                feeds = {"sample": sample, "timestep": np.array(float(t), np.float32), **told, **read}
                 label = f"{prompt!r} step {step} (t = {float(t):g}) {branch}" if (step, branch) in plan.picked else ""
-                noise[branch] = torch.from_numpy(written.ask(session, "unet", label, feeds))
-            guided = noise["unconditional"] + plan.guidance * (noise["conditional"] - noise["unconditional"])
+                (output,) = written.ask(session, "unet", label, feeds).values()
+                noise[branch] = torch.from_numpy(output)
+            guided = noise["conditional"]
+            if "unconditional" in noise:
+                guided = noise["unconditional"] + plan.guidance * (guided - noise["unconditional"])
             latents = scheduler.step(guided, t, latents, **more, return_dict=False)[0]
             trajectory.append(latents.numpy().copy())
         return np.stack(trajectory)
+
+    def _beside(self, kept: Array | None, generator: Any) -> tuple[Array, ...]:
+        """What an inpainting UNet takes beside the latents: the mask, and latents of what stays."""
+        if kept is None:
+            return ()
+        import torch
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        drawn = DiagonalGaussianDistribution(torch.from_numpy(kept)).sample(generator)
+        mask = torch.nn.functional.interpolate(torch.from_numpy(probe_canvas(self.size).mask), size=drawn.shape[2:])
+        scaling = float(self.checkpoint.components["vae_encoder"].config["scaling_factor"])
+        return mask.numpy(), (drawn * scaling).numpy()
 
 
 class _Written:
@@ -193,11 +247,10 @@ class _Written:
         self.into = into
         self.labels: dict[str, list[str]] = {}
 
-    def ask(self, session: TorchSession, component: str, label: str, feeds: Feeds) -> Array:
-        """Run `session`; keep the call as a probe unless `label` is empty. Returns the only output."""
+    def ask(self, session: TorchSession, component: str, label: str, feeds: Feeds) -> dict[str, Array]:
+        """Run `session`; keep the call as a probe unless `label` is empty. Returns its outputs."""
         outputs = session.run(feeds)
-        (value,) = outputs.values()
-        if not np.isfinite(value).all():
+        if not all(np.isfinite(value).all() for value in outputs.values()):
             raise ModelError(
                 f"PyTorch's {component} gives NaN or infinity for {label or 'a step of the schedule'}",
                 hint="the checkpoint's weights are damaged or overflow; no conversion can mend them",
@@ -207,7 +260,7 @@ class _Written:
             arrays = {f"feed.{name}": a for name, a in feeds.items()} | {f"output.{n}": a for n, a in outputs.items()}
             np.savez(self.into / f"{component}-{len(labels):03}.npz", allow_pickle=False, **arrays)
             labels.append(label)
-        return value
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -243,16 +296,6 @@ class RoundedReference:
             for count, probe in enumerate(self.probes.read(self.source.component), start=1):
                 np.savez(into / f"{count - 1:03}.npz", allow_pickle=False, **session.run(probe.feeds))
         return RoundedAnswers(into, self.source.component, self.precision, count)
-
-
-def _scheduler(config: Mapping[str, Any], name: str) -> Any:
-    """diffusers' scheduler as its own pipeline holds it: the pipeline repairs outdated configurations."""
-    import diffusers
-
-    scheduler = getattr(diffusers, SCHEDULERS[name or default_scheduler(config)]).from_config(dict(config))
-    pipeline: Any = diffusers.StableDiffusionPipeline
-    absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
-    return pipeline(**absent, scheduler=scheduler, requires_safety_checker=False).scheduler
 
 
 def _scaling_factor(session: TorchSession) -> float:

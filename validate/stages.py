@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..pipeline.artifacts import TargetModel
 from ..pipeline.schedule import CompiledSchedule
 from .gates import Drawn, check_components, check_pictures
-from .probes import Picture, ProbePlan, Probes, RoundedAnswers
+from .probes import Picture, ProbePlan, Probes, RoundedAnswers, canvas_for
 from .report import ComponentReport, ImageReport
 from .tolerances import image_tolerance, tolerance
 
@@ -105,10 +105,15 @@ class GatePictures:
     tokenizer_digest: str
     tokenizer_facts: Mapping[str, int]  # max_tokens, pad_id
     schedule: CompiledSchedule
-    vae: Mapping[str, float]  # scaling_factor, shift
+    vae: Mapping[str, float]  # scaling_factor, shift, and the encoder's
     time_embedding: Mapping[str, Any]
     runtime_version: str
     threads: int = 2
+    tokenizer_2: Path | None = None  # of the second text encoder
+    tokenizer_2_digest: str = ""
+    tokenizer_2_facts: Mapping[str, int] = field(default_factory=dict)
+    zeros_for_empty: bool = False  # an empty negative prompt stands for zeros
+    input_channels: int = 4  # of the UNet
 
     name: ClassVar[str] = "pictures"
     version: ClassVar[int] = 2
@@ -122,6 +127,9 @@ class GatePictures:
             "runtime": self.runtime_version,
             "probes": self.probes.digest,
             "tokenizer": [self.tokenizer_digest, dict(self.tokenizer_facts)],
+            "tokenizer_2": [self.tokenizer_2_digest, dict(self.tokenizer_2_facts)],
+            "zeros_for_empty": self.zeros_for_empty,
+            "input_channels": self.input_channels,
             "time_embedding": dict(self.time_embedding),
             "schedule": self.schedule.to_json(),
             "vae": dict(self.vae),
@@ -139,16 +147,22 @@ class GatePictures:
             tokenizer=PromptTokenizer(self.tokenizer, **self.tokenizer_facts),
             open=lambda name: get_target(target).open(self.models[name], threads=self.threads),
             schedules=(self.schedule,),
-            guidance_mode="cfg",
+            guidance_mode=self.probes.plan.guidance_mode,
             default_guidance=self.probes.plan.guidance,
             scaling_factor=self.vae["scaling_factor"],
             shift=self.vae["shift"],
+            encoder_scaling=(self.vae["encoder_scaling_factor"], self.vae["encoder_shift"]),
             size=self.probes.size,
             time_embedding=self.time_embedding,
+            tokenizer_2=PromptTokenizer(self.tokenizer_2, **self.tokenizer_2_facts) if self.tokenizer_2 else None,
+            zeros_for_empty=self.zeros_for_empty,
+            input_channels=self.input_channels,
         )
+        canvas = canvas_for(painter)
 
         def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-            result = draw(painter, picture.prompt, guidance=plan.guidance, seed=picture.seed, keep_trajectory=True)
+            how: dict[str, Any] = {"guidance": plan.guidance, "seed": picture.seed, "canvas": canvas}
+            result = draw(painter, picture.prompt, keep_trajectory=True, **how)
             return Drawn(result.trajectory, result.image)
 
         return GatedPictures(into, check_pictures(drawn, self.probes, limit=image_tolerance(target, self.precision)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from ...pipeline.artifacts import Checkpoint
 from ...pipeline.errors import CheckpointError
 from .family import Family, Headers, Part, Shape, Signature, Unsupported
 from .sd1 import SD1
+from .sd2 import SD2
+from .sdxl import SDXL
 from .unsupported import UNSUPPORTED
 
 __all__ = [
@@ -19,11 +22,12 @@ __all__ = [
     "Unsupported",
     "get_family",
     "recognise",
+    "reference_pipeline",
     "refuse_unsupported",
 ]
 
-FAMILIES: Final[tuple[Family, ...]] = (SD1,)  # most specific first
-_WITHOUT_CONFIG: Final = ("tokenizer",)  # parts without a config that detection could need
+FAMILIES: Final[tuple[Family, ...]] = (SDXL, SD2, SD1)  # most specific first
+_WITHOUT_CONFIG: Final = ("tokenizer", "tokenizer_2")  # parts without a config that detection could need
 
 
 def get_family(name: str) -> Family:
@@ -36,6 +40,11 @@ def get_family(name: str) -> Family:
         if family.name == name:
             return family
     raise CheckpointError(f"no family named {name!r}", hint=f"one of: {', '.join(f.name for f in FAMILIES)}")
+
+
+def reference_pipeline(checkpoint: Checkpoint) -> str:
+    """diffusers' class that a picture is compared with: the checkpoint's own where it names one, else its family's."""
+    return checkpoint.pipeline or get_family(checkpoint.family).pipeline
 
 
 def refuse_unsupported(headers: Headers, where: str) -> None:
@@ -62,16 +71,19 @@ def recognise(headers: Headers, where: str) -> tuple[Family, str]:
         evidence = family.detect(headers)
         if evidence is not None:
             return family, evidence
-    against = ""
-    for family in FAMILIES:
-        found = family.signature.compare(headers)
-        if found.holds and not found.fails:
-            raise CheckpointError(
-                f"{where}: component {found.missing[0]!r} is missing: a {family.title} checkpoint without "
-                f"{', '.join(found.missing)} ({', '.join(found.holds)})",
-                hint="download the whole folder, or add the component from the base checkpoint",
-            )
-        against += f"\n  not {family.title}: {'; '.join((*found.fails, *(f'no {part}' for part in found.missing)))}"
+    compared = [(family, family.signature.compare(headers)) for family in FAMILIES]
+    incomplete = [(family, found) for family, found in compared if found.holds and not found.fails]
+    if incomplete:
+        family, found = min(incomplete, key=lambda each: len(each[1].missing))
+        raise CheckpointError(
+            f"{where}: component {found.missing[0]!r} is missing: a {family.title} checkpoint without "
+            f"{', '.join(found.missing)} ({', '.join(found.holds)})",
+            hint="download the whole folder, or add the component from the base checkpoint",
+        )
+    against = "".join(
+        f"\n  not {family.title}: {'; '.join((*found.fails, *(f'no {part}' for part in found.missing)))}"
+        for family, found in compared
+    )
     raise CheckpointError(
         f"{where}: {headers.pipeline or 'a model'} of no supported family{against}", hint=_supported()
     )

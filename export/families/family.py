@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 Shape = tuple[int, ...]
+
+STATES: Final = "diffusette_states"
+"""Key that a family adds to a text encoder's config: which hidden states the UNet reads; absent: the last ones."""
+PENULTIMATE: Final = "penultimate"  # what the last layer is given, without a final norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Headers:
     parts: Mapping[str, str] = field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensors: Mapping[str, Mapping[str, Shape]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # model_index.json's other entries that count
 
     def classes(self) -> Iterator[str]:
         """Every class name that the pipeline and the configs state."""
@@ -125,6 +130,12 @@ class Part:
     renames: tuple[tuple[str, str], ...] = ()  # (regular expression, replacement): old spelling -> today's
     squeezed: str = r"(?!)"  # tensors stored as 1x1 convolutions [out, in, 1, 1], today linear [out, in]
 
+    def unused(self, config: Mapping[str, Any]) -> str:
+        """Regular expression of tensors that a checkpoint stores and nothing computes with."""
+        if config.get(STATES) != PENULTIMATE or "CLIPTextModel" not in self.classes:
+            return r"(?!)"
+        return rf"^(encoder\.layers\.{int(config['num_hidden_layers']) - 1}|final_layer_norm)\."
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -134,6 +145,7 @@ class Family:
     title: str
     components: Mapping[str, Part]
     signature: Signature
+    pipeline: str = "StableDiffusionPipeline"  # diffusers' class that draws with it: the reference
 
     def detect(self, headers: Headers) -> str | None:
         """Evidence, for people, that `headers` are of this family; None when they are not."""

@@ -116,24 +116,16 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
         (Signature(parts=("transformer",)), Signature(classes=r".*Transformer(2D)?Model|.*DiT.*Model")),
     ),
     Unsupported(
-        "Stable Diffusion XL",
-        _NOT_YET,
-        (
-            Signature(parts=("text_encoder_2",)),
-            Signature(classes=r"StableDiffusionXL.*"),
-            Signature(settings={"unet.addition_embed_type": ("text_time",)}),
-        ),
+        "the Stable Diffusion XL refiner",
+        "it refines what another checkpoint drew, which no bundle can do yet",
+        (Signature(settings={"unet.addition_embed_type": ("text_time",), "unet.cross_attention_dim": (1280,)}),),
+        "give the base checkpoint",
     ),
     Unsupported("Kandinsky", _NOT_YET, (Signature(parts=("movq",)), Signature(classes=r"Kandinsky.*"))),
     Unsupported("Stable Cascade or Würstchen", _NOT_YET, (Signature(classes=r"(StableCascade|Wuerstchen|Paella).*"),)),
     Unsupported("DeepFloyd IF", _NOT_YET, (Signature(classes=r"IF(Img2Img|Inpainting)?(SuperResolution)?Pipeline"),)),
     Unsupported(
         "a ControlNet pipeline", "extra conditioning is not supported yet", (Signature(parts=("controlnet",)),)
-    ),
-    Unsupported(
-        "an inpainting checkpoint",
-        "its UNet also takes a mask and a masked picture, which no bundle can feed yet",
-        (Signature(settings={"unet.in_channels": (9,)}),),
     ),
     Unsupported(
         "an InstructPix2Pix checkpoint",
@@ -146,26 +138,6 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
         (Signature(settings={"unet.in_channels": (7,)}), Signature(classes=r"StableDiffusion.*Upscale.*")),
     ),
     Unsupported("Stable Diffusion 2 depth-to-image", _NOT_YET, (Signature(parts=("depth_estimator",)),)),
-    Unsupported(
-        "Stable Diffusion 2.x",
-        _NOT_YET,
-        (
-            # OpenCLIP ViT-H: 1024 wide, exact GELU; SD1's CLIP ViT-L is 768 wide with quick_gelu
-            Signature(settings={"text_encoder.hidden_size": (1024,)}),
-            Signature(settings={"unet.cross_attention_dim": (1024,)}),
-            Signature(settings={"text_encoder.hidden_act": ("gelu",)}),
-        ),
-    ),
-    Unsupported(
-        "a v-prediction checkpoint",
-        "only models that predict noise are supported yet",
-        (Signature(settings={"scheduler.prediction_type": ("v_prediction",)}),),
-    ),
-    Unsupported(
-        "a latent consistency model",
-        "guidance embedded in the timestep is not supported yet",
-        (Signature(given=("unet.time_cond_proj_dim",)),),
-    ),
     # One model where a pipeline belongs
     Unsupported(
         "a language model",

@@ -101,7 +101,7 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
     }
     shapes = {part: {t.name: t.shape for t in found.tensors} for part, found in weights.items()}
     headers = Headers(_PIPELINES[kind], parts, configs, shapes)
-    return Layout(file, headers, weights, places, tokenizer, tuple(remarks))
+    return Layout(file, headers, weights, places, tokenizer, remarks=tuple(remarks))
 
 
 def _kind(stored: Tensors, where: str) -> str:

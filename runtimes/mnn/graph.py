@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from ...pipeline.artifacts import OnnxModel, TensorSpec
 from ...pipeline.errors import ModelError
 from ...quantize.quantized import StoredWeights
-from ..inputs import TIMESTEP_EMBEDDING
+from ..inputs import TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
 from .embeddings import code_embeddings
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_TIME_PROJECTION: Final = "time_embedding.linear_1.weight"  # UNet2DConditionModel, diffusers
+# UNet2DConditionModel, diffusers
+_TIME_PROJECTION: Final = "time_embedding.linear_1.weight"
+_ADDED_PROJECTION: Final = "add_embedding.linear_1.weight"
 _DATA_FILE: Final = "model.onnx_data"  # where `OnnxModel` keeps large weights
 _WIDE_FILE: Final = "wide.onnx_data"
 
@@ -40,7 +42,7 @@ def write_mnn_graph(onnx: OnnxModel, folder: Path, stored: StoredWeights | None 
     """Write `onnx` with MNN's inputs to `folder`, its float32 weights linked rather than copied.
 
     - `timestep` gives way to `timestep_embedding`, so that no phone computes sines of large angles in float16
-      (in float32 MNN's sine is already off by 4e-5 at timestep 981).
+      (in float32 MNN's sine is already off by 4e-5 at timestep 981), and SDXL's `time_ids` to `time_ids_embedding`.
     - `input_ids` becomes int32: MNN has no int64.
     - float16 weights become the same numbers in float32: MNN misreads float16 external data, without a word.
     - Token embeddings that `stored` has codes of become codes.
@@ -53,7 +55,9 @@ def write_mnn_graph(onnx: OnnxModel, folder: Path, stored: StoredWeights | None 
     graph, inputs = model.graph, onnx.inputs
     for value in tuple(graph.inputs):
         if value.name == "timestep":
-            spec = _take_embedding(graph, value)
+            spec = _take_embedding(graph, value, TIMESTEP_EMBEDDING, _TIME_PROJECTION)
+        elif value.name == "time_ids":
+            spec = _take_embedding(graph, value, TIME_IDS_EMBEDDING, _ADDED_PROJECTION)
         elif value.dtype == ir.DataType.INT64:
             spec = _narrow(graph, value)
         else:
@@ -80,23 +84,54 @@ def write_mnn_graph(onnx: OnnxModel, folder: Path, stored: StoredWeights | None 
     return MnnGraph(file, inputs, vectors, halves)
 
 
-def _take_embedding(graph: ir.Graph, timestep: ir.Value) -> TensorSpec:
-    """Cut the graph where the sinusoid enters the first Linear of the time embedding."""
+def _take_embedding(graph: ir.Graph, number: ir.Value, name: str, projection: str) -> TensorSpec:
+    """Cut the graph where the sinusoid of `number` enters the first Linear of an embedding."""
     import onnx_ir as ir
 
-    weights = [v for v in _all_values(graph) if v.name == _TIME_PROJECTION]
+    weights = [v for v in _all_values(graph) if v.name == projection]
     users = [use.node for weight in weights for use in weight.uses() if use.node.op_type in ("Gemm", "MatMul")]
-    if len(users) != 1 or (sinusoid := users[0].inputs[0]) is None or not _is_row(sinusoid.shape):
+    entering = users[0].inputs[0] if len(users) == 1 else None
+    sinusoid = _part_from(entering, number)
+    if sinusoid is None or not _is_row(sinusoid.shape):
         raise ModelError(
-            f"{len(users)} nodes use {_TIME_PROJECTION!r}, and one that takes [1, channels] was expected",
+            f"{len(users)} nodes use {projection!r}, and one that takes [1, channels] was expected",
             hint="MNN models are built for UNets with diffusers' sinusoidal time embedding; please report this one",
         )
     assert sinusoid.shape is not None
     shape = (1, int(sinusoid.shape[1]))  # type: ignore[arg-type]  # _is_row says that it is an int
-    embedding = ir.Value(name=TIMESTEP_EMBEDDING, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    embedding = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
     sinusoid.replace_all_uses_with(embedding)
-    graph.inputs[graph.inputs.index(timestep)] = embedding
-    return TensorSpec(TIMESTEP_EMBEDDING, "float32", shape)
+    graph.inputs[graph.inputs.index(number)] = embedding
+    return TensorSpec(name, "float32", shape)
+
+
+def _part_from(value: ir.Value | None, number: ir.Value) -> ir.Value | None:
+    """What of `value` is made of the graph input `number` alone: an embedded guidance scale is added to the sinusoid
+    of the timestep, and SDXL's pooled text stands beside that of the time ids."""
+    while value is not None:
+        node = value.producer()
+        made_of = _graph_inputs(value)
+        if made_of == {number}:
+            return value
+        if node is None or node.op_type not in ("Add", "Concat") or number not in made_of:
+            return None
+        value = next((part for part in node.inputs if part is not None and number in _graph_inputs(part)), None)
+    return None
+
+
+def _graph_inputs(value: ir.Value) -> set[ir.Value]:
+    """The inputs of the graph that `value` is computed from."""
+    found, seen, waiting = set(), set(), [value]
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.is_graph_input():
+            found.add(current)
+        node = current.producer()
+        waiting += [part for part in node.inputs if part is not None] if node is not None else []
+    return found
 
 
 def _is_row(shape: ir.Shape | None) -> bool:

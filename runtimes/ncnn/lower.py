@@ -1,19 +1,21 @@
 """The PyTorch modules in the form that pnnx digests, with fingerprints for weights.
 
-Two of the four components differ from the canonical modules of `export.modules`: the UNet takes a ready-made
-timestep embedding (ncnn has no int64 casts, and t * frequency is beyond float16), and the text encoder gives its
-causal mask to the attention as a tensor (pnnx knows no `is_causal`).
+Some components differ from the canonical modules of `export.modules`: the UNet takes ready-made sinusoids of the
+timestep and of SDXL's time ids (ncnn has no int64 casts, and t * frequency is beyond float16), a text encoder gives its
+causal mask to the attention as a tensor (pnnx knows no `is_causal`), and one that pools is told where the text ends.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ...export import modules
 from ...pipeline.artifacts import ComponentSource, TensorSpec
-from ..inputs import TIMESTEP_EMBEDDING
+from ...pipeline.errors import ExportError
+from ..inputs import END_OF_TEXT, TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
 from .fingerprints import Fingerprints
 
 if TYPE_CHECKING:
@@ -48,12 +50,25 @@ def without_weights(component: str, config: Mapping[str, Any]) -> ComponentSourc
 
 def native_inputs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """Inputs of the ncnn model: `timestep_embedding` float32 [1, C0] for the timestep, int32 for int64."""
-    return tuple(_native(spec, source.config) for spec in modules.input_specs(source, size))
+    specs = modules.input_specs(source, size)
+    native = tuple(_native(spec, source.config) for spec in specs)
+    if source.component != "text_encoder_2":
+        return native
+    last, eos = source.config["vocab_size"] - 1, source.config.get("eos_token_id", 2)
+    if eos not in (2, last):
+        raise ExportError(
+            f"text_encoder_2: the end token {eos} is not the last of the vocabulary, {last}: where a text ends is "
+            "told by its largest id",
+            hint="ncnn cannot run this text encoder as it is: convert it with --target ort or mnn",
+        )
+    return *native, TensorSpec(END_OF_TEXT, "float32", specs[0].shape)
 
 
 def _native(spec: TensorSpec, config: Mapping[str, Any]) -> TensorSpec:
     if spec.name == "timestep":
         return TensorSpec(TIMESTEP_EMBEDDING, "float32", (1, int(config["block_out_channels"][0])))
+    if spec.name == "time_ids":
+        return TensorSpec(TIME_IDS_EMBEDDING, "float32", (1, spec.shape[1] * int(config["addition_time_embed_dim"])))
     return dataclasses.replace(spec, dtype="int32") if spec.dtype == "int64" else spec
 
 
@@ -91,9 +106,19 @@ def lowered(source: ComponentSource) -> tuple[nn.Module, Fingerprints]:
         module.get_submodule(owner)._parameters[leaf] = parameter
     if source.component == "unet":
         module.get_time_embed = lambda sample, timestep: timestep
-    if source.component == "text_encoder":
+        if source.config.get("addition_embed_type") == "text_time":
+            module.get_aug_embed = functools.partial(_added_embedding, module)
+    if source.component in ("text_encoder", "text_encoder_2"):
         _use_explicit_mask(module)
     return modules.wrap(source, module), fingerprints
+
+
+def _added_embedding(module: Any, emb: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any) -> Any:
+    """UNet2DConditionModel.get_aug_embed for SDXL, given sinusoids in place of the time ids."""
+    import torch
+
+    both = torch.cat([added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]], dim=-1)  # [1, P]
+    return module.add_embedding(both)
 
 
 def _use_explicit_mask(module: Any) -> None:

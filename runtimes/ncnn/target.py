@@ -28,7 +28,7 @@ class NcnnTarget:
         "fp32", "fp16", "w8c_afp", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp",
     )  # fmt: skip
     mixes_floats: ClassVar[bool] = True
-    families: ClassVar[tuple[str, ...]] = ("sd1",)
+    families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
     min_runtime: ClassVar[str] = "1.0.20261020"
 

@@ -108,13 +108,22 @@ def _first_axis_of_first_input(node: Any, axes: Axes) -> int:
     return 0
 
 
-def _reduce(node: Any, axes: Axes) -> int:
-    if not _attribute(node, "keepdims", 1) or len(node.inputs) < 2:
-        raise _Refused("it drops axes, or reduces all of them")
+def _argmax(node: Any, axes: Axes) -> int:
     axis, rank = axes[node.inputs[0]], len(_dims(node.inputs[0]))
-    if axis in [reduced % rank for reduced in _constant(node.inputs[1])]:
-        raise _Refused("it reduces the batch")
+    along = _attribute(node, "axis", 0) % rank
+    if axis >= along:
+        raise _Refused("it looks along the batch, or drops an axis before it")
     return axis
+
+
+def _reduce(node: Any, axes: Axes) -> int:
+    if len(node.inputs) < 2:
+        raise _Refused("it reduces all axes")
+    axis, rank = axes[node.inputs[0]], len(_dims(node.inputs[0]))
+    reduced = {along % rank for along in _constant(node.inputs[1])}
+    if axis in reduced:
+        raise _Refused("it reduces the batch")
+    return axis if _attribute(node, "keepdims", 1) else axis - sum(along < axis for along in reduced)
 
 
 def _resize(node: Any, axes: Axes) -> int:
@@ -246,7 +255,9 @@ _ELEMENTWISE: Final = {
 _RULES: Final[dict[str, Callable[[Any, Axes], int]]] = {
     **dict.fromkeys(_ELEMENTWISE, _broadcast),
     **dict.fromkeys(("Conv", "Gemm", "InstanceNormalization", "GroupNormalization"), _first_axis_of_first_input),
+    "ArgMax": _argmax,
     "ReduceMean": _reduce,
+    "ReduceSum": _reduce,
     "Resize": _resize,
     "MatMul": _matmul,
     "LayerNormalization": _normalised_from,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ...export.families import reference_pipeline
 from ...pipeline.artifacts import Checkpoint
 from ...pipeline.errors import CheckpointError
 
@@ -41,15 +42,20 @@ def write_layout(checkpoint: Checkpoint, into: Path, size: tuple[int, int] | Non
 def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dict[str, bytes]:
     """Path -> content of each file, sorted by path. Equal checkpoints give equal bytes.
 
+    None for Stable Diffusion XL: optimum's pipeline wants every hidden state of both text encoders as an output, and a
+    phone's bundle holds the two that are used (docs/decisions/0021).
+
     Args:
         size: height and width in pixels that the graphs were exported for; None when it is the checkpoint's own.
     """
+    if "text_encoder_2" in checkpoint.components:
+        return {}
     configs = {f"{name}/config.json": dict(source.config) for name, source in checkpoint.components.items()}
     if size is not None and "unet/config.json" in configs:
         configs["unet/config.json"]["sample_size"] = [side // checkpoint.vae_scale for side in size]
     configs["scheduler/scheduler_config.json"] = dict(checkpoint.scheduler)
     configs["model_index.json"] = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": reference_pipeline(checkpoint),
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,

@@ -1,6 +1,7 @@
 """A prompt becomes a picture, with whatever runtime is behind the sessions. numpy only.
 
-What is computed is diffusers' StableDiffusionPipeline: the same noise for a seed, the same steps, the same picture.
+What is computed is what diffusers' pipeline of the family computes: the same noise for a seed, the same steps, the same
+picture.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from ...pipeline.errors import BundleError, ModelError, UsageError
 from ...pipeline.schedule import CompiledSchedule
 from ..inputs import native_feeds
 from ..protocol import Array, Session
+from .canvas import INPAINTING_CHANNELS, Canvas, first_row, mask_channels, sampled
+from .conditioning import ENCODERS, GUIDANCE_INPUT, conditioning, zeroed
 from .guidance import Mode, check_guidance, combine, guidance_embedding, unconditional_needed
 from .noise import TorchNoise
 from .schedule import Trajectory
-from .tokenizer import PromptTokenizer, TokenizedPrompt
-
-GUIDANCE_INPUT = "timestep_cond"  # optimum's name for an embedded guidance scale
+from .tokenizer import PromptTokenizer
 
 Floats = NDArray[np.float32]
 
@@ -40,6 +41,10 @@ class TextToImage:
     shift: float  # of the VAE, 0 for Stable Diffusion
     size: tuple[int, int]  # height, width in pixels
     time_embedding: Mapping[str, Any]  # `inputs.time_embedding_facts`
+    tokenizer_2: PromptTokenizer | None = None  # of the second text encoder, where there is one
+    zeros_for_empty: bool = False  # an empty negative prompt stands for zeros
+    encoder_scaling: tuple[float, float] | None = None  # factor and shift of the VAE encoder, where they differ
+    input_channels: int = 4  # of the UNet; `canvas.INPAINTING_CHANNELS` takes a mask
 
     def schedule(self, scheduler: str | None = None, steps: int | None = None) -> CompiledSchedule:
         """The first compiled schedule that fits what is asked for.
@@ -59,7 +64,7 @@ class TextToImage:
 class Progress:
     """`done` of `total` runs of a component have been made. `latents` is a view: copy it to keep it."""
 
-    component: Literal["text_encoder", "unet", "vae_decoder"]
+    component: Literal["text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"]
     done: int
     total: int
     latents: Floats | None = None  # [1, 4, h, w], after each UNet call
@@ -91,6 +96,7 @@ def generate(
     guidance: float | None = None,
     seed: int = 0,
     scheduler: str | None = None,
+    canvas: Canvas | None = None,
     keep_trajectory: bool = False,
 ) -> Generator[Progress, None, Drawing]:
     """Draw, one `Progress` a model run; the generator's return value is the `Drawing` (`draw` hands it over).
@@ -102,6 +108,7 @@ def generate(
         negative: what to steer away from; without effect where guidance makes no unconditional run.
         steps: a step count that has been compiled; None: the first there is.
         guidance: 1 or less: the prompt alone, at half the cost. None: the model's default.
+        canvas: a picture to start from, and for an inpainting model the mask of what is drawn anew.
         seed: of the noise, the same picture as diffusers with a CPU generator of that seed.
     Raises:
         UsageError: no such schedule, or guidance and seed out of range.
@@ -109,14 +116,15 @@ def generate(
     """
     schedule = models.schedule(scheduler, steps)
     scale = check_guidance(models.guidance_mode, models.default_guidance if guidance is None else guidance)
+    _refuse_canvas(models, canvas)
+    row = first_row(schedule, canvas.strength) if canvas else 0
     noise = TorchNoise(seed)
-    tokens = [models.tokenizer(prompt)]
+    texts = [prompt]
     if unconditional_needed(models.guidance_mode, scale):
-        tokens.insert(0, models.tokenizer(negative))
-    warnings = tuple(text.warning for text in reversed(tokens) if text.warning)
-
-    states = yield from _encode(models, tokens, warnings)
-    trajectory = yield from _denoise(models, schedule, states, scale, noise, keep_trajectory)
+        texts.insert(0, negative)
+    conditions = yield from _encode(models, texts)
+    start = (yield from _start(models, schedule, row, canvas, noise)) if canvas else _Start()
+    trajectory = yield from _denoise(models, schedule, conditions, scale, noise, start, keep_trajectory)
     latents = trajectory[-1]
     yield Progress("vae_decoder", 0, 1)
     with models.open("vae_decoder") as decoder:
@@ -135,7 +143,7 @@ def generate(
         steps=schedule.steps,
         scheduler=schedule.scheduler,
         guidance=scale,
-        warnings=warnings,
+        warnings=_warnings(models, texts),
     )
 
 
@@ -154,65 +162,136 @@ def draw(
                 watch(progress)
 
 
-def _encode(
-    models: TextToImage, tokens: list[TokenizedPrompt], warnings: tuple[str, ...]
-) -> Generator[Progress, None, list[Floats]]:
-    """Text encoder states, [1, tokens, D] a prompt."""
-    yield Progress("text_encoder", 0, len(tokens), warnings=warnings)
-    states = []
-    with models.open("text_encoder") as encoder:
-        for text in tokens:
-            states.append(_run(models, encoder, {"input_ids": text.ids}, "text_encoder"))
-            yield Progress("text_encoder", len(states), len(tokens))
-    return states
+def _encode(models: TextToImage, texts: list[str]) -> Generator[Progress, None, list[dict[str, Floats]]]:
+    """The UNet's feeds for each text; of two, the first is the negative prompt."""
+    empty = models.zeros_for_empty and len(texts) == 2 and not texts[0]
+    asked = texts[1:] if empty else texts
+    found: list[list[Mapping[str, Floats]]] = [[] for _ in asked]
+    warnings = _warnings(models, texts)
+    for component, tokenizer in zip(ENCODERS, (models.tokenizer, models.tokenizer_2), strict=True):
+        if tokenizer is None:
+            continue
+        yield Progress(component, 0, len(asked), warnings=warnings)  # type: ignore[arg-type]  # one of its literals
+        warnings = ()
+        with models.open(component) as encoder:
+            for index, text in enumerate(asked):
+                found[index].append(_run_all(models, encoder, {"input_ids": tokenizer(text).ids}, component))
+                yield Progress(component, index + 1, len(asked))  # type: ignore[arg-type]
+    conditions = [conditioning(outputs, models.size) for outputs in found]
+    return [zeroed(conditions[0]), *conditions] if empty else conditions
+
+
+def _warnings(models: TextToImage, texts: list[str]) -> tuple[str, ...]:
+    """What was cut off, of the prompt first. Both tokenizers of a family cut alike."""
+    return tuple(warning for text in reversed(texts) if (warning := models.tokenizer(text).warning))
+
+
+def _refuse_canvas(models: TextToImage, canvas: Canvas | None) -> None:
+    inpaints = models.input_channels == INPAINTING_CHANNELS
+    if inpaints and (canvas is None or canvas.mask is None):
+        raise UsageError(
+            "this model fills in a part of a picture, and there is no picture with a mask",
+            hint="give --image FILE --mask FILE; white in the mask is drawn anew",
+        )
+    if canvas is None:
+        return
+    if canvas.mask is not None and not inpaints:
+        raise UsageError("this model takes no mask: it is not made for inpainting", hint="leave --mask out")
+    if canvas.image.shape != (1, 3, *models.size):
+        raise UsageError(f"the picture is {list(canvas.image.shape)}, this bundle draws {[1, 3, *models.size]}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a run begins: by default with noise, at the first row."""
+
+    row: int = 0
+    latents: Floats | None = None
+    channels: Floats | None = None  # what an inpainting UNet takes beside the latents
+
+
+def _start(
+    models: TextToImage, schedule: CompiledSchedule, row: int, canvas: Canvas, noise: TorchNoise
+) -> Generator[Progress, None, _Start]:
+    """Encode the canvas. Draws follow each other as in diffusers: picture, noise, what the mask keeps."""
+    whole = canvas.mask is not None and canvas.strength == 1  # nothing of the picture under the mask counts
+    pictures = [*([] if whole else [canvas.image]), *([canvas.kept] if canvas.mask is not None else [])]
+    yield Progress("vae_encoder", 0, len(pictures))
+    encoded = []
+    with models.open("vae_encoder") as encoder:
+        for done, picture in enumerate(pictures, start=1):
+            encoded.append(_run(models, encoder, {"sample": picture.astype(np.float32)}, "vae_encoder"))
+            yield Progress("vae_encoder", done, len(pictures))
+
+    def latents_of(parameters: Floats) -> Floats:
+        factor, shift = models.encoder_scaling or (models.scaling_factor, models.shift)
+        return sampled(parameters, factor, shift, noise.normal)
+
+    shape = (1, encoded[0].shape[1] // 2, *encoded[0].shape[2:])
+    if whole:
+        latents = schedule.init_noise_sigma * noise.normal(shape)
+    else:
+        picture, first = latents_of(encoded[0]), schedule.rows[row]
+        latents = first.signal * picture + first.noise_level * noise.normal(shape)
+    channels = mask_channels(canvas.mask, latents_of(encoded[-1])) if canvas.mask is not None else None
+    return _Start(row, latents.astype(np.float32, copy=False), channels)
 
 
 def _denoise(
     models: TextToImage,
     schedule: CompiledSchedule,
-    states: list[Floats],
+    conditions: list[dict[str, Floats]],
     scale: float,
     noise: TorchNoise,
+    start: _Start,
     keep: bool,
 ) -> Generator[Progress, None, list[Floats]]:
     """Latents after each model call, or only the last ones unless `keep`."""
-    yield Progress("unet", 0, len(schedule.rows))
+    rows = schedule.rows[start.row :]
+    yield Progress("unet", 0, len(rows))
     kept: list[Floats] = []
     with models.open("unet") as unet:
         shapes = {spec.name: spec.shape for spec in unet.inputs}
         if "sample" not in shapes:
             raise BundleError(f"unet has no input 'sample' among {sorted(shapes)}")
-        trajectory = Trajectory(schedule, shapes["sample"], noise.normal)
+        trajectory = Trajectory(schedule, unet.outputs[0].shape, noise.normal, start.latents)
         guidance = {}
         if models.guidance_mode == "embedded":
             guidance[GUIDANCE_INPUT] = guidance_embedding(scale, shapes[GUIDANCE_INPUT][-1])
-        for call, row in enumerate(schedule.rows):
+        for call, row in enumerate(rows):
+            seen = trajectory.seen(row)
             feeds: dict[str, Array] = {
-                "sample": trajectory.seen(row),
+                "sample": seen if start.channels is None else np.concatenate([seen, start.channels], axis=1),
                 "timestep": np.array(row.timestep, np.float32),
                 **guidance,
             }
             # one run a prompt, batch 1: half the peak memory of a batch of two, and one static shape
-            outputs = [
-                _run(models, unet, {**feeds, "encoder_hidden_states": state}, f"unet in call {call}")
-                for state in states
-            ]
+            outputs = [_run(models, unet, {**feeds, **told}, f"unet in call {call}") for told in conditions]
             trajectory.step(row, outputs[0] if len(outputs) == 1 else combine(outputs[0], outputs[1], scale))
             if not keep:
                 kept.clear()
             kept.append(trajectory.latents)
-            yield Progress("unet", call + 1, len(schedule.rows), trajectory.latents)
+            yield Progress("unet", call + 1, len(rows), trajectory.latents)
     return kept
 
 
 def _run(models: TextToImage, session: Session, feeds: Mapping[str, Array], where: str) -> Floats:
     """The only output of a model that is fed by PyTorch's names."""
-    outputs = session.run(native_feeds(feeds, session.inputs, models.time_embedding))
+    outputs = _run_all(models, session, feeds, where)
     if len(outputs) != 1:
         raise ModelError(f"{where} gives {len(outputs)} outputs ({', '.join(outputs)}), one is expected")
-    (output,) = outputs.values()
-    if not np.isfinite(output).all():
-        raise ModelError(
-            f"{where} gives NaN or infinity", hint="float16 may overflow in this model; convert with --precision fp32"
-        )
-    return output.astype(np.float32, copy=False)
+    return next(iter(outputs.values()))
+
+
+def _run_all(
+    models: TextToImage, session: Session, feeds: Mapping[str, Array], where: str
+) -> dict[str, NDArray[np.float32]]:
+    """Every output, in float32."""
+    outputs = session.run(native_feeds(feeds, session.inputs, models.time_embedding))
+    for output in outputs.values():
+        if not np.isfinite(output).all():
+            raise ModelError(
+                f"{where} gives NaN or infinity",
+                hint="float16 may overflow in this model; convert with --precision fp32",
+            )
+    return {name: output.astype(np.float32, copy=False) for name, output in outputs.items()}

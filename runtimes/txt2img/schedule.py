@@ -21,8 +21,11 @@ class Trajectory:
         trajectory.step(row, model(trajectory.seen(row), row.timestep))
     """
 
-    def __init__(self, schedule: CompiledSchedule, shape: Sequence[int], normal: Normal) -> None:
-        self.latents: Latents = schedule.init_noise_sigma * normal(shape)
+    def __init__(
+        self, schedule: CompiledSchedule, shape: Sequence[int], normal: Normal, start: Latents | None = None
+    ) -> None:
+        """Start from noise, or from latents `start` that belong to the first row that will be run."""
+        self.latents: Latents = schedule.init_noise_sigma * normal(shape) if start is None else start
         self._outputs: deque[Latents] = deque(maxlen=schedule.history)
         self._normal = normal
 

@@ -134,6 +134,23 @@ def test_diffusers_draws_its_own_noise_again_afterwards() -> None:
     assert module.randn_tensor is randn_tensor
 
 
+def test_given_timesteps_take_the_place_of_the_schedulers_choice() -> None:
+    given = (999, 749, 499, 249)
+    compiled = compile_schedule(CONFIG, "lcm", 4, timesteps=given)
+    assert tuple(row.timestep for row in compiled.rows) == given
+    assert compiled.rows != compile_schedule(CONFIG, "lcm", 4).rows
+    with pytest.raises(UsageError, match="4 timesteps were given for 3 steps"):
+        compile_schedule(CONFIG, "lcm", 3, timesteps=given)
+    with pytest.raises(UsageError, match="cannot do 4 steps"):
+        compile_schedule(CONFIG, "ddim", 4, timesteps=given)
+
+
+def test_pipelines_without_repairs_take_the_configuration_as_it_is() -> None:
+    outdated = {**CONFIG, "steps_offset": 2}
+    repaired = compile_schedule(outdated, "ddim", 5)
+    assert compile_schedule(outdated, "ddim", 5, pipeline="StableDiffusionXLPipeline") != repaired
+
+
 def test_the_default_scheduler_is_the_checkpoints_own() -> None:
     assert default_scheduler(CONFIG) == "ddim"
     assert default_scheduler({"_class_name": "UniPCMultistepScheduler"}) == "unipc"

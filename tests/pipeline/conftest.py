@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from diffusette.pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
 from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.manifest import GuidanceEntry, ParityEntry, TargetEntry, TimeEmbedding
+from diffusette.pipeline.manifest import ConditioningEntry, GuidanceEntry, ParityEntry, TargetEntry, TimeEmbedding
 from diffusette.pipeline.pack import PackInputs, pack, vae_entry
 from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
 
@@ -64,10 +64,10 @@ def inputs(tmp_path: Path) -> PackInputs:
             TargetModel(cache / "unet", "unet", "ort", "fp32", ("model.onnx", "model.onnx_data"), *specs, 32.0),
             TargetModel(cache / "vae", "vae_decoder", "ort", "fp16", ("model.onnx",), *specs, 16.0, other, ("small",)),
         ),
-        tokenizer_folder=tokenizer,
-        tokenizer={"kind": "clip", "files": ["tokenizer.json"], **ids},
+        tokenizers=((tokenizer, {"kind": "clip", "files": ["tokenizer.json"], **ids}),),
         schedules=(schedule("ddim", 2), schedule("ddim", 3), schedule("euler", 2)),
         guidance=GuidanceEntry(mode="cfg", default=7.5),
+        conditioning=ConditioningEntry(variant="base", why="made by a test", text_encoders=1, input_channels=4),
         vae=vae_entry(vae),
         time_embedding=TimeEmbedding(dim=48, flip_sin_to_cos=True, freq_shift=0.0, max_period=10000.0),
         size=(64, 64),

@@ -47,7 +47,8 @@ def test_reading_and_writing_are_inverse_to_the_byte(bundle: Bundle) -> None:
 
 def test_the_keys_are_those_of_the_design(plain: dict[str, Any]) -> None:
     assert set(plain) == {
-        "schema", "name", "family", "target", "components", "tokenizer", "schedule", "guidance", "vae",
+        "schema", "name", "family", "target", "components", "tokenizer", "tokenizer_2", "schedule", "guidance",
+        "conditioning", "vae",
         "time_embedding", "size", "recipe", "provenance", "parity", "speed", "memory", "gate", "assets",
     }  # fmt: skip
     assert plain["schema"] == 1
@@ -58,11 +59,22 @@ def test_the_keys_are_those_of_the_design(plain: dict[str, Any]) -> None:
     }  # fmt: skip
     assert set(unet["files"][0]) == {"path", "sha256", "bytes"}
     assert unet["inputs"] == [{"name": "x", "dtype": "float32", "shape": [16]}]
-    assert set(plain["tokenizer"]) == {"kind", "files", "max_tokens", "pad_id", "bos_id", "eos_id"}
+    assert set(plain["tokenizer"]) == {"kind", "files", "max_tokens", "pad_id", "bos_id", "eos_id", "added_tokens"}
     assert set(plain["schedule"]) == {"default", "prediction_type", "timestep_spacing", "others"}
     assert set(plain["schedule"]["others"][0]) == {"name", "steps", "path", "sha256", "bytes"}
+    assert plain["tokenizer_2"] is None
+    assert plain["conditioning"] == {
+        "variant": "base", "why": "made by a test", "text_encoders": 1, "zeros_for_empty": False, "time_ids": False,
+        "input_channels": 4,
+    }  # fmt: skip
     assert plain["guidance"] == {"mode": "cfg", "default": 7.5}
-    assert plain["vae"] == {"scaling_factor": 0.18215, "shift": 0.0}
+    assert plain["vae"] == {
+        "scaling_factor": 0.18215,
+        "shift": 0.0,
+        "encoder_scaling_factor": 0.18215,
+        "encoder_shift": 0.0,
+        "force_upcast": False,
+    }
     assert set(plain["time_embedding"]) == {"dim", "flip_sin_to_cos", "freq_shift", "max_period"}
     assert set(plain["provenance"]) == {"checkpoint", "sources", "adapters", "tools"}
     assert set(plain["memory"]) == {"forecast", "measured"}

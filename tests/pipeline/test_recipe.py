@@ -13,7 +13,6 @@ from diffusette.export.checkpoint import open_checkpoint
 from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource
 from diffusette.pipeline.errors import RecipeError, UsageError
 from diffusette.pipeline.recipe import (
-    DEFAULT_RECIPE,
     Compiled,
     Recipe,
     load_recipe,
@@ -64,22 +63,22 @@ def test_the_shelf_is_sorted_and_holds_the_default() -> None:
     names = list(shipped_recipes())
     assert names == sorted(names)
     assert {"sd1-fp16", "sd1-fp16-vae32", "sd1-fp32"} <= set(names)
-    assert load_recipe(DEFAULT_RECIPE).quantize.precision == "fp16"
+    assert load_recipe("sd1-fp16").quantize.precision == "fp16"
 
 
 def test_vae32_keeps_only_the_decoder_in_float32() -> None:
     found = labels(load_recipe("sd1-fp16-vae32"))
-    assert found == {"text_encoder": "fp16", "unet": "fp16", "vae_decoder": "fp32", "vae_encoder": "fp16"}
+    assert found == {**dict.fromkeys(COMPONENTS, "fp16"), "vae_decoder": "fp32"}
 
 
 def test_an_empty_recipe_has_sensible_defaults() -> None:
     empty = recipe()
     assert empty.quantize.precision == "fp16"
     assert empty.target.ort.forms == ("onnx", "ort")
-    assert (empty.schedule.default, empty.schedule.steps) == ("checkpoint", 20)
+    assert (empty.schedule.default, empty.schedule.steps) == ("checkpoint", None)  # None: the checkpoint's
     assert empty.schedule.also[0] == Compiled(name="ddim", steps=(10, 20, 25, 30, 50))
     assert [also.name for also in empty.schedule.also] == ["ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm"]
-    assert empty.guidance.default == 7.5
+    assert (empty.guidance.default, empty.guidance.mode) == (None, "auto")
     assert empty.validate_.plan == "auto"
     assert (empty.export.size, empty.model.family, empty.target.name) == (None, None, None)
     assert empty.target_options("ort") == {"forms": ("onnx", "ort")}
@@ -181,7 +180,11 @@ def test_a_rule_takes_modules_and_parameters_by_their_whole_name(match: str) -> 
 @pytest.mark.parametrize(
     ("match", "what", "hint"),
     [
-        ("unett/.*", "my.toml [[quantize.rules]] 1: 'unett/.*' matches nothing", "components here: text_encoder, unet"),
+        (
+            "unett/.*",
+            "my.toml [[quantize.rules]] 1: 'unett/.*' matches nothing",
+            "components here: text_encoder, text_encoder_2, unet",
+        ),
         ("unet/conv", "'unet/conv' matches nothing", "did you mean 'unet/conv_in'?"),
         ("conv_in", "'conv_in' matches nothing", "COMPONENT/MODULE"),
         ("unet/norm", "matches only biases and norms, such as unet/norm.weight", "stay float32"),
@@ -207,7 +210,7 @@ def test_the_last_rule_that_matches_wins() -> None:
 
 def test_rules_are_held_against_the_parameters_of_a_real_checkpoint() -> None:
     parameters = parameters_of(open_checkpoint("demo", survey=False))
-    assert set(parameters) == set(COMPONENTS)
+    assert set(parameters) == set(COMPONENTS) - {"text_encoder_2"}
     assert parameters["unet"]["conv_in.weight"] == (48, 4, 3, 3)
     plans = recipe("[[quantize.rules]]\nmatch = 'unet/.*attn2.*'\nscheme = 'w8c_afp'").plans(parameters)
     assert plans["unet"].label == "fp16+w8c_afp"

@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from diffusette.export import modules
-from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, TargetModel, TensorSpec
+from diffusette.export.families.sd1 import SD1
+from diffusette.pipeline.artifacts import Checkpoint, TargetModel, TensorSpec
 from diffusette.pipeline.errors import FeedError, MissingTool, ModelError
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
@@ -22,6 +23,7 @@ from diffusette.runtimes.mnn.session import MnnSession
 from diffusette.runtimes.mnn.target import MnnTarget
 from numpy.typing import NDArray
 
+COMPONENTS: Final = tuple(SD1.components)  # of the demo
 Array = NDArray[Any]
 SIZE: Final = (64, 64)
 # Seen: 119 to 130 dB at both precisions. Float32 round-off; Winograd alone would bring the VAE to 71.

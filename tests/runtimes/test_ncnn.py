@@ -6,12 +6,13 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 from diffusette.export import modules
-from diffusette.pipeline.artifacts import COMPONENTS, ComponentSource
+from diffusette.export.families.sd1 import SD1
+from diffusette.pipeline.artifacts import ComponentSource
 from diffusette.pipeline.errors import FeedError, ModelError, UnsupportedPrecision
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.ncnn import param, pnnx
@@ -27,6 +28,7 @@ from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, snr_db, torch_out
 # torch.jit is deprecated, and the modules branch on sizes that are fixed here
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+COMPONENTS: Final = tuple(SD1.components)  # of the demo
 # --- parity -----------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, TargetModel
+from diffusette.export.families.sd1 import SD1
+from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.pipeline.errors import BundleError, CheckpointError, FeedError, ModelError, RecipeError, ToolCrashed
 from diffusette.runtimes.ort import mobile, session
 from diffusette.runtimes.ort.build import BuildOrt
@@ -21,6 +22,7 @@ from diffusette.runtimes.ort.target import OrtTarget
 from .workshop import SIZE, Array, Workshop, snr_db
 
 # Seen: 121 to 136 dB at fp32, 118 to 128 dB at fp16 against PyTorch with the same rounded weights.
+COMPONENTS: Final = tuple(SD1.components)  # of the demo
 SUMMATION_DB: Final = 100.0
 SAME_WEIGHTS_DB: Final = 90.0
 # Seen: 60 to 73 dB. What rounding the weights costs.

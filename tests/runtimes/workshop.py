@@ -52,6 +52,8 @@ class Workshop:
                 feeds[spec.name] = generator.integers(0, 600, spec.shape)
             elif spec.name == "timestep":
                 feeds[spec.name] = np.array(481, np.float32)
+            elif spec.name == "time_ids":
+                feeds[spec.name] = np.array([[*SIZE, 0, 0, *SIZE]], np.float32)
             else:
                 feeds[spec.name] = generator.standard_normal(spec.shape, dtype=np.float32)
         return feeds

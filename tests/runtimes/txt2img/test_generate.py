@@ -48,7 +48,7 @@ class ModuleSession:
     component: str
     pipeline: StableDiffusionPipeline
     journal: list[str]
-    outputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("out_sample", "float32", (1, 4, 8, 8)),)  # read of the UNet alone
     inputs: tuple[TensorSpec, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,34 @@
+"""Stable Diffusion XL: two text encoders, a pooled embedding, and the picture's size as a condition.
+
+"SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis" (Podell et al. 2023). The penultimate
+states of both encoders, side by side, are the UNet's context. Segmind's SSD-1B and Vega are this with fewer blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .family import PENULTIMATE, STATES, Family, Signature
+from .parts import PLAIN_UNET, UNET, VAE_HALVES, projected_text_encoder, text_encoder
+
+SDXL: Final = Family(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    components={
+        "text_encoder": text_encoder(**{STATES: PENULTIMATE}),
+        "text_encoder_2": projected_text_encoder(**{STATES: PENULTIMATE}),
+        "unet": UNET,
+        **VAE_HALVES,
+    },
+    signature=Signature(
+        parts=("text_encoder", "text_encoder_2", "unet", "vae", "scheduler", "tokenizer", "tokenizer_2"),
+        settings={
+            **PLAIN_UNET,
+            "unet.addition_embed_type": ("text_time",),
+            "text_encoder.max_position_embeddings": (None, 77),
+            "text_encoder_2.max_position_embeddings": (None, 77),
+        },
+        given=("unet.addition_time_embed_dim", "unet.projection_class_embeddings_input_dim"),
+    ),
+    pipeline="StableDiffusionXLPipeline",
+)

@@ -40,8 +40,8 @@ def rename_pickle(folder: Path) -> None:
 
 def other_family(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
-    index["_class_name"] = "StableDiffusionXLPipeline"
-    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+    index["_class_name"] = "StableDiffusion3Pipeline"
+    index["transformer"] = ["diffusers", "SD3Transformer2DModel"]
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
@@ -52,7 +52,7 @@ def other_family(folder: Path) -> None:
         (truncate, "diffusion_pytorch_model.safetensors"),
         (put_nan, "conv_in.weight"),
         (rename_pickle, "safetensors"),
-        (other_family, "Stable Diffusion XL"),
+        (other_family, "Stable Diffusion 3"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_before_any_work(

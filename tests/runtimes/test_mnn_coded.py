@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, TargetModel
+from diffusette.export.families.sd1 import SD1
+from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.pipeline.errors import DiffusetteError, ToolCrashed, UnsupportedPrecision
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
@@ -63,7 +64,7 @@ def rounded_output(shop: Workshop, component: str, plan: Plan) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("component", "scheme"), [*((name, "w8c_afp") for name in COMPONENTS), ("vae_decoder", "w4g64_afp")]
+    ("component", "scheme"), [*((name, "w8c_afp") for name in SD1.components), ("vae_decoder", "w4g64_afp")]
 )
 def test_it_computes_what_pytorch_computes_with_the_same_codes(component: str, scheme: str, shop: Workshop) -> None:
     plan = Plan(scheme)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import COMPONENTS, TargetModel
+from diffusette.export.families.sd1 import SD1
+from diffusette.pipeline.artifacts import TargetModel
 from diffusette.pipeline.errors import ExportError, ModelError
 from diffusette.quantize.codes import Codes, round_to_nearest
 from diffusette.quantize.plan import Plan
@@ -47,7 +48,7 @@ def build(workshop: Workshop, component: str, plan: Plan) -> TargetModel:
 # --- parity -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", tuple(SD1.components))
 @pytest.mark.parametrize("scheme", ["w8c_afp", "w4g64_afp"])
 def test_it_computes_what_pytorch_computes_with_the_same_codes(scheme: str, component: str, workshop: Workshop) -> None:
     plan, feeds = Plan(scheme), workshop.feeds(component)

@@ -24,6 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..pipeline.convert import Conversion
     from ..pipeline.search import Goal
 
 
@@ -54,7 +55,12 @@ def convert(
         float | None, typer.Option("--min-snr", help="Search: the least signal-to-noise ratio of a component, in dB.")
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option("--size", help="HEIGHTxWIDTH of the pictures. [default: the checkpoint's own]")
+        list[str] | None,
+        typer.Option(
+            "--size",
+            help="HEIGHTxWIDTH of the pictures; several make a folder OUTPUT/HEIGHTxWIDTH each. "
+            "[default: the checkpoint's own]",
+        ),
     ] = None,
     adapter: Adapters = None,
     vae: Vae = None,
@@ -80,38 +86,46 @@ def convert(
     Exits with 5 when a component drifted past its tolerance; the bundle is then at OUTPUT.rejected.
     """
     from ..pipeline.convert import convert as run
-    from .report import show_conversion
+    from ..pipeline.sizes import convert_sizes
+    from .report import show_conversion, show_sizes
     from .terminal import TerminalProgress, print_json
 
     sizes = [parse_size(text) for text in size or []]
-    if len(sizes) > 1:
-        raise UsageError(
-            "one --size a conversion in this release", hint="convert once per size, into different folders"
-        )
-    progress = TerminalProgress()
-    conversion = run(
-        checkpoint,
-        output,
-        recipe=recipe,
-        targets=tuple(target or ()),
-        precision=precision,
-        goal=_goal(bits, budget, min_snr, precision),
-        size=sizes[0] if sizes else None,
-        companions=Companions(
-            vae=vae,
-            vae_decoder=vae_decoder,
-            tokenizer=tokenizer,
-            config=config,
-            prediction=prediction,
-            ema=ema,
-            adapters=tuple(map(parse_adapter, adapter or ())),
-        ),
-        gate=not no_gate,
-        goldens=goldens,
-        overwrite=overwrite,
-        ignore_forecast=ignore_forecast,
-        progress=progress,
+    companions = Companions(
+        vae=vae,
+        vae_decoder=vae_decoder,
+        tokenizer=tokenizer,
+        config=config,
+        prediction=prediction,
+        ema=ema,
+        adapters=tuple(map(parse_adapter, adapter or ())),
     )
+
+    def convert_one(pixels: tuple[int, int] | None, place: Path) -> Conversion:
+        return run(
+            checkpoint,
+            place,
+            recipe=recipe,
+            targets=tuple(target or ()),
+            precision=precision,
+            goal=_goal(bits, budget, min_snr, precision),
+            size=pixels,
+            companions=companions,
+            gate=not no_gate,
+            goldens=goldens,
+            overwrite=overwrite,
+            ignore_forecast=ignore_forecast,
+            progress=TerminalProgress(),
+        )
+
+    if len(dict.fromkeys(sizes)) > 1:
+        several = convert_sizes(sizes, output, convert_one)
+        if as_json:
+            print_json(several.to_json())
+        else:
+            show_sizes(several)
+        return 0 if several.ok else 5
+    conversion = convert_one(sizes[0] if sizes else None, output)
     if as_json:
         document: dict[str, Any] = conversion.to_json()
         print_json(document)

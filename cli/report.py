@@ -12,9 +12,17 @@ if TYPE_CHECKING:
     from ..pipeline.bundle import Bundle
     from ..pipeline.convert import Conversion
     from ..pipeline.search import Found
+    from ..pipeline.sizes import SizedConversions
     from ..validate.contrast import Comparison
     from ..validate.latency import ProfileReport
     from ..validate.report import ParityReport
+
+
+def show_sizes(several: SizedConversions) -> None:
+    """Each size's conversion, then what they share."""
+    for conversion in several.conversions.values():
+        show_conversion(conversion)
+    stdout().print(f"{size_text(several.shared_bytes)} of equal files lie on the disk once", markup=False)
 
 
 def show_conversion(conversion: Conversion) -> None:

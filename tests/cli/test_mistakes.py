@@ -83,7 +83,7 @@ def test_what_is_no_checkpoint_is_said_so(command: Command, tmp_path: Path) -> N
         (["--precision", "fp61"], 2, "fp16"),
         (["--size", "512"], 2, "HEIGHTxWIDTH"),
         (["--size", "500x512"], 2, "multiples of 8"),
-        (["--size", "64x64", "--size", "96x96"], 2, "one --size"),
+        (["--size", "64x64", "--size", "96"], 2, "is not HEIGHTxWIDTH"),
         (["-r", "sd1-fp61"], 2, "did you mean"),
         (["--prezision", "fp16"], 2, "--precision"),
     ],

@@ -74,7 +74,7 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
         folder = familiar
         remarks = [f"configurations of {familiar.name}, whose text encoder this is"] if familiar else []
     evidence = gather(file, stored, metadata, given)
-    configs, found = _stated(folder, where) if folder else _derived(stored, kind, evidence, where)
+    configs, found = _stated(folder, kind, where) if folder else _derived(stored, kind, evidence, where)
     remarks += found
     weights = {
         "unet": PartWeights((file,), unet_names(stored, configs["unet"], ema=given.ema), renamed=True),
@@ -82,26 +82,44 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
     }
     if vae_tensors(stored):
         weights["vae"] = PartWeights((file,), vae_names(stored, configs["vae"]), renamed=True)
-    if folder is not None and given.tokenizer is None and (folder / "tokenizer").is_dir():
-        tokenizer, says = folder / "tokenizer", "with the configurations"
-    else:
-        tokenizer, says = find_tokenizer(file, given.tokenizer, configs["text_encoder"]["vocab_size"])
-    remarks.append(f"tokenizer: {says}")
+    tokenizers = _tokenizers(file, kind, folder, given, configs)
+    remarks += [f"{part}: {says}" for part, (_, says) in tokenizers.items()]
     if any(name.startswith("model_ema.") for name in stored):
         remarks.append(
             "averaged weights (EMA) taken" if given.ema else "the file's averaged weights (EMA) are left out"
         )
-    places = {file.name: file, **{f"tokenizer/{f.name}": f for f in find_tokenizer_files(tokenizer)}}
+    places = {file.name: file}
+    for part, (place, _) in tokenizers.items():
+        places |= {f"{part}/{f.name}": f for f in find_tokenizer_files(place)}
     stated = {part: config.get("architectures") or [config.get("_class_name")] for part, config in configs.items()}
     parts = {
         **{part: str(names[0]) for part, names in stated.items()},
         "vae": "AutoencoderKL",
-        "tokenizer": "CLIPTokenizer",
-        **({"tokenizer_2": "CLIPTokenizer"} if kind == "sdxl" else {}),
+        **dict.fromkeys(tokenizers, "CLIPTokenizer"),
     }
     shapes = {part: {t.name: t.shape for t in found.tensors} for part, found in weights.items()}
-    headers = Headers(_PIPELINES[kind], parts, configs, shapes)
-    return Layout(file, headers, weights, places, tokenizer, remarks=tuple(remarks))
+    # StableDiffusionXLPipeline's default, and what model_index.json of the base says
+    settings = {"force_zeros_for_empty_prompt": True} if kind == "sdxl" else {}
+    headers = Headers(_PIPELINES[kind], parts, configs, shapes, settings=settings)
+    first, second = tokenizers["tokenizer"][0], tokenizers["tokenizer_2"][0] if "tokenizer_2" in tokenizers else None
+    return Layout(file, headers, weights, places, first, second, tuple(remarks))
+
+
+def _tokenizers(
+    file: Path, kind: str, folder: Path | None, given: Companions, configs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[Path, str]]:
+    """Part -> the folder of its tokenizer, and who says so."""
+    parts = {"tokenizer": ("text_encoder", kind == "sd2")}
+    if kind == "sdxl":
+        parts["tokenizer_2"] = ("text_encoder_2", True)
+    found = {}
+    for part, (encoder, open_clip) in parts.items():
+        if folder is not None and given.tokenizer is None and (folder / part).is_dir():
+            found[part] = folder / part, "with the configurations"
+        else:
+            size = configs[encoder]["vocab_size"]
+            found[part] = find_tokenizer(file, given.tokenizer, size, part=part, open_clip=open_clip)
+    return found
 
 
 def _kind(stored: Tensors, where: str) -> str:
@@ -132,11 +150,12 @@ def _require(stored: Tensors, kind: str, given: Companions, where: str) -> None:
         )
 
 
-def _stated(folder: Path, where: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _stated(folder: Path, kind: str, where: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Configurations of a diffusers folder (its weights are not looked at)."""
     headers = read_headers(folder)
     configs = {part: dict(config) for part, config in headers.configs.items()}
-    missing = [part for part in ("unet", "vae", "text_encoder", "scheduler") if part not in configs]
+    needed = ["unet", "vae", "text_encoder", "scheduler", *(["text_encoder_2"] if kind == "sdxl" else [])]
+    missing = [part for part in needed if part not in configs]
     if missing:
         raise CheckpointError(f"{folder}: no configuration of {', '.join(missing)}, which {where} needs")
     configs["scheduler"].setdefault("_class_name", headers.parts["scheduler"])

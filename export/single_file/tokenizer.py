@@ -10,28 +10,31 @@ from ...pipeline.errors import CheckpointError
 from ..diffusers_folder import find_tokenizer_files, read_json
 
 CLIP: Final = Path(__file__).resolve().parent / "clip"
+OPEN_CLIP: Final = CLIP.with_name("open_clip")
 CLIP_VOCABULARY: Final = 49408  # tokens of "Learning Transferable Visual Models" (Radford et al. 2021)
 
 
-def find_tokenizer(file: Path, given: Path | None, vocabulary: int) -> tuple[Path, str]:
+def find_tokenizer(file: Path, given: Path | None, vocabulary: int, *, part: str, open_clip: bool) -> tuple[Path, str]:
     """The tokenizer's folder, and who says so.
 
     Args:
         given: `--tokenizer`: a tokenizer's folder, or a checkpoint's that holds `tokenizer/`.
         vocabulary: rows of the token embedding.
+        part: "tokenizer", or "tokenizer_2" of the second text encoder.
+        open_clip: OpenCLIP fills prompts with token 0 where OpenAI's CLIP repeats the end token.
     Raises:
         CheckpointError: there is none for a vocabulary of this size, or the given one has more tokens.
     """
     if given is not None:
-        inner = given / "tokenizer"
+        inner = given / part
         folder = inner if inner.is_dir() else given
         _refuse_misfit(folder, vocabulary)
         return folder, "--tokenizer"
-    beside = file.parent / "tokenizer"
+    beside = file.parent / part
     if beside.is_dir() and size_of(beside) == vocabulary:
-        return beside, "the folder tokenizer/ beside the file"
+        return beside, f"the folder {part}/ beside the file"
     if vocabulary == CLIP_VOCABULARY:
-        return CLIP, "CLIP's vocabulary"
+        return (OPEN_CLIP, "CLIP's vocabulary, filled as OpenCLIP's") if open_clip else (CLIP, "CLIP's vocabulary")
     raise CheckpointError(
         f"{file}: its text encoder knows {vocabulary} tokens, CLIP's has {CLIP_VOCABULARY}, "
         "and a single file carries no tokenizer",

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.export.safetensors_file import read_tensor
+from diffusette.export.modules import load
 from diffusette.export.single_file.open import read_single_file
-from diffusette.export.single_file.tokenizer import CLIP
+from diffusette.export.single_file.tokenizer import CLIP, OPEN_CLIP
 from diffusette.export.weights import Weights
 from diffusette.pipeline.artifacts import Checkpoint, Companions
 from diffusette.pipeline.errors import CheckpointError, UsageError
@@ -66,7 +66,6 @@ def test_every_weight_of_an_sd1_file_is_found_under_todays_name(file: Path, pipe
 
 
 def test_derived_configurations_build_the_modules_that_the_weights_fit(file: Path) -> None:
-    from diffusette.export.modules import load
 
     for source in open_checkpoint(file, companions=GIVEN, survey=False).components.values():
         load(source)  # checks every name and shape against the module
@@ -215,26 +214,42 @@ def test_equal_content_has_one_digest_in_any_file(file: Path, tensors: Tensors, 
 # --- SD 2.x and SDXL
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("sd2", torch.float32), ("sdxl", torch.float32), ("sdxl", torch.float16)])
+def test_every_weight_of_sd2_and_sdxl_files_is_found_under_todays_name(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    pipeline = original_pipeline(kind)
+    file = write_ldm(tmp_path / "model.safetensors", ldm_tensors(pipeline), dtype)
+    found = open_checkpoint(file, companions=Companions(tokenizer=TOKENIZER, prediction="v_prediction"))
+    assert found.family == kind
+    assert ("text_encoder_2" in found.components) == (kind == "sdxl")
+    assert_weights_are(found, pipeline, dtype)
+    factor = found.components["vae_decoder"].config["scaling_factor"]
+    assert factor == {"sd2": 0.18215, "sdxl": 0.13025}[kind]
+    if dtype == torch.float32:
+        for source in found.components.values():
+            load(source)  # checks every name and shape against the module that the derived configuration builds
+
+
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
-def test_open_clip_and_sdxl_files_are_laid_out_as_the_modules_they_were(kind: str, tmp_path: Path) -> None:
+def test_derived_configurations_of_sd2_and_sdxl_are_those_of_the_modules(kind: str, tmp_path: Path) -> None:
     pipeline = original_pipeline(kind)
     file = write_ldm(tmp_path / "model.safetensors", ldm_tensors(pipeline))
     layout = read_single_file(file, Companions(tokenizer=TOKENIZER, prediction="v_prediction"))
-    for part, found in layout.weights.items():
+    for part in layout.weights:
         module = getattr(pipeline, part)
-        state = {n.removeprefix("text_model."): v for n, v in module.state_dict().items()}
-        names = {tensor.name.removeprefix("text_model."): tensor for tensor in found.tensors}
-        unused = {"embeddings.position_ids", "text_projection.weight"} if part.startswith("text") else set()
-        assert set(names) - unused == set(state) - unused
-        for name, values in state.items():
-            read = read_tensor(names[name]).reshape(values.shape)
-            np.testing.assert_array_equal(read, values.numpy(), err_msg=name)
-        config = layout.headers.configs[part]
-        for key, value in config.items():
+        for key, value in layout.headers.configs[part].items():
             if key not in ("_class_name", "sample_size", "architectures", "scaling_factor"):
                 stated = module.config.to_dict()[key] if part.startswith("text") else module.config[key]
                 assert value == (list(stated) if isinstance(stated, tuple) else stated), (part, key)
-    assert layout.headers.configs["vae"]["scaling_factor"] == {"sd2": 0.18215, "sdxl": 0.13025}[kind]
+
+
+def test_open_clips_tokenizer_fills_with_token_0() -> None:
+    from transformers import CLIPTokenizer
+
+    own, open_clip = (CLIPTokenizer.from_pretrained(folder) for folder in (CLIP, OPEN_CLIP))
+    assert (own.pad_token_id, open_clip.pad_token_id) == (49407, 0)
+    assert own("a red star").input_ids == open_clip("a red star").input_ids
 
 
 def test_an_sd2_file_that_does_not_say_what_it_predicts_asks(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Weights:
         unused = re.compile(part.unused(source.config))
         named = current_names(stored, part)
         self._tensors = {name: tensor for name, tensor in named.items() if not unused.search(name)}
+        self._unused = tuple(name for name in named if name not in self._tensors)
         self._squeezed = re.compile(part.squeezed)
         self._changes: dict[str, list[Adapted]] = {}
         for change in source.adapted:
@@ -38,6 +39,10 @@ class Weights:
     def names(self) -> tuple[str, ...]:
         """Names of the state_dict, in the order of the tensors in their files: reading so never seeks back."""
         return tuple(self._tensors)
+
+    def unused(self) -> tuple[str, ...]:
+        """Names that the file holds for this component, and nothing computes with."""
+        return self._unused
 
     def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Dtype name as stored ("float32", "float16", "bfloat16", ...) and shape as `read` returns it.

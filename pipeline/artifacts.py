@@ -56,6 +56,7 @@ class AdapterSource:
     scale: float
     parameters: Mapping[str, int]  # component -> how many of its parameters it changes
     distilled: str = ""  # "lcm": the checkpoint becomes a latent consistency model
+    idle: int = 0  # modules of layers that the checkpoint holds and nothing computes with
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ def apply_adapters(
     Raises:
         CheckpointError: nothing or only a part of an adapter matches, or a factor fits no weight.
     """
-    shapes = {name: {n: w.spec(n)[1] for n in w.names()} for name, w in _weights(components).items()}
+    weights = _weights(components)
+    shapes = {name: {n: w.spec(n)[1] for n in w.names()} for name, w in weights.items()}
+    names = {name: (*w.names(), *w.unused()) for name, w in weights.items()}
     found: dict[str, list[Adapted]] = {name: list(source.adapted) for name, source in components.items()}
     sources, places = [], {}
     for number, (place, scale) in enumerate(given, start=1):
@@ -42,7 +44,11 @@ def apply_adapters(
                 hint="leave it out",
             )
         counts: dict[str, int] = {}
-        for component, module, stored in match(adapter, components, shapes):
+        idle = 0
+        for component, module, stored in match(adapter, components, names):
+            if f"{module}.weight" not in shapes[component]:
+                idle += 1  # SDXL's text encoders end before their last layer, and adapters are trained on all
+                continue
             shape = shapes[component][f"{module}.weight"]
             for change in changes(adapter, component, module, stored, shape, scale):
                 if change.parameter not in shapes[component]:
@@ -53,7 +59,8 @@ def apply_adapters(
         places[label] = adapter.weights
         if adapter.config is not None:
             places[f"adapters/{number}/{adapter.config.name}"] = adapter.config
-        sources.append(AdapterSource(adapter.label, label, scale, counts, "lcm" if _is_lcm(adapter) else ""))
+        distilled = "lcm" if _is_lcm(adapter) else ""
+        sources.append(AdapterSource(adapter.label, label, scale, counts, distilled, idle))
     changed = {name: replace(source, adapted=tuple(found[name])) for name, source in components.items()}
     return changed, tuple(sources), places
 
@@ -77,6 +84,8 @@ def remarks_on(adapters: tuple[AdapterSource, ...]) -> tuple[str, ...]:
     for adapter in adapters:
         parts = ", ".join(f"{count} of {component}" for component, count in adapter.parameters.items())
         said.append(f"adapter {adapter.label} at {adapter.scale:g} changes {parts}")
+        if adapter.idle:
+            said.append(f"adapter {adapter.label} also changes {adapter.idle} modules that nothing computes with")
         if adapter.distilled == "lcm":
             said.append(f"adapter {adapter.label} is an LCM-LoRA by its name: LCM's schedule, no guidance")
     return tuple(said)

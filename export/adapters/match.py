@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -22,12 +22,15 @@ _FLAT: Final[Mapping[str, tuple[str, ...]]] = {
 }
 # the rest of the original code's names, once diffusers has renamed the blocks
 _SGM_ENDINGS: Final = (
+    (r"^lora_unet_input_blocks_0_0$", "lora_unet_conv_in"),
+    (r"^lora_unet_input_blocks_", "lora_unet_down_blocks_"),
+    (r"^lora_unet_middle_block_", "lora_unet_mid_block_"),
+    (r"^lora_unet_output_blocks_", "lora_unet_up_blocks_"),
     (r"_in_layers_2$", "_conv1"),
     (r"_emb_layers_1$", "_time_emb_proj"),
     (r"_out_layers_3$", "_conv2"),
     (r"_skip_connection$", "_conv_shortcut"),
     (r"_downsamplers_0_op$", "_downsamplers_0_conv"),
-    (r"^lora_unet_input_blocks_0_0$", "lora_unet_conv_in"),
     (r"^lora_unet_out_2$", "lora_unet_conv_out"),
     (r"^lora_unet_time_embed_0$", "lora_unet_time_embedding_linear_1"),
     (r"^lora_unet_time_embed_2$", "lora_unet_time_embedding_linear_2"),
@@ -35,25 +38,29 @@ _SGM_ENDINGS: Final = (
     (r"^lora_unet_label_emb_0_2$", "lora_unet_add_embedding_linear_2"),
 )
 
-Shapes = Mapping[str, tuple[int, ...]]
 Matched = tuple[str, str, StoredModule]  # component, parameter without ".weight", what changes it
 
 
 def match(
-    adapter: AdapterFile, components: Mapping[str, ComponentSource], shapes: Mapping[str, Shapes]
+    adapter: AdapterFile, components: Mapping[str, ComponentSource], names: Mapping[str, Collection[str]]
 ) -> list[Matched]:
     """Pair every module of `adapter` with a weight.
 
     Args:
-        shapes: by component, name -> shape of each weight.
+        names: by component, those of its weights.
     Raises:
         CheckpointError: a module has no weight in this checkpoint; lists all of them.
     """
-    owners = {
-        name: [m.removesuffix(".weight") for m in names if m.endswith(".weight")] for name, names in shapes.items()
+    # today's name without transformers' wrapper -> today's name
+    dotted = {
+        component: {
+            name.removesuffix(".weight").removeprefix("text_model."): name.removesuffix(".weight")
+            for name in own
+            if name.endswith(".weight")
+        }
+        for component, own in names.items()
     }
-    dotted = {name: set(modules) for name, modules in owners.items()}
-    flat = {name: {module.replace(".", "_"): module for module in modules} for name, modules in owners.items()}
+    flat = {name: {short.replace(".", "_"): module for short, module in own.items()} for name, own in dotted.items()}
     config = components["unet"].config if "unet" in components else {}
     found: list[Matched] = []
     lost = []
@@ -62,9 +69,9 @@ def match(
         if not places:
             lost.append(stored.name)
         elif len(places) > 1:
-            names = ", ".join(component for component, _ in places)
+            fitting = ", ".join(component for component, _ in places)
             raise CheckpointError(
-                f"--adapter {adapter.weights}: {stored.name!r} fits {names}",
+                f"--adapter {adapter.weights}: {stored.name!r} fits {fitting}",
                 hint="save it with a prefix that says which (unet., text_encoder., text_encoder_2.)",
             )
         else:
@@ -86,7 +93,7 @@ def _flattened(name: str, flat: Mapping[str, Mapping[str, str]]) -> list[tuple[s
     return [(c, flat[c][rest]) for c in _FLAT[prefix] if c in flat and rest in flat[c]]
 
 
-def _spelled(name: str, dotted: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+def _spelled(name: str, dotted: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
     name = name.removeprefix("base_model.model.")
     first, _, rest = name.partition(".")
     wanted = {first: rest} if first in dotted else dict.fromkeys(dotted, name)
@@ -97,14 +104,14 @@ def _spelled(name: str, dotted: Mapping[str, set[str]]) -> list[tuple[str, str]]
         module = re.sub(r"\.self_attn\.to_([qkv])$", r".self_attn.\1_proj", module)
         module = re.sub(r"\.self_attn\.to_out(\.0)?$", ".self_attn.out_proj", module)
         if module in dotted[component]:
-            found.append((component, module))
+            found.append((component, dotted[component][module]))
     return found
 
 
 def _from_sgm(adapter: AdapterFile, config: Mapping[str, Any]) -> list[str]:
     """Names of the adapter's modules, those of the original UNet (kohya's for SDXL) in diffusers' spelling."""
     names = [module.name for module in adapter.modules]
-    sgm = [name for name in names if re.match(r"lora_unet_(input_blocks|middle_block|output_blocks)_", name)]
+    sgm = [name for name in names if re.match(r"lora_unet_(input_blocks_(?!0_)|middle_block_|output_blocks_)", name)]
     if not sgm:
         return [_ending(name) for name in names]
     from diffusers.loaders import lora_conversion_utils as diffusers

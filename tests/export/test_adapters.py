@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusette.export.adapters.movement import MeasureMovement
-from diffusette.export.checkpoint import open_checkpoint
+from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
 from diffusette.export.modules import load
 from diffusette.export.weights import Weights
 from diffusette.pipeline.artifacts import Checkpoint, Companions
@@ -19,6 +20,7 @@ from diffusette.pipeline.errors import CheckpointError
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, CONFIGS, WITH_CONVOLUTIONS, adapt, random_lora, save_peft
+from ..ldm import ldm_tensors, original_pipeline, unet_name, write_ldm
 
 FLOOR_DB = 100.0  # float32 sums in another order; a wrong scale or a missed module is below 40
 
@@ -140,6 +142,50 @@ def test_every_key_style_is_the_same_adapter(style: str, unet: Any, tiny_folder:
     a, b = (Weights(opened(tiny_folder, (place, 1.0)).components["unet"]) for place in places)
     for name in a.names():
         np.testing.assert_array_equal(a.read(name), b.read(name), err_msg=name)
+
+
+def sgm(name: str) -> str:
+    """kohya's name of a module of SDXL's UNet, which it trains under the original names."""
+    path, _, _ = unet_name(f"{name}.weight", layers=1, attention_up={0}).rpartition(".")
+    return "lora_unet_" + path.replace(".", "_")
+
+
+def test_a_kohya_lora_of_sdxl_is_matched_through_the_original_names(tmp_path: Path) -> None:
+    pipeline = original_pipeline("sdxl")
+    file = write_ldm(tmp_path / "model.safetensors", ldm_tensors(pipeline))
+    generator = torch.Generator().manual_seed(5)
+    wanted = (
+        rf"({ATTENTION}|.*\.(conv1|conv_shortcut|time_emb_proj)|.*samplers\.0\.conv|conv_in|conv_out|add_embedding\..*)"
+    )
+    dotted: dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
+    for name, layer in pipeline.unet.named_modules():
+        if re.fullmatch(wanted, name) and hasattr(layer, "weight"):
+            out, into, *kernel = layer.weight.shape
+            down = torch.randn(2, into, *kernel, generator=generator)
+            up = torch.randn(out, 2, *[1] * len(kernel), generator=generator)
+            dotted |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+            state |= {f"{sgm(name)}.lora_down.weight": down, f"{sgm(name)}.lora_up.weight": up}
+    encoders = {"lora_te1_": pipeline.text_encoder, "lora_te2_": pipeline.text_encoder_2}
+    for prefix, encoder in encoders.items():
+        state |= random_lora(encoder, r".*\.(q_proj|fc1)", prefix, text=True)
+    save_file(state, tmp_path / "kohya.safetensors")
+    save_file(dotted, tmp_path / "diffusers.safetensors")
+
+    def components(name: str) -> Checkpoint:
+        given = Companions(tokenizer=DEMO_FOLDER / "tokenizer", adapters=((tmp_path / name, 1.0),))
+        return open_checkpoint(file, companions=given, survey=False)
+
+    kohya = components("kohya.safetensors")
+    one, other = (Weights(each.components["unet"]) for each in (kohya, components("diffusers.safetensors")))
+    changed = {change.parameter for change in kohya.components["unet"].adapted}
+    assert len(changed) == len(dotted) // 2
+    for name in changed:
+        np.testing.assert_array_equal(one.read(name), other.read(name), err_msg=name)
+    assert kohya.components["text_encoder"].adapted
+    assert kohya.components["text_encoder_2"].adapted
+    # the first encoder's last layer is not part of the model: its two modules are told, not refused
+    assert any("also changes 2 modules that nothing computes with" in remark for remark in kohya.remarks)
 
 
 def only(folder: Path, place: Path, parameter: str, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

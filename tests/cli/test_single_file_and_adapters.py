@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,23 @@ def test_a_single_file_with_lora_and_oft_converts_and_validates_on_every_target(
     answer = command("validate", tmp_path / "out/ort", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["ok"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_single_files_of_sd2_and_sdxl_convert_pass_their_gates_and_draw(
+    kind: str, tmp_path: Path, command: Command
+) -> None:
+    said = {"modelspec.prediction_type": "v"} if kind == "sd2" else {}
+    file = write_ldm(tmp_path / "model.safetensors", ldm_tensors(original_pipeline(kind)), metadata=said)
+    shutil.copytree(DEMO_FOLDER / "tokenizer", tmp_path / "tokenizer")
+    if kind == "sdxl":
+        shutil.copytree(DEMO_FOLDER / "tokenizer", tmp_path / "tokenizer_2")
+    answer = command("convert", file, "-o", tmp_path / "out", "--target", "ort", "--size", "64x64", "--json")
+    assert answer.code == 0, answer.err
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (manifest["family"], manifest["gate"]) == (kind, "passed")
+    assert manifest["schedule"]["prediction_type"] == ("v_prediction" if kind == "sd2" else "epsilon")
+    answer = command("generate", tmp_path / "out", "a red star", "-o", tmp_path / "star.png", "--json")
+    assert answer.code == 0, answer.err
+    assert (tmp_path / "star.png").stat().st_size > 1000

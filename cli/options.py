@@ -35,7 +35,8 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option(
         "--adapter",
-        help="PATH[:SCALE] of a LoRA, DoRA, LoHa, LoKr, OFT or BOFT to merge; repeat for several. [default scale: 1]",
+        help="PATH[:SCALE] of a LoRA, DoRA, LoHa, LoKr, OFT, BOFT or textual inversion; repeat for several. "
+        "[default scale: 1]",
     ),
 ]
 

@@ -24,6 +24,7 @@ class Tokenizer:
     bos_id: int
     eos_id: int
     digest: str = ""
+    added_tokens: tuple[str, ...] = ()  # words of textual inversions, in the order of their ids
 
     @property
     def facts(self) -> dict[str, int]:
@@ -37,6 +38,7 @@ class WriteTokenizer:
 
     folder: Path
     sources: Mapping[str, str]  # file name -> sha256
+    added: tuple[str, ...] = ()  # tokens behind all others
 
     name: ClassVar[str] = "tokenizer"
     version: ClassVar[int] = 1
@@ -44,13 +46,15 @@ class WriteTokenizer:
     output: ClassVar[type] = Tokenizer
 
     def key(self) -> Mapping[str, object]:
-        return {"sources": dict(self.sources)}
+        return {"sources": dict(self.sources), "added": list(self.added)}
 
     def run(self, into: Path) -> Tokenizer:
         from .tokenizer import write_tokenizer
 
-        facts = write_tokenizer(self.folder, into)
-        return Tokenizer(into, facts["kind"], tuple(facts["files"]), *(facts[k] for k in _TOKENIZER_NUMBERS))
+        facts = write_tokenizer(self.folder, into, self.added)
+        max_tokens, pad_id, bos_id, eos_id = (facts[name] for name in _TOKENIZER_NUMBERS)
+        files = tuple(facts["files"])
+        return Tokenizer(into, facts["kind"], files, max_tokens, pad_id, bos_id, eos_id, added_tokens=self.added)
 
 
 _TOKENIZER_NUMBERS = ("max_tokens", "pad_id", "bos_id", "eos_id")

@@ -24,6 +24,7 @@ from .graph import architecture
 from .layout import Layout, PartWeights, read_folder
 from .loose_file import is_single_file, refuse_loose
 from .pickled_file import is_pickled
+from .single_file.tokenizer import size_of
 from .survey import Survey, refuse_non_finite
 from .survey import survey as survey_file
 from .tiny_decoder import OPTION, read_tiny_decoder
@@ -73,7 +74,10 @@ def open_checkpoint(
         channels = components["unet"].config["out_channels"]
         config, weights, decoder_places = read_tiny_decoder(given.vae_decoder, channels)
         components["vae_decoder"] = _source(family, "vae_decoder", config, weights, given.vae_decoder)
+    plain = components
     components, adapters, more = apply_adapters(components, given.adapters)
+    if any(adapter.words for adapter in adapters):
+        _refuse_gap(plain, layout)
     places = {**layout.places, **decoder_places, **more}
     checkpoint = Checkpoint(
         name=DEMO if is_demo else root.name if root.is_dir() else root.stem,
@@ -94,6 +98,18 @@ def open_checkpoint(
         settings=layout.headers.settings,
     )
     return _surveyed(checkpoint, memo) if survey else checkpoint
+
+
+def _refuse_gap(components: Mapping[str, ComponentSource], layout: Layout) -> None:
+    """New words get the ids behind a tokenizer's last, and rows behind an embedding's last: both must be the same."""
+    for name, folder in (("text_encoder", layout.tokenizer), ("text_encoder_2", layout.tokenizer_2)):
+        if folder is not None and name in components:
+            tokens, rows = size_of(folder), components[name].config["vocab_size"]
+            if tokens != rows:
+                raise CheckpointError(
+                    f"{folder}: {tokens} tokens, {name} has embeddings for {rows}: new words cannot be added",
+                    hint="leave the textual inversion out",
+                )
 
 
 def _absolute(given: Companions) -> Companions:

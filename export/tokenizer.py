@@ -12,7 +12,7 @@ from ..pipeline.errors import CheckpointError
 UNSTATED: Final = 2**16
 
 
-def write_tokenizer(source: Path, into: Path) -> dict[str, Any]:
+def write_tokenizer(source: Path, into: Path, added: tuple[str, ...] = ()) -> dict[str, Any]:
     """Write `into`/tokenizer.json. The same source gives the same bytes.
 
     It is written from what transformers' CLIPTokenizer makes of the folder, whether that holds a tokenizer.json or
@@ -21,6 +21,7 @@ def write_tokenizer(source: Path, into: Path) -> dict[str, Any]:
     Args:
         source: the checkpoint's tokenizer folder.
         into: an existing folder.
+        added: words of textual inversions, which get the ids behind all others.
     Returns:
         kind, files (below `into`), max_tokens, pad_id, bos_id, eos_id.
     Raises:
@@ -40,6 +41,7 @@ def write_tokenizer(source: Path, into: Path) -> dict[str, Any]:
         stated = int(tokenizer.model_max_length)
     except Exception as problem:
         raise CheckpointError(f"{source}: transformers cannot read this tokenizer: {problem}") from problem
+    _add(tokenizer, added, source)
     facts = {
         "kind": "clip",
         "files": ["tokenizer.json"],
@@ -61,3 +63,21 @@ def write_tokenizer(source: Path, into: Path) -> dict[str, Any]:
     text = json.dumps(content, ensure_ascii=False, indent=1)
     (into / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
     return facts
+
+
+def _add(tokenizer: Any, added: tuple[str, ...], source: Path) -> None:
+    """Append words, each with the id that its row of the embedding has.
+
+    Raises:
+        CheckpointError: a word is in the vocabulary already.
+    """
+    before = len(tokenizer)
+    taken = [word for word in added if word in tokenizer.get_vocab()]
+    if taken:
+        raise CheckpointError(
+            f"{source}: the word {taken[0]!r} of a textual inversion is a token already",
+            hint="rename the adapter's file: its name is the word",
+        )
+    tokenizer.add_tokens(list(added))
+    if tokenizer.convert_tokens_to_ids(list(added)) != list(range(before, before + len(added))):
+        raise CheckpointError(f"{source}: this tokenizer does not take new words behind its {before} tokens")

@@ -67,7 +67,9 @@ class Weights:
     def read_unchanged(self, name: str) -> NDArray[Any]:
         """As `read`, before any adapter."""
         tensor = self._find(name)
-        values = read_tensor(tensor).reshape(self._shape(name, tensor))
+        values = read_tensor(tensor)
+        if name not in self._changes:
+            values = values.reshape(self._shape(name, tensor))
         return values.astype(np.float32) if tensor.dtype == "bfloat16" else values
 
     def content(self, known: Mapping[Path, Mapping[str, str]]) -> list[list[Any]]:
@@ -117,7 +119,10 @@ class Weights:
     def _shape(self, name: str, tensor: StoredTensor) -> tuple[int, ...]:
         shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
         is_pointwise = len(shape) == 4 and shape[2:] == (1, 1)
-        return shape[:2] if is_pointwise and self._squeezed.search(name) else shape
+        if is_pointwise and self._squeezed.search(name):
+            return shape[:2]
+        appended = sum(c.factors[0].shape[0] for c in self._changes.get(name, ()) if c.kind == "rows")
+        return (shape[0] + appended, *shape[1:]) if appended else shape
 
 
 def current_names(stored: Iterable[StoredTensor], part: Part) -> dict[str, StoredTensor]:

@@ -40,7 +40,7 @@ class Adapted:
     """What one adapter does to one parameter; `export.adapters.merge` does it whenever the parameter is read."""
 
     parameter: str  # of the component's state_dict
-    kind: str  # lora (with or without DoRA's magnitudes), loha, lokr, oft, boft, lycoris-oft, full
+    kind: str  # lora (with or without DoRA's magnitudes), loha, lokr, oft, boft, lycoris-oft, full, rows (appended)
     roles: tuple[str, ...]  # what each of `factors` is: down, up, alpha, hada_w1_a, ...
     factors: tuple[StoredTensor, ...]
     settings: Mapping[str, Any]  # PEFT's, as far as they decide the arithmetic
@@ -56,6 +56,7 @@ class AdapterSource:
     scale: float
     parameters: Mapping[str, int]  # component -> how many of its parameters it changes
     distilled: str = ""  # "lcm": the checkpoint becomes a latent consistency model
+    words: tuple[str, ...] = ()  # tokens that a textual inversion adds, in the order of their ids
     idle: int = 0  # modules of layers that the checkpoint holds and nothing computes with
 
 
@@ -116,6 +117,11 @@ class Checkpoint:
     tokenizer_2: Path | None = None  # of the second text encoder
     pipeline: str = ""  # diffusers' class that the checkpoint names; "" where it names none
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline: keys of PIPELINE_SETTINGS
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Tokens that adapters add to every tokenizer, in the order of their ids, which follow all others."""
+        return tuple(word for adapter in self.adapters for word in adapter.words)
 
     @property
     def vae_scale(self) -> int:

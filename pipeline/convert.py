@@ -215,7 +215,7 @@ def _movements(source: Checkpoint, run: Runner, progress: Progress) -> dict[str,
 
     moved = {}
     for name, part in source.components.items():
-        if part.adapted:
+        if any(change.kind != "rows" for change in part.adapted):
             movement = run(MeasureMovement(part))
             progress.say(movement.summary())
             moved[name] = movement.read()
@@ -237,7 +237,7 @@ def _accessories(
     for folder, prefix in ((source.tokenizer, "tokenizer/"), (source.tokenizer_2, "tokenizer_2/")):
         if folder is not None:
             files = {f.removeprefix(prefix): h for f, h in source.sources.items() if f.startswith(prefix)}
-            tokenizers.append(run(WriteTokenizer(folder, files)))
+            tokenizers.append(run(WriteTokenizer(folder, files, source.words)))
     # the gate draws its pictures with the checkpoint's own scheduler, whatever the recipe's default is
     gates = plan_for(source, recipe.size_for(source)).steps
     wanted = [(recipe.schedule.default, sampling.steps), ("checkpoint", gates)]
@@ -292,5 +292,5 @@ def _pack_inputs(
 
 
 def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
-    names = ("kind", "max_tokens", "pad_id", "bos_id", "eos_id")
+    names = ("kind", "max_tokens", "pad_id", "bos_id", "eos_id", "added_tokens")
     return {"files": list(tokenizer.files), **{name: getattr(tokenizer, name) for name in names}}

@@ -14,6 +14,7 @@ from ..weights import Weights
 from .factors import changes
 from .file import AdapterFile, read_adapter
 from .match import match
+from .words import add_words
 
 # Nothing in the tensors of an LCM-LoRA says what it is; its makers and its users say it in names.
 _LCM: Final = re.compile(r"(^|[^a-z])lcm([^a-z]|$)", re.IGNORECASE)
@@ -36,13 +37,18 @@ def apply_adapters(
     names = {name: (*w.names(), *w.unused()) for name, w in weights.items()}
     found: dict[str, list[Adapted]] = {name: list(source.adapted) for name, source in components.items()}
     sources, places = [], {}
+    words: tuple[str, ...] = ()
     for number, (place, scale) in enumerate(given, start=1):
         adapter = read_adapter(place)
+        label = f"adapters/{number}/{adapter.weights.name}"
+        places[label] = adapter.weights
         if adapter.embeddings:
-            raise CheckpointError(
-                f"--adapter {place}: a textual inversion (an embedding of new words), which is not merged yet",
-                hint="leave it out",
-            )
+            rows, tokens = add_words(adapter, components, shapes, scale, words)
+            words += tokens
+            for component, change in rows.items():
+                found[component].append(change)
+            sources.append(AdapterSource(adapter.label, label, scale, dict.fromkeys(rows, 1), words=tokens))
+            continue
         counts: dict[str, int] = {}
         idle = 0
         for component, module, stored in match(adapter, components, names):
@@ -55,14 +61,21 @@ def apply_adapters(
                     raise CheckpointError(f"--adapter {place}: {component} has no {change.parameter}")
                 found[component].append(change)
                 counts[component] = counts.get(component, 0) + 1
-        label = f"adapters/{number}/{adapter.weights.name}"
-        places[label] = adapter.weights
         if adapter.config is not None:
             places[f"adapters/{number}/{adapter.config.name}"] = adapter.config
         distilled = "lcm" if _is_lcm(adapter) else ""
-        sources.append(AdapterSource(adapter.label, label, scale, counts, distilled, idle))
-    changed = {name: replace(source, adapted=tuple(found[name])) for name, source in components.items()}
+        sources.append(AdapterSource(adapter.label, label, scale, counts, distilled, idle=idle))
+    changed = {
+        name: replace(source, adapted=tuple(found[name]), config=_with_words(source, words))
+        for name, source in components.items()
+    }
     return changed, tuple(sources), places
+
+
+def _with_words(source: ComponentSource, words: tuple[str, ...]) -> Mapping[str, Any]:
+    if not words or not source.component.startswith("text_encoder"):
+        return source.config
+    return {**source.config, "vocab_size": source.config["vocab_size"] + len(words)}
 
 
 def adapted_scheduler(scheduler: Mapping[str, Any], adapters: tuple[AdapterSource, ...]) -> dict[str, Any]:
@@ -82,6 +95,9 @@ def remarks_on(adapters: tuple[AdapterSource, ...]) -> tuple[str, ...]:
     """What people should know about the adapters that are merged."""
     said = []
     for adapter in adapters:
+        if adapter.words:
+            said.append(f"adapter {adapter.label} adds the word {adapter.words[0]!r}, of {len(adapter.words)} vectors")
+            continue
         parts = ", ".join(f"{count} of {component}" for component, count in adapter.parameters.items())
         said.append(f"adapter {adapter.label} at {adapter.scale:g} changes {parts}")
         if adapter.idle:

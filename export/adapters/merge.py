@@ -50,7 +50,8 @@ def merge(weight: Tensor, change: Adapted) -> Tensor:
         factors[role] = torch.from_numpy(widened).float()
     try:
         with torch.no_grad():
-            changed: Tensor = _KINDS[change.kind](weight, factors, change).reshape(weight.shape)
+            changed: Tensor = _KINDS[change.kind](weight, factors, change)
+            changed = changed if change.kind == "rows" else changed.reshape(weight.shape)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{change.factors[0].file}: the {change.kind} factors of {change.parameter} do not fit its weight "
@@ -170,6 +171,12 @@ def _full(weight: Tensor, factors: Factors, change: Adapted) -> Tensor:
     return weight + factors["diff"].reshape(weight.shape) * change.scale
 
 
+def _rows(weight: Tensor, factors: Factors, change: Adapted) -> Tensor:
+    import torch
+
+    return torch.cat([weight, factors["rows"]])
+
+
 def _turned(weight: Tensor, changed: Tensor, change: Adapted) -> Tensor:
     return changed if change.scale == 1.0 else weight + change.scale * (changed.reshape(weight.shape) - weight)
 
@@ -247,4 +254,5 @@ _KINDS: Final[Mapping[str, Callable[[Any, Any, Adapted], Any]]] = {
     "boft": _boft,
     "lycoris-oft": _lycoris_oft,
     "full": _full,
+    "rows": _rows,
 }

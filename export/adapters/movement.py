@@ -59,7 +59,7 @@ class MeasureMovement:
 
         weights = Weights(self.source)
         moved: dict[str, float] = {}
-        for name in dict.fromkeys(change.parameter for change in self.source.adapted):
+        for name in dict.fromkeys(change.parameter for change in self.source.adapted if change.kind != "rows"):
             before = weights.read_unchanged(name).astype(np.float64)
             distance = float(np.linalg.norm(weights.read(name) - before))
             length = float(np.linalg.norm(before))

@@ -81,13 +81,22 @@ class PromptTokenizer:
                 f"the prompt has a character that is no Unicode text at position {problem.start}: {prompt!r:.80}",
                 hint="pass the prompt as UTF-8",
             ) from None
-        whole: Encoding = self._tokenizer.encode(prompt)
+        whole: Encoding = self._tokenizer.encode(self._with_all_vectors(prompt))
         ids, surplus = list(whole.ids), len(whole.ids) - self.max_tokens
         if surplus <= 0:
             return TokenizedPrompt(_row(ids + [self.pad_id] * -surplus))
         # what is cut is the text before the end token, which stays
         removed = ids[self.max_tokens - 1 : -1]
         return TokenizedPrompt(_row([*ids[: self.max_tokens - 1], ids[-1]]), self._decode(removed))
+
+    def _with_all_vectors(self, prompt: str) -> str:
+        """Each word of a textual inversion with its further tokens, WORD WORD_1 ..., as diffusers spells it."""
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if not token.special}
+        for word in sorted(added, key=len, reverse=True):
+            if f"{word}_1" in added and word in self._tokenizer.encode(prompt).tokens:
+                further = [f"{word}_{number}" for number in range(1, len(added)) if f"{word}_{number}" in added]
+                prompt = prompt.replace(word, " ".join([word, *further]))
+        return prompt
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -62,6 +62,11 @@ _FOUR_PICTURE = "rounding the weights inside PyTorch alone leaves 26 (a channel)
 _DYNAMIC = "the demo leaves 36 dB against float32 and 39 against the same weights; damage to one channel hides below"
 _DYNAMIC_LAST_STEP = "the demo leaves 18 dB at t = 1, where the answer is noise of which a thousandth is in the input"
 
+# ORT rounds activations to 8 bits as they come, PyTorch with the same weights does not: fidelity sees that too.
+# Demo, worst probe, loss and fidelity: text encoder 35.7 and 37.7, VAE 41.9 and 44.2, UNet at t = 1 12.7 and 12.8.
+_ROUNDED_INPUTS = "the demo leaves 35 dB and more, 37 against the same weights; each layer's input keeps 8 bits"
+_ROUNDED_LAST_STEP = "the demo leaves 12 dB at t = 1, where the answer is noise of which a thousandth is in the input"
+
 FOUR_BITS: Final = ("w4g64_afp", "w4g32_afp", "w4g128_afp", "w4c_afp")
 
 TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
@@ -82,6 +87,10 @@ TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     ("loss", "unet", "mnn", "w8c_a8"): Tolerance(12.0, _DYNAMIC_LAST_STEP),
     ("fidelity", "*", "mnn", "w8c_a8"): Tolerance(32.0, _DYNAMIC),
     ("fidelity", "unet", "mnn", "w8c_a8"): Tolerance(13.0, _DYNAMIC_LAST_STEP),
+    ("loss", "*", "ort", "w8c_a8"): Tolerance(28.0, _ROUNDED_INPUTS),
+    ("loss", "unet", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
+    ("fidelity", "*", "ort", "w8c_a8"): Tolerance(30.0, _ROUNDED_INPUTS),
+    ("fidelity", "unet", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
     ("fidelity", "*", "*", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
     ("fidelity", "vae_decoder", "mnn", "fp16"): Tolerance(85.0, _LONG_SUMS),
 }
@@ -96,6 +105,9 @@ IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
     ),
     ("mnn", "w8c_a8"): ImageTolerance(
         36.0, "the demo leaves 45.5 dB and more, 53 with the same weights and float activations"
+    ),
+    ("ort", "w8c_a8"): ImageTolerance(
+        36.0, "the demo leaves 42.9 dB in the worst of four pictures, 53 with the same weights and float activations"
     ),
     **{("*", scheme): ImageTolerance(20.0, _FOUR_PICTURE) for scheme in FOUR_BITS},
     ("*", "fp16"): ImageTolerance(55.0, "rounding the weights to fp16 inside PyTorch alone leaves 82 dB on the demo"),

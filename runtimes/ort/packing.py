@@ -52,6 +52,10 @@ def pack(slot: WeightSlot, codes: Codes, scheme: Scheme, uses: Sequence[tuple[An
     kinds = {(node.op_type, index) for node, index in uses}
     if kinds == {("Gather", 0)} and slot.permute is None and slot.shape == slot.stored:
         return _gathered(slot, codes, scheme, uses, store)
+    if scheme.activation_bits == 8:
+        from .products import integer_products
+
+        return integer_products(slot, codes, uses, store)
     linear = kinds == {("MatMul", 1)} and slot.permute == (1, 0)
     if linear and scheme.weight_bits == 4 and fits_matmul_nbits(codes):
         return _matmul_nbits(slot, codes, uses, store)
@@ -76,7 +80,7 @@ def _widened(slot: WeightSlot, codes: Codes, scheme: Scheme, store: Store) -> Pa
             hint='keep it in float: a recipe rule with scheme = "fp16"',
         )
     packed = Packed()
-    add = partial(_add, packed.nodes, slot.name, None)
+    add = partial(add_node, packed.nodes, slot.name, None)
     if scheme.weight_bits == 4 and values.shape[2] % 2 == 0:
         packed.initializers.append(store(f"{slot.name}.codes", _in_pairs(values), "UINT8"))
         wide = _looked_up(packed.initializers[0].name, add)  # [.., .., half, 2]
@@ -132,7 +136,7 @@ def _gathered(slot: WeightSlot, codes: Codes, scheme: Scheme, uses: Sequence[tup
     packed.initializers = [table, scales, folded, whole]
     for number, (node, _) in enumerate(uses):
         made: list[Any] = []
-        add = partial(_add, made, f"{slot.name}.use{number}", node)
+        add = partial(add_node, made, f"{slot.name}.use{number}", node)
         found = add("Gather", [table.name, node.input[1]], axis=0)
         wide = _looked_up(found, add) if paired else add("Cast", [found], to=_FLOAT)
         scale = add("Gather", [scales.name, node.input[1]], axis=0)
@@ -158,7 +162,7 @@ def _looked_up(packed: str, add: Callable[..., str]) -> str:
     return add("Gather", [NIBBLES, add("Cast", [packed], to=_INT32)], axis=0)
 
 
-def _add(
+def add_node(
     made: list[Any], stem: str, origin: Any, op: str, inputs: list[str], *, output: str = "", **attributes: Any
 ) -> str:
     """Append a node to `made`, of the module that `origin` is of; return the name of its output."""
@@ -177,8 +181,12 @@ def apply(model: Any, packings: Mapping[str, Packed]) -> None:
 
     exchanged = {name: nodes for packed in packings.values() for name, nodes in packed.consumers.items()}
     nodes = [node for packed in packings.values() for node in packed.nodes]
+    made = set()
     for node in model.graph.node:
-        nodes += exchanged.get(node.name, [node])
+        for each in exchanged.get(node.name, [node]):
+            if each.output[0] not in made:  # layers of one input share its rounding
+                nodes.append(each)
+                made.add(each.output[0])
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in packings]
     kept += [tensor for packed in packings.values() for tensor in packed.initializers]
     if any(NIBBLES in node.input for node in nodes):

@@ -31,7 +31,16 @@ class OrtTarget:
     """
 
     name: ClassVar[str] = "ort"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "w8c_afp", "w4g64_afp", "w4g32_afp", "w4c_afp")
+    precisions: ClassVar[tuple[str, ...]] = (
+        "fp32",
+        "fp16",
+        "w8c_afp",
+        "w4g64_afp",
+        "w4g32_afp",
+        "w4g128_afp",
+        "w4c_afp",
+        "w8c_a8",
+    )
     mixes_floats: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (

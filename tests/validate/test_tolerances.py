@@ -31,7 +31,7 @@ HIDDEN = {"text_encoder": 40.7, "unet": 91.0, "vae_decoder": 82.0, "vae_encoder"
 def test_no_gate_is_looser_than_promised(component: str, target: str) -> None:
     assert tolerance("loss", component, target, "fp32").min_snr_db >= PROMISED[target, "fp32"]
     assert tolerance("loss", component, target, "fp16").min_snr_db >= 45
-    assert tolerance("fidelity", component, target, "fp16").min_snr_db > HIDDEN[component]
+    assert tolerance("fidelity", component, target, "fp16").min_snr_db > HIDDEN.get(component, max(HIDDEN.values()))
     assert image_tolerance(target, "fp32").min_psnr_db >= 70
     assert image_tolerance(target, "fp16").min_psnr_db >= 55
 

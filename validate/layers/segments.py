@@ -14,7 +14,7 @@ from .points import Point
 MOST_RUNS: Final = 25
 """Partial runs of a component, at most, however many modules it has."""
 
-_LEAST_BYTES: Final = 2**26
+_LEAST_BYTES: Final = 2**24
 _FLOAT: Final = 4  # bytes
 
 

@@ -64,7 +64,9 @@ class DrawGoldens:
         )
         drawing = draw(models, PROMPT, seed=SEED, canvas=canvas_for(models), keep_trajectory=True)
         runtime = f"{bundle.manifest.target.name} {target.version()}"
-        goldens = write_goldens(models.tokenizer, drawing, [row.timestep for row in schedule.rows], runtime)
+        goldens = write_goldens(
+            (models.tokenizer, models.tokenizer_2), drawing, [row.timestep for row in schedule.rows], runtime
+        )
         (into / "goldens.json").write_text(goldens.to_json(), encoding="utf-8", newline="\n")
         return DrawnGoldens(into)
 
@@ -128,4 +130,4 @@ def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress
             canvas=canvas_for(models),
             keep_trajectory=True,
         )
-    return goldens, list(check_goldens(goldens, models.tokenizer, drawing))
+    return goldens, list(check_goldens(goldens, (models.tokenizer, models.tokenizer_2), drawing))

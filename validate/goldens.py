@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..runtimes.txt2img.generate import Drawing
     from ..runtimes.txt2img.tokenizer import PromptTokenizer
 
+    Tokenizers = tuple[PromptTokenizer, PromptTokenizer | None]  # of the first and second text encoder
+
 SCHEMA: Final = 1
 PLACE: Final = "goldens/goldens.json"
 MOST_VALUES: Final = 256
@@ -73,10 +75,16 @@ class Sample(Strict):
 
 
 class Tokens(Strict):
-    """A prompt, and the ids that the text encoder reads."""
+    """A prompt, and the ids that the text encoder reads; `ids_2` are the second encoder's, where there is one."""
 
     prompt: str
     ids: tuple[int, ...]
+    ids_2: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, tokenizers: Tokenizers, prompt: str) -> Self:
+        first, second = tokenizers
+        return cls(prompt=prompt, ids=_ids(first, prompt), ids_2=_ids(second, prompt) if second else None)
 
 
 class Call(Strict):
@@ -130,7 +138,7 @@ class Goldens(Strict):
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_goldens(tokenizer: PromptTokenizer, drawing: Drawing, timesteps: Sequence[float], runtime: str) -> Goldens:
+def write_goldens(tokenizers: Tokenizers, drawing: Drawing, timesteps: Sequence[float], runtime: str) -> Goldens:
     """Goldens of what `drawing`, with its trajectory kept, shows."""
     if len(drawing.trajectory) != len(timesteps):
         raise ValueError(f"{len(drawing.trajectory)} latents for {len(timesteps)} calls: was the trajectory kept?")
@@ -141,7 +149,7 @@ def write_goldens(tokenizer: PromptTokenizer, drawing: Drawing, timesteps: Seque
     return Goldens(
         schema=SCHEMA,
         runtime=runtime,
-        tokens=tuple(Tokens(prompt=prompt, ids=_ids(tokenizer, prompt)) for prompt in TRICKY),
+        tokens=tuple(Tokens.of(tokenizers, prompt) for prompt in TRICKY),
         picture=GoldenPicture(
             prompt=drawing.prompt,
             negative=drawing.negative,
@@ -203,14 +211,14 @@ class Check:
         }
 
 
-def check_goldens(goldens: Goldens, tokenizer: PromptTokenizer, drawing: Drawing) -> Iterator[Check]:
+def check_goldens(goldens: Goldens, tokenizers: Tokenizers, drawing: Drawing) -> Iterator[Check]:
     """Hold a replay against the goldens, in the order in which a picture comes about: the first failure is the cause.
 
     Raises:
         BundleError: the goldens are of another shape than what the bundle draws.
     """
     picture, limits = goldens.picture, goldens.limits
-    wrong = [tokens.prompt for tokens in goldens.tokens if _ids(tokenizer, tokens.prompt) != tokens.ids]
+    wrong = [tokens.prompt for tokens in goldens.tokens if Tokens.of(tokenizers, tokens.prompt) != tokens]
     note = f"first: {wrong[0]!r:.60}" if wrong else f"{len(goldens.tokens)} prompts"
     yield Check("token ids", not wrong, len(wrong), 0, "wrong", note)
     noise = _apart(picture.noise, TorchNoise(picture.seed).normal(picture.noise.shape))

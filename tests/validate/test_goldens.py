@@ -40,17 +40,17 @@ def a_drawing() -> Drawing:
 
 @pytest.fixture
 def goldens(tokenizer: PromptTokenizer) -> Goldens:
-    return write_goldens(tokenizer, a_drawing(), TIMESTEPS, "mnn 3.6.1")
+    return write_goldens((tokenizer, None), a_drawing(), TIMESTEPS, "mnn 3.6.1")
 
 
 def failures(goldens: Goldens, tokenizer: PromptTokenizer, drawing: Drawing) -> list[str]:
-    return [check.what for check in check_goldens(goldens, tokenizer, drawing) if not check.ok]
+    return [check.what for check in check_goldens(goldens, (tokenizer, None), drawing) if not check.ok]
 
 
 def test_an_equal_replay_is_found_equal_also_after_reading(goldens: Goldens, tokenizer: PromptTokenizer) -> None:
     again = read_goldens(goldens.to_json().encode(), "goldens.json")
     assert again == goldens
-    checks = list(check_goldens(again, tokenizer, a_drawing()))
+    checks = list(check_goldens(again, (tokenizer, None), a_drawing()))
     facts = facts_of(checks, again)
     assert (facts["ok"], facts["first_bad"], facts["made_by"]) == (True, None, "mnn 3.6.1")
     assert [check["found"] for check in facts["checks"]] == [0, 0, 999.0, 999.0, 999.0, 0]
@@ -96,14 +96,14 @@ def test_what_is_off_is_named(goldens: Goldens, tokenizer: PromptTokenizer, chan
 def test_another_processors_last_bits_pass(goldens: Goldens, tokenizer: PromptTokenizer) -> None:
     near = replace(a_drawing(), image=a_drawing().image + np.float32(0.02 / 255))
     near = at_step(2, lambda x: x * np.float32(1 + 1e-6))(near)
-    checks = list(check_goldens(goldens, tokenizer, near))
+    checks = list(check_goldens(goldens, (tokenizer, None), near))
     assert all(check.ok for check in checks)
     assert "not bit for bit" in checks[-1].note
 
 
 def test_wrong_padding_is_found_in_the_ids(goldens: Goldens) -> None:
     padded = PromptTokenizer(DEMO_FOLDER / "tokenizer", 77, 0)
-    first = next(check_goldens(goldens, padded, a_drawing()))
+    first = next(check_goldens(goldens, (padded, None), a_drawing()))
     assert (first.what, first.ok, first.found) == ("token ids", False, 9)  # all but the one that fills the context
 
 
@@ -131,4 +131,12 @@ def test_damaged_goldens_are_refused(goldens: Goldens, damage: Callable[[Any], N
 
 def test_goldens_of_another_size_are_refused(goldens: Goldens, tokenizer: PromptTokenizer) -> None:
     with pytest.raises(BundleError, match="the bundle draws"):
-        list(check_goldens(goldens, tokenizer, replace(a_drawing(), image=np.zeros((32, 32, 3), np.float32))))
+        list(check_goldens(goldens, (tokenizer, None), replace(a_drawing(), image=np.zeros((32, 32, 3), np.float32))))
+
+
+def test_the_second_encoders_ids_are_held_too(tokenizer: PromptTokenizer) -> None:
+    padded = PromptTokenizer(DEMO_FOLDER / "tokenizer", 77, 0)
+    goldens = write_goldens((tokenizer, padded), a_drawing(), TIMESTEPS, "ort 1.32.0")
+    assert next(check_goldens(goldens, (tokenizer, padded), a_drawing())).ok
+    assert not next(check_goldens(goldens, (tokenizer, tokenizer), a_drawing())).ok
+    assert not next(check_goldens(goldens, (tokenizer, None), a_drawing())).ok

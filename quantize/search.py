@@ -72,7 +72,7 @@ def within(table: LossTable, weights: Mapping[str, float], bits: int) -> Chosen 
     """The least loss that `bits` can buy; None when even the cheapest choice takes more.
 
     Steps of large layers do not fit into what is left of a budget, and the small ones that do are poor: by steps alone
-    the demo's token embeddings stay at 4 bits and cost 7 dB. So it is solved as the multiple-choice knapsack that it
+    the demo's token embeddings stay at 4 bits. So it is solved as the multiple-choice knapsack that it
     is, by dynamic programming over the bits beyond the cheapest choice.
     """
     import numpy as np

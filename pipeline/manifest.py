@@ -38,6 +38,16 @@ def _finite_decibels(value: Any) -> Any:
     return math.copysign(EXACT_DB, value) if isinstance(value, float) and math.isinf(value) else value
 
 
+def _tenths(value: Any) -> Any:
+    """To 0.1 dB: further digits depend on the processor and its threads, and equal inputs must give equal bundles."""
+    return round(value, 1) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _two_digits(value: Any) -> Any:
+    """To two significant digits, for the same reason."""
+    return float(f"{value:.1e}") if isinstance(value, float) and math.isfinite(value) else value
+
+
 def _bounded(shape: tuple[int, ...]) -> tuple[int, ...]:
     if math.prod(shape) > MAX_VALUES:
         found = {"values": math.prod(shape), "limit": MAX_VALUES}
@@ -52,7 +62,7 @@ Bytes = Annotated[int, Field(ge=0, le=2**43)]  # 8 TiB
 Size = Annotated[int, Field(gt=0, le=2**20)]
 Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_VALUES)], ...], Field(max_length=8), AfterValidator(_bounded)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]  # int32, which ncnn and MNN take
-Decibels = Annotated[float, BeforeValidator(_finite_decibels)]
+Decibels = Annotated[float, BeforeValidator(_tenths), BeforeValidator(_finite_decibels)]
 Positive = Annotated[float, Field(gt=0.0)]
 ComponentName = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", "controlnet"]
 Gate = Literal["passed", "failed", "skipped by --no-gate"]
@@ -224,9 +234,9 @@ class Provenance(Strict):
 
 
 class ParityEntry(Strict):
-    """Worst distance from PyTorch in float32 over the gate's inputs; `max_abs` in the tensor's unit."""
+    """Worst distance from PyTorch in float32 over the gate's inputs, rounded; `max_abs` in the tensor's unit."""
 
-    max_abs: Annotated[float, Field(ge=0.0)]
+    max_abs: Annotated[float, Field(ge=0.0), BeforeValidator(_two_digits)]
     snr_db: Decibels
     psnr_db: Decibels
 

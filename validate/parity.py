@@ -68,7 +68,7 @@ def compare(reference: Array, candidate: Array, *, peak: float | None = None, wh
     top = float(np.max(np.abs(r))) if peak is None else peak
     return Parity(
         max_abs=float(np.max(np.abs(r - c))),
-        snr_db=_decibel(float(r @ r), noise),
+        snr_db=_decibel(_dot(r, r), noise),
         psnr_db=_decibel(top**2, noise / r.size),
         cosine=_cosine(r, c),
     )
@@ -97,11 +97,16 @@ def _decibel(signal: float, noise: float) -> float:
     return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
 
 
+def _dot(a: Array, b: Array) -> float:
+    """Not `a @ b`: BLAS adds in an order that depends on the number of threads, and manifests hold the result."""
+    return float(np.sum(a * b))
+
+
 def _cosine(r: Array, c: Array) -> float:
-    lengths = math.sqrt(float(r @ r)) * math.sqrt(float(c @ c))
+    lengths = math.sqrt(_dot(r, r)) * math.sqrt(_dot(c, c))
     if lengths == 0.0:
         return 1.0 if np.array_equal(r, c) else 0.0
-    return min(1.0, float(r @ c) / lengths)
+    return min(1.0, _dot(r, c) / lengths)
 
 
 def _not_finite(values: Array) -> str:

@@ -88,7 +88,7 @@ def kinds() -> str:
 
     def cell(kind: str, target: str) -> str:
         found = measured.get(kind, {}).get(target)
-        return f"{found['unet_db']:g} / {found['picture_db']:g}" if found else "tested, not measured here yet"
+        return f"{found['unet_db']:g} / {found['picture_db']:g}" if found else "not measured yet"
 
     rows = [
         [f"`{name}`", kind.title, *(cell(name, target) for target in TARGETS)] for name, kind in module.KINDS.items()

@@ -274,4 +274,4 @@ def _with_pictures(
         scenes = world.oracle_prompts(oracle_count, seed=0)
         pictures = run(ReferenceProbes(checkpoint, size, oracle_plan(scenes)))
         with progress.running(f"{target} oracle, {oracle_count} pictures"):
-            return replace(report, oracle=check_oracle(drawn, pictures, scenes))
+            return replace(report, oracle=check_oracle(drawn, pictures, scenes, precision))

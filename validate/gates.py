@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,10 +19,7 @@ from .probes import Picture, ProbePlan, Probes, RoundedAnswers
 from .report import ComponentReport, ImageReport, OracleReport, PictureReport
 from .scenes import Scene
 from .spread import spread_of
-from .tolerances import ImageTolerance, tolerance
-
-ORACLE_POINTS: Final = 1.0
-"""How far the oracle's score may lie from PyTorch's. Of 64 pictures one is 1.6 points: none may change sides."""
+from .tolerances import ImageTolerance, oracle_points, tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +195,13 @@ class _Borrowed:
         self.close()
 
 
-def check_oracle(draw: Draw, probes: Probes, scenes: Sequence[Scene]) -> OracleReport:
-    """Grade the conversion's pictures and PyTorch's; `scenes` are those whose captions are the plan's prompts."""
+def check_oracle(draw: Draw, probes: Probes, scenes: Sequence[Scene], precision: str) -> OracleReport:
+    """Grade the conversion's pictures and PyTorch's.
+
+    Args:
+        scenes: those whose captions are the plan's prompts.
+        precision: the coarsest of the components', which sets how many points may be lost.
+    """
     from .oracle import grade
 
     if tuple(scene.caption for scene in scenes) != probes.plan.prompts:
@@ -208,7 +210,7 @@ def check_oracle(draw: Draw, probes: Probes, scenes: Sequence[Scene]) -> OracleR
     for scene, picture in zip(scenes, probes.pictures(), strict=True):
         ours.append(grade(_eight_bit(draw(picture, probes.plan).image), scene).ok)
         theirs.append(grade(_eight_bit(picture.image), scene).ok)
-    return OracleReport(100 * float(np.mean(ours)), 100 * float(np.mean(theirs)), len(scenes), ORACLE_POINTS)
+    return OracleReport(100 * float(np.mean(ours)), 100 * float(np.mean(theirs)), len(scenes), oracle_points(precision))
 
 
 def _eight_bit(image: Array) -> Array:

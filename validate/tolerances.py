@@ -127,6 +127,13 @@ GOLDEN_LIMITS: Final[dict[str, tuple[float, str]]] = {
 }
 """How far a replay may lie from a bundle's golden vectors, and why; the names are those in goldens.json."""
 
+ORACLE_POINTS: Final[dict[str, float]] = {"fp32": 1.0, "fp16": 1.0, "w8c_afp": 1.0}
+"""Points that the oracle's score may lie below that of PyTorch's pictures: less than one picture of 64, since these
+schemes leave pictures that look the same. Coarser ones change pictures: `ORACLE_POINTS_COARSE`. A score above
+PyTorch's is no loss: a picture on the border can fall to either side."""
+
+ORACLE_POINTS_COARSE: Final = 2.0
+
 LAYER_TOLERANCE: Final = Tolerance(
     85.0,
     "one module, fed with PyTorch's inputs, differs by the order of its sums only: 114 dB and more on the demo; "
@@ -179,6 +186,11 @@ def image_tolerance(target: str, precision: str) -> ImageTolerance:
         if found := IMAGE_TOLERANCES.get((row, coarsest_scheme(precision))):
             return found
     raise _unknown(f"image tolerance on {target} at {precision}")
+
+
+def oracle_points(precision: str) -> float:
+    """Points that the oracle's score may lose at `precision`, the coarsest of the bundle's components."""
+    return ORACLE_POINTS.get(coarsest_scheme(precision), ORACLE_POINTS_COARSE)
 
 
 def coarsest_scheme(precision: str) -> str:

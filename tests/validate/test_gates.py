@@ -277,11 +277,11 @@ def test_the_oracle_compares_scores_on_equal_captions(tmp_path: Path) -> None:
         image = (render(scene, index) / 255).astype(np.float32)
         np.savez(tmp_path / f"picture-{index:03}.npz", trajectory=np.zeros((1, 1)), image=image)
     probes = Probes(tmp_path, oracle_plan(scenes), (64, 64), {})
-    same = check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image), probes, scenes)
+    same = check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image), probes, scenes, "fp16")
     assert same.ok
     assert same.score == same.reference_score == 100.0
-    black = check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image * 0), probes, scenes)
+    black = check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image * 0), probes, scenes, "fp16")
     assert not black.ok
     assert black.score == 0.0
     with pytest.raises(UsageError, match="captions"):
-        check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image), probes, scenes[:3])
+        check_oracle(lambda picture, _: Drawn(picture.trajectory, picture.image), probes, scenes[:3], "fp16")

@@ -63,6 +63,7 @@ def test_any_failed_part_fails_the_report() -> None:
     assert not ParityReport("ort", (good,), dark).ok
     assert not ParityReport("ort", (good,), ImageReport((), IMAGE.tolerance, 20, 4.0)).ok, "no picture was drawn"
     assert not ParityReport("ort", (good,), IMAGE, OracleReport(90.6, 96.9, 64, 1.0)).ok
+    assert ParityReport("ort", (good,), IMAGE, OracleReport(98.4, 96.9, 64, 1.0)).ok, "better is no loss"
     assert not ParityReport("ort", ()).ok, "nothing was compared"
 
 

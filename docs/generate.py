@@ -43,17 +43,17 @@ def commands() -> str:
 
 
 def targets() -> str:
-    """Targets against families: the precisions that a target runs for a family it supports."""
+    """Targets against families and precisions: what a target runs, it runs for each of its families."""
     from diffusette.export.families import FAMILIES
     from diffusette.runtimes.registry import TARGETS, get_target
 
     rows = []
     for name in TARGETS:
         target = get_target(name)
-        runs = ", ".join(target.precisions)
-        supported = [runs if family.name in target.families else "-" for family in FAMILIES]
-        rows.append([f"`{name}`", *supported, target.min_runtime])
-    return table(["target", *(family.title for family in FAMILIES), "needs runtime"], rows)
+        supported = ["yes" if family.name in target.families else "-" for family in reversed(FAMILIES)]
+        rows.append([f"`{name}`", *supported, ", ".join(sorted(target.precisions)), target.min_runtime])
+    families = [family.title.removeprefix("Stable Diffusion ") for family in reversed(FAMILIES)]
+    return table(["target", *(f"SD {name}" for name in families), "precisions", "needs runtime"], rows)
 
 
 def tolerances() -> str:

@@ -72,5 +72,5 @@ def _note(plan: Plan) -> str:
         return "made for and compared with MNN's `memory` at 2 (low): activations are rounded to 8 bits as it runs"
     caution = "made for and compared with MNN's `memory` at 0 (normal)"
     if any(scheme.group for scheme in plan.schemes):
-        return f"{caution}; at 2 (low) MNN misreads groups that cut through a kernel, and draws nonsense"
+        return f"{caution}; at 2 (low) some convolutions gave no result when it was tried"
     return f"{caution}; at 2 (low) MNN rounds activations as well: a picture not compared with PyTorch's"

@@ -52,9 +52,14 @@ def _external_locations(graph: Path) -> list[str]:
     found: set[str] = set()
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+            places = [_text(entry.value) for entry in tensor.external_data if entry.key == "location"]
             found.update(places or [""])  # an external tensor without a place is as wrong as one with a bad one
     return sorted(found)
+
+
+def _text(value: str | bytes) -> str:
+    """protobuf gives bytes where the file holds no UTF-8."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
 def _tensors(message: Any) -> Iterator[Any]:

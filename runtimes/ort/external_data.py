@@ -43,6 +43,8 @@ def data_files(model: Any, file: Path) -> tuple[str, ...]:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         place = {entry.key: entry.value for entry in tensor.external_data}
+        if any(isinstance(value, bytes) for value in place.values()):  # what protobuf gives for bytes that are no UTF-8
+            raise BundleError(f"{file}: the place of weights is no text: {place}", hint="convert the checkpoint again")
         where = f"{file}: weights of {tensor.name!r}"
         name = place.get("location", "")
         if (

@@ -190,6 +190,7 @@ def test_graphs_of_any_bytes(bundle: Bundle, tmp_path: Path) -> None:
     @cases(250)
     @given(content=scratched(file.read_bytes()))
     @example(content=b"")
+    @example(content=file.read_bytes().replace(b"model.onnx_data", b"\xff\xff\xff\xffl.onnx_data"))
     def any_bytes(content: bytes) -> None:
         file.write_bytes(content)
         answer(lambda: stray_weights(bundle.path, ("unet/model.onnx",)), bundle.path)

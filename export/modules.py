@@ -7,7 +7,7 @@ static: (height, width) in pixels decides them. This module imports torch only i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..pipeline.artifacts import ComponentSource, TensorSpec
 from ..pipeline.errors import CheckpointError
@@ -118,7 +118,10 @@ def _materialise_buffers(module: nn.Module, construct: Any) -> None:
 
 
 def wrap(source: ComponentSource, module: Any) -> nn.Module:
-    """Wrap `module` (from `build`) so that it takes and returns plain tensors; it is the attribute `m`."""
+    """Wrap `module` (from `build`) so that it takes and returns plain tensors; it is the attribute `m`.
+
+    `input_names` of the result says which tensors it takes, in order.
+    """
     from torch import nn
 
     class TextEncoder(nn.Module):
@@ -190,7 +193,9 @@ def wrap(source: ComponentSource, module: Any) -> nn.Module:
         "vae_decoder": VaeDecoder,
         "vae_encoder": VaeEncoder,
     }
-    return wrappers[source.component]().eval()
+    wrapped: Any = wrappers[source.component]().eval()
+    wrapped.input_names = tuple(names)
+    return cast("nn.Module", wrapped)
 
 
 def _end_of_text(input_ids: Tensor, eos_id: int) -> Tensor:

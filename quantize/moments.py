@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .samples import Feeds
 
@@ -36,15 +36,13 @@ def weighted_modules(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def run_once(wrapped: nn.Module, feeds: Feeds) -> Tensor:
-    """Run a wrapped component (`export.modules.wrap`) on one sample's feeds, in the order of its parameters."""
-    import inspect
-
+    """Run a wrapped component (`export.modules.wrap`) on one sample's feeds; several outputs come as one, flat."""
     import numpy as np
     import torch
 
-    names = inspect.signature(wrapped.forward).parameters
-    result: Tensor = wrapped(*(torch.from_numpy(np.array(feeds[name])) for name in names))
-    return result
+    names = cast("tuple[str, ...]", wrapped.input_names)
+    result: Tensor | tuple[Tensor, ...] = wrapped(*(torch.from_numpy(np.array(feeds[name])) for name in names))
+    return torch.cat([part.flatten() for part in result]) if isinstance(result, tuple) else result
 
 
 @contextmanager

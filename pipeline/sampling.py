@@ -81,8 +81,13 @@ def conditioning_entry(checkpoint: Checkpoint) -> ConditioningEntry:
 
 
 def noted(model: TargetModel, checkpoint: Checkpoint) -> TargetModel:
-    """`model` with what its configuration warns of."""
+    """`model` with what its configuration warns of.
+
+    diffusers writes `force_upcast: true` into every autoencoder, and only its pipeline for SDXL reads it: the VAEs of
+    SD 1.x and 2.x are known to work in float16.
+    """
     source = checkpoint.components[model.component]
-    if model.component.startswith("vae_") and source.config.get("force_upcast") is True:
+    is_marked = checkpoint.family == "sdxl" and source.config.get("force_upcast") is True
+    if model.component.startswith("vae_") and is_marked:
         return replace(model, notes=(*model.notes, UPCAST_NOTE))
     return model

@@ -103,11 +103,13 @@ def test_configs_of_any_content(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("component", "part"), [("unet", "unet"), ("vae_decoder", "vae"), ("text_encoder",) * 2])
-def test_configs_that_no_network_can_be_built_from(component: str, part: str, folder: Path) -> None:
+def test_configs_that_no_network_can_be_built_from(
+    component: str, part: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """diffusers, transformers and torch build the network; what they trip over is the file's fault, not a bug."""
     from diffusette.export import modules
 
-    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it warns of every key that it does not know
+    caplog.set_level(logging.ERROR, logger="diffusers")  # it warns of every key that it does not know
     file = folder / part / "config.json"
     whole = file.read_bytes()
 

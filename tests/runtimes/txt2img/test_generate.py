@@ -174,6 +174,7 @@ def test_a_prompt_that_is_cut_gives_the_pipelines_warning(
     models: TextToImage, pipeline: StableDiffusionPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("diffusers")
+    caplog.set_level(logging.WARNING, logger="diffusers")  # whatever other tests have set
     logger.addHandler(caplog.handler)
     try:
         reference(pipeline, "ddim", 1, prompt=LONG, guidance_scale=1.0)

@@ -30,7 +30,7 @@ def listen_to_ctrl_c() -> None:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, but for what ONNX Runtime itself does not write alike every time.
 
-    That is its `.ort` files: seen once in some dozens of conversions, the same tables in another order, 8 of 164,960
+    That is its `.ort` files: seen once, the same tables in another order, 8 of 164,960
     bytes longer (docs/robustness.md). They are there, and the manifest is compared without their sizes and hashes.
     """
     found = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,10 @@ def profile(
     runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs a component, after one to warm up.")] = 5,
     threads: Threads = 2,
     versus: Annotated[str | None, typer.Option("--vs", help="torch: run PyTorch eager between the runs.")] = None,
+    ops: Annotated[bool, typer.Option("--ops", help="Also time every operation of the runtime's graph.")] = False,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="The checkpoint, for --vs torch. [default: where it was converted]"),
+        typer.Option("--reference", help="The checkpoint, for --vs torch and --ops. [default: where it was converted]"),
     ] = None,
     form: Annotated[str | None, typer.Option("--form", help="Another form of the models, such as ort.")] = None,
     as_json: Json = False,
@@ -26,20 +28,27 @@ def profile(
     """Measure each component of BUNDLE in a process of its own: latency, load time, peak memory, size on disk."""
     from ..pipeline.bundle import open_bundle
     from ..pipeline.measure import busy, measure_bundle
+    from ..pipeline.measure_ops import profile_ops
     from .report import show_profile
     from .terminal import TerminalProgress, print_json, warn
 
     if versus not in (None, "torch"):
         raise UsageError(f"--vs {versus!r} is not known", hint="--vs torch")
+    opened, progress = open_bundle(bundle), TerminalProgress()
     report = measure_bundle(
-        open_bundle(bundle),
+        opened,
         runs=runs,
         threads=threads,
         versus_torch=versus == "torch",
         reference=reference,
         form=form,
-        progress=TerminalProgress(),
+        progress=progress,
     )
+    if ops:
+        report = replace(
+            report,
+            ops=profile_ops(opened, runs=runs, threads=threads, reference=reference, form=form, progress=progress),
+        )
     if (load := busy()) is not None:
         warn(f"the machine was busy with other work (load {load:.1f}): trust ratios more than milliseconds")
     if as_json:

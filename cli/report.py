@@ -97,10 +97,17 @@ def show_parity(report: ParityReport) -> None:
 
 
 def show_profile(report: ProfileReport) -> None:
-    """The table; its caption says how it was measured."""
+    """The table; its caption says how it was measured. With operations, a table a component."""
     from ..validate.latency import profile_table
+    from ..validate.op_profile import OPS_METHOD, ops_table
 
-    stdout().print(profile_table(report))
+    console = stdout()
+    console.print(profile_table(report))
+    for profile in report.ops:
+        console.print()
+        console.print(ops_table(profile))
+    if report.ops:
+        console.print(f"{OPS_METHOD}.", markup=False, style="dim")
 
 
 def show_comparison(found: Comparison) -> None:

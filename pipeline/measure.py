@@ -22,7 +22,7 @@ from .sessions import opener
 
 if TYPE_CHECKING:
     from ..runtimes.protocol import Array, Feeds, Session
-    from .artifacts import Checkpoint
+    from .artifacts import Checkpoint, TensorSpec
 
 QUICK_RUNS = 5
 TORCH = "diffusette.validate.reference:open_reference"
@@ -118,15 +118,19 @@ def _torch(checkpoint: Checkpoint, name: str, bundle: Bundle, threads: int) -> C
 
 
 def _feeds(bundle: Bundle, session: Session) -> Feeds:
-    """Feeds of the right kind for any session: time depends on shapes, not on values, in these models."""
+    return random_feeds(bundle, session.inputs)
+
+
+def random_feeds(bundle: Bundle, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Feeds of the right kind for any model: time depends on shapes, not on values, in these models."""
     rng = np.random.default_rng(0)
     canonical: dict[str, Array] = {"timestep": np.array(500.0, np.float32)}
-    for spec in session.inputs:
+    for spec in inputs:
         if spec.dtype.startswith("int"):
             canonical[spec.name] = np.full(spec.shape, bundle.manifest.tokenizer.eos_id, spec.dtype)
         elif spec.name not in ("timestep", "timestep_embedding"):
             canonical[spec.name] = rng.standard_normal(spec.shape).astype(spec.dtype)
-    return native_feeds(canonical, session.inputs, bundle.manifest.time_embedding.model_dump())
+    return native_feeds(canonical, inputs, bundle.manifest.time_embedding.model_dump())
 
 
 def busy() -> float | None:

@@ -18,6 +18,7 @@ import numpy as np
 from ..pipeline.errors import UsageError
 from ..runtimes.protocol import Feeds, Session
 from .memory import DEFINITION, Memory
+from .op_profile import OPS_METHOD, OpProfile
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,6 +94,7 @@ class ProfileReport:
     target: str
     components: tuple[ComponentProfile, ...]
     machine: str  # processor and cores, for people
+    ops: tuple[OpProfile, ...] = ()
 
     @property
     def method(self) -> str:
@@ -100,13 +102,16 @@ class ProfileReport:
         return f"{METHOD}; {TURNS}" if any(profile.torch for profile in self.components) else METHOD
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        facts: dict[str, Any] = {
             "target": self.target,
             "machine": self.machine,
             "components": {profile.component: profile.to_json() for profile in self.components},
             "method": self.method,
             "memory_definition": DEFINITION,
         }
+        if self.ops:
+            facts |= {"ops": {profile.component: profile.to_json() for profile in self.ops}, "ops_method": OPS_METHOD}
+        return facts
 
 
 def profile_component(

@@ -16,8 +16,8 @@ from .mnn_file import MnnFile
 
 # MNN::Interpreter::HintMode WINOGRAD_MEMORY_LEVEL, and its value for "no Winograd". The default costs 45 dB on 3x3
 # convolutions and 6 GB in an SD1.5 UNet, for a tenth of the time; MNN's own diffusion demo ships with 0 as well.
-_WINOGRAD_MEMORY_LEVEL: Final = 3
-_NO_WINOGRAD: Final = 0
+WINOGRAD_MEMORY_LEVEL: Final = 3
+NO_WINOGRAD: Final = 0
 # MNN::BackendConfig MemoryMode and PowerMode. Names are accepted too, and silently ignored. With memory low, MNN keeps
 # integer weights as they are and rounds activations to 8 bits; otherwise it widens the weights when it loads.
 _NORMAL: Final = 0
@@ -92,15 +92,20 @@ def _load(file: MnnFile, session: MnnSession, threads: int, rounded: bool) -> tu
     return runtime, load_part(file, inputs, outputs, runtime)
 
 
+def memory_mode(*, rounded: bool) -> int:
+    """MNN's memory mode with which it rounds activations to 8 bits, or does not."""
+    return _LOW if rounded else _NORMAL
+
+
 def new_runtime(threads: int, *, rounded: bool = False) -> Any:
     """MNN's runtime on the CPU, in float32 and without Winograd; `rounded`: activations of 8 bits."""
     import MNN.nn
 
     # Documented as a tuple of dicts, one a backend; a bare dict is taken for an empty configuration.
     backend = {"backend": "CPU", "numThread": threads, "precision": "high", "power": _NORMAL}
-    backend["memory"] = _LOW if rounded else _NORMAL
+    backend["memory"] = memory_mode(rounded=rounded)
     runtime = MNN.nn.create_runtime_manager((backend,))
-    runtime.set_hint(_WINOGRAD_MEMORY_LEVEL, _NO_WINOGRAD)
+    runtime.set_hint(WINOGRAD_MEMORY_LEVEL, NO_WINOGRAD)
     return runtime
 
 

@@ -10,7 +10,8 @@ from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
 from ...pipeline.errors import MissingTool, UnsupportedPrecision
 from ...quantize.plan import Plan
 from ..checks import refuse_schemes
-from ..protocol import Session
+from ..op_times import OpTimes
+from ..protocol import Feeds, Session
 from ..taps import Wiring
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ class MnnTarget:
         from .taps import read_wiring
 
         return read_wiring(model, onnx_graph(source, size, run))
+
+    def time_ops(self, model: TargetModel, feeds: Feeds, *, threads: int, runs: int) -> OpTimes:
+        from .op_times import time_ops
+
+        self.require()
+        return time_ops(model, feeds, threads=threads, runs=runs)
 
     def open_taps(self, model: TargetModel, *, threads: int) -> MnnTaps:
         from .taps import MnnTaps

@@ -12,6 +12,8 @@ from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
 from ..checks import refuse_schemes
+from ..op_times import OpTimes
+from ..protocol import Feeds
 from ..taps import Wiring
 from . import pnnx
 from .session import NcnnSession
@@ -58,6 +60,11 @@ class NcnnTarget:
 
     def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
         return read_wiring(model, run(trace_of(source, size)))
+
+    def time_ops(self, model: TargetModel, feeds: Feeds, *, threads: int, runs: int) -> OpTimes:
+        from .op_times import time_ops
+
+        return time_ops(model, feeds, threads=threads, runs=runs)
 
     def open_taps(self, model: TargetModel, *, threads: int) -> NcnnTaps:
         return NcnnTaps(model, threads)

@@ -37,11 +37,12 @@ def onnx_file(model: TargetModel) -> Path:
 def read_wiring(model: TargetModel) -> Wiring:
     """Nodes carry the module that they came from as metadata, from the export on."""
     graph = read_graph(onnx_file(model)).graph
-    nodes = tuple(Node(node.op_type, _module(node), tuple(node.input), tuple(node.output)) for node in graph.node)
+    nodes = tuple(Node(node.op_type, module_of(node), tuple(node.input), tuple(node.output)) for node in graph.node)
     return Wiring(nodes, boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name))
 
 
-def _module(node: Any) -> str:
+def module_of(node: Any) -> str:
+    """PyTorch's path of the module that an ONNX node came from, empty where it came from none."""
     return next((entry.value for entry in node.metadata_props if entry.key == "module"), "")
 
 

@@ -14,7 +14,8 @@ from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
 from ..checks import refuse_schemes
-from ..protocol import Session
+from ..op_times import OpTimes
+from ..protocol import Feeds, Session
 from ..taps import Wiring
 from .build import FORMS, BuildOrt
 from .build_coded import BuildCoded
@@ -82,6 +83,11 @@ class OrtTarget:
 
     def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
         return read_wiring(model)
+
+    def time_ops(self, model: TargetModel, feeds: Feeds, *, threads: int, runs: int) -> OpTimes:
+        from .op_times import time_ops
+
+        return time_ops(model, feeds, threads=threads, runs=runs)
 
     def open_taps(self, model: TargetModel, *, threads: int) -> OrtTaps:
         return OrtTaps(model, threads)

@@ -54,8 +54,12 @@ def test_validate_passes_and_says_by_how_much(command: Command, converted: Path,
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_profile_measures_every_component_next_to_torch(command: Command, converted: Path, target: str) -> None:
-    answer = command("profile", converted / target, "--runs", 2, "--vs", "torch", "--json")
+    answer = command("profile", converted / target, "--runs", 2, "--vs", "torch", "--ops", "--json")
     assert answer.code == 0, answer.err
+    assert set(answer.json["ops"]) == COMPONENTS
+    for part in answer.json["ops"].values():
+        assert sum(kind["share"] for kind in part["kinds"]) == pytest.approx(1, abs=0.01)
+        assert any(op["module"] for op in part["slowest"]), "the checkpoint is known here"
     assert set(answer.json["components"]) == COMPONENTS
     for part in answer.json["components"].values():
         assert part["median_ms"] > 0

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 VOCABULARY: Final = 49408
 SPECIAL_IDS: Final = {"<|startoftext|>": VOCABULARY - 2, "<|endoftext|>": VOCABULARY - 1}
-_STORED: Final = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_STORED: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 # The configs as the models' authors published them; what they leave out is the default of the class.
 _UNET: Final[dict[str, Any]] = {
@@ -177,7 +177,9 @@ def write_folder(shapes: Mapping[str, Any], folder: Path, dtype: str, seed: int)
         (module.config.save_pretrained if encodes else module.save_config)(folder / name)
         stem = "model" if encodes else "diffusion_pytorch_model"
         tensors = dict(module.named_parameters())
-        count = write_weights(folder / name / f"{stem}.safetensors", tensors, dtype, np.random.default_rng([seed, number]))
+        count = write_weights(
+            folder / name / f"{stem}.safetensors", tensors, dtype, np.random.default_rng([seed, number])
+        )
         print(f"{name}: {count / 1e6:.1f}M parameters")
         index[name] = ["transformers" if encodes else "diffusers", type(module).__name__]
         if encodes:
@@ -197,7 +199,8 @@ def write_folder(shapes: Mapping[str, Any], folder: Path, dtype: str, seed: int)
 def write_file(shapes: Mapping[str, Any], file: Path, dtype: str, seed: int) -> None:
     """Write one file with the key names of the original code, which the tests spell out."""
     spec = importlib.util.spec_from_file_location("ldm", Path(__file__).parents[1] / "tests" / "ldm.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     names = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(names)
     tensors = names.ldm_tensors(SimpleNamespace(**build_modules(shapes)))
@@ -223,7 +226,7 @@ def write_weights(file: Path, tensors: Mapping[str, Any], dtype: str, random: np
     with file.open("xb") as stream:
         stream.write(len(raw).to_bytes(8, "little") + raw)
         for name in shapes:
-            values = whole[name].astype("<i8") if name in whole else draw(name, shapes, random).astype(stored)
+            values = whole[name] if name in whole else draw(name, shapes, random).astype(stored)
             stream.write(values.tobytes())
     return sum(map(math.prod, shapes.values()))
 

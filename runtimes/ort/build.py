@@ -22,15 +22,15 @@ class BuildOrt:
     """`<component>/model.onnx` with a free batch and `model.onnx_data` beside it; `<component>/model.ort`.
 
     The `.ort` form keeps the batch of 1, so that a phone can plan its memory ahead. Weights are copied as a file:
-    no tensor is read, except by ONNX Runtime itself while it writes the `.ort` form. A model too large for `.ort`
-    has `.onnx`, whatever `forms` says, and a note.
+    no tensor is read, except by ONNX Runtime itself while it writes the `.ort` form of float32. A model too large for
+    `.ort` has `.onnx`, whatever `forms` says, and a note.
     """
 
     onnx: OnnxModel
     forms: tuple[str, ...] = FORMS  # the first that exists is what a session loads
 
     name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime")
     output: ClassVar[type] = TargetModel
 

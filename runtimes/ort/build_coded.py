@@ -40,7 +40,7 @@ class BuildCoded:
     forms: tuple[str, ...] = FORMS
 
     name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime", "numpy")
     output: ClassVar[type] = TargetModel
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from ...pipeline.disk import mebibytes
 from ...pipeline.errors import ModelError
+from .loose_weights import put_weights_back, take_weights_out
 from .ort_file import put_in_order
 from .session import first_line, ort_errors
 
@@ -38,9 +39,17 @@ def write_ort(onnx_file: Path, folder: Path, weight_bytes: int) -> tuple[str, ..
     Raises:
         ModelError: ONNX Runtime cannot save the model, or its file has not the size of its weights.
     """
+    import onnx
     import onnxruntime
 
+    from .external_data import read_graph
+
     target, unordered = folder / ORT_FILE, folder / "unordered.ort"
+    model = read_graph(onnx_file)
+    weights = take_weights_out(model)
+    if weights:
+        hollow = folder / "hollow.onnx"
+        onnx.save(model, str(hollow))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -50,12 +59,18 @@ def write_ort(onnx_file: Path, folder: Path, weight_bytes: int) -> tuple[str, ..
     options.enable_cpu_mem_arena = False
     try:
         onnxruntime.InferenceSession(
-            str(onnx_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+            str(hollow if weights else onnx_file),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_DISABLED,
         )
     except ort_errors() as error:
         raise ModelError(f"{onnx_file}: ONNX Runtime cannot save it as {ORT_FILE}: {first_line(error)}") from None
     put_in_order(unordered, target)
     unordered.unlink()
+    if weights:
+        hollow.unlink()
+        put_weights_back(target, weights, onnx_file.parent)
     size = target.stat().st_size
     # Beside the weights stand nodes and names, seen to take twice the bytes that they take in the .onnx file.
     if not 0 <= size - weight_bytes <= 4 * onnx_file.stat().st_size:

@@ -50,7 +50,7 @@ def put_in_order(source: Path, target: Path) -> None:
             raise ModelError(f"{target}: its kernels were not written as they were read", hint="report this as a bug")
 
 
-def _schema(table: str) -> Any:
+def schema(table: str) -> Any:
     """A class of the schema, as the flatbuffers compiler made it for onnxruntime's tools."""
     from importlib import import_module
 
@@ -61,7 +61,7 @@ def _schema(table: str) -> Any:
 
 def _read(content: Any) -> tuple[bytes, Kernels, int]:
     """ORT's format version, the kernels, and where the model begins."""
-    root = _schema("InferenceSession").InferenceSession.GetRootAs(content, 0)
+    root = schema("InferenceSession").InferenceSession.GetRootAs(content, 0)
     resolver = root.KernelTypeStrResolver()
     kernels: Kernels = {}
     for place in range(resolver.OpKernelTypeStrArgsLength()):
@@ -78,10 +78,10 @@ def _front(version: bytes, kernels: Kernels, model: int) -> bytes:
     """Root and kernels as a flatbuffer, in which the root's child lies at the byte `model` of the file."""
     import flatbuffers
 
-    session, resolver = _schema("InferenceSession"), _schema("KernelTypeStrResolver")
+    session, resolver = schema("InferenceSession"), schema("KernelTypeStrResolver")
     builder = flatbuffers.Builder(4096)
     entries = [_entry(builder, operator, kernels[operator]) for operator in sorted(kernels)]
-    listed = _vector(builder, entries)
+    listed = offset_vector(builder, entries)
     resolver.Start(builder)
     resolver.AddOpKernelTypeStrArgs(builder, listed)
     resolved = resolver.End(builder)
@@ -101,8 +101,8 @@ def _front(version: bytes, kernels: Kernels, model: int) -> bytes:
 
 
 def _entry(builder: Any, operator: bytes, types: dict[bytes, list[tuple[int, int]]]) -> int:
-    entry, kind = _schema("OpIdKernelTypeStrArgsEntry"), _schema("KernelTypeStrArgsEntry")
-    argument = _schema("ArgTypeAndIndex")
+    entry, kind = schema("OpIdKernelTypeStrArgsEntry"), schema("KernelTypeStrArgsEntry")
+    argument = schema("ArgTypeAndIndex")
     kinds = []
     for name in sorted(types):
         arguments = []
@@ -111,19 +111,20 @@ def _entry(builder: Any, operator: bytes, types: dict[bytes, list[tuple[int, int
             argument.AddArgType(builder, arg_type)
             argument.AddIndex(builder, index)
             arguments.append(argument.End(builder))
-        listed, named = _vector(builder, arguments), builder.CreateSharedString(name)
+        listed, named = offset_vector(builder, arguments), builder.CreateSharedString(name)
         kind.Start(builder)
         kind.AddKernelTypeStr(builder, named)
         kind.AddArgs(builder, listed)
         kinds.append(kind.End(builder))
-    listed, named = _vector(builder, kinds), builder.CreateSharedString(operator)
+    listed, named = offset_vector(builder, kinds), builder.CreateSharedString(operator)
     entry.Start(builder)
     entry.AddOpId(builder, named)
     entry.AddKernelTypeStrArgs(builder, listed)
     return int(entry.End(builder))
 
 
-def _vector(builder: Any, tables: list[int]) -> int:
+def offset_vector(builder: Any, tables: list[int]) -> int:
+    """A vector of what lies at the offsets `tables` of `builder`."""
     builder.StartVector(4, len(tables), 4)
     for table in reversed(tables):
         builder.PrependUOffsetTRelative(table)

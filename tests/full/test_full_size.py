@@ -42,7 +42,7 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if ready:
         return Path(ready)
     folder = tmp_path_factory.mktemp("sd15") / "sd15"
-    subprocess.run([sys.executable, "-P", ROOT / "benchmarks" / "make_sd15.py", folder], check=True)
+    subprocess.run([sys.executable, "-P", ROOT / "benchmarks" / "make_checkpoint.py", "sd15", folder], check=True)
     return folder
 
 

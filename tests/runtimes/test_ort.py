@@ -15,9 +15,12 @@ from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.pipeline.errors import BundleError, CheckpointError, FeedError, ModelError, RecipeError, ToolCrashed
 from diffusette.runtimes.ort import mobile, session
 from diffusette.runtimes.ort.build import BuildOrt
+from diffusette.runtimes.ort.loose_weights import put_weights_back, take_weights_out
 from diffusette.runtimes.ort.optimum_layout import layout_files, write_layout
+from diffusette.runtimes.ort.ort_file import schema
 from diffusette.runtimes.ort.session import OrtSession
 from diffusette.runtimes.ort.target import OrtTarget
+from onnx import TensorProto
 
 from .workshop import SIZE, Array, Workshop, snr_db
 
@@ -156,8 +159,47 @@ def test_a_model_too_large_for_the_ort_form_keeps_onnx_and_says_so(
 
 def test_a_widened_ort_form_is_an_error(shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mobile, "_DISABLED", [])
+    monkeypatch.setattr(mobile, "take_weights_out", lambda model: ())  # what is no constant cannot be folded
     with pytest.raises(ModelError, match="precision changed"):
         BuildOrt(shop.canonical("text_encoder", "fp16")).run(tmp_path)
+
+
+def test_a_file_written_without_its_weights_is_the_one_that_onnx_runtime_writes_with_them(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = built(shop, "text_encoder", "fp16", "ort")
+    monkeypatch.setattr(mobile, "take_weights_out", lambda model: ())
+    theirs = BuildOrt(shop.canonical("text_encoder", "fp16"), ("ort",)).run(tmp_path)
+    assert parts(own.folder / own.files[0]) == parts(theirs.folder / theirs.files[0])
+
+
+def parts(ort_file: Path) -> tuple[object, ...]:
+    """Nodes in their order, initializers by name, inputs and outputs of a `.ort` file."""
+    graph = schema("InferenceSession").InferenceSession.GetRootAs(ort_file.read_bytes(), 0).Model().Graph()
+    nodes = [graph.Nodes(place) for place in range(graph.NodesLength())]
+    tensors = [graph.Initializers(place) for place in range(graph.InitializersLength())]
+    return (
+        [
+            (n.OpType(), n.Name(), *map(n.Inputs, range(n.InputsLength())), *map(n.Outputs, range(n.OutputsLength())))
+            for n in nodes
+        ],
+        {t.Name(): (t.DataType(), t.DimsAsNumpy().tolist(), t.RawDataAsNumpy().tobytes()) for t in tensors},
+        [graph.Inputs(place) for place in range(graph.InputsLength())],
+        [graph.Outputs(place) for place in range(graph.OutputsLength())],
+    )
+
+
+def test_a_hollow_graph_holds_no_large_weight_and_its_file_refuses_others(shop: Workshop, tmp_path: Path) -> None:
+    source = shop.canonical("text_encoder", "fp16")
+    model = session.read_graph(source.file)
+    weights = take_weights_out(model)
+    assert sum(weight.bytes for weight in weights) > 0.95 * (source.folder / weights[0].file).stat().st_size
+    left = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    assert {tensor.data_type for tensor in left} <= {TensorProto.FLOAT}  # biases and norms
+    other = dataclasses.replace(weights[0], name="another")
+    file = Path(shutil.copy(built(shop, "text_encoder", "fp16").folder / "text_encoder" / "model.ort", tmp_path))
+    with pytest.raises(ModelError, match="dropped a weight"):
+        put_weights_back(file, [other], source.folder)
 
 
 def test_the_form_named_first_is_the_one_that_is_loaded(shop: Workshop, tmp_path: Path) -> None:

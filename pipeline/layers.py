@@ -71,7 +71,7 @@ def look_into(
     (probe,) = islice(probes.read(source.component), number, number + 1)
     inputs = native_feeds(probe.feeds, model.inputs, time_embedding)
     taps = taps_of(wiring, found.points)
-    segments = segments_of(wiring, taps, inputs)
+    segments = segments_of(wiring, taps, inputs, _rounding(source, plan))
     rounded = model.precision != "fp32"
     chunks = chunks_of(segments, MOST_RUNS // (1 + wiring.turns * (2 if rounded else 1)))
     at = {tensor: point.index for tensor, point in taps.items()}
@@ -111,6 +111,15 @@ def look_into(
                     file.unlink()
                 (folder / name).rmdir()
     return _report(report, labels[number], layers, _ranges(found, peaks, labels), runs, peak)
+
+
+def _rounding(source: ComponentSource, plan: Plan) -> frozenset[str]:
+    """The modules that round what they read to 8 bits."""
+    from ..export.weights import Weights
+
+    weights = Weights(source)
+    rounded = [name for name in weights.names() if plan.scheme(name, weights.spec(name)[1]).activation_bits == 8]
+    return frozenset(name.rpartition(".")[0] for name in rounded)
 
 
 def _groups(chunks: Sequence[Sequence[Segment]], at: Mapping[str, int], found: Points) -> list[tuple[int, int]]:

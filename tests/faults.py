@@ -1,7 +1,8 @@
 """Faults planted in built models: what a converter, a copy or an update of a runtime might do to one module.
 
 Weights are found in a model's files by their bytes, so one way of planting serves all targets: in any of their
-layouts a parameter is there as float16 or float32, as PyTorch has it or transposed.
+layouts a float parameter is there as float16 or float32, as PyTorch has it or transposed; and codes are in one of a few
+packings, with their scales elsewhere.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from diffusette.pipeline.artifacts import ComponentSource, TargetModel
-from diffusette.quantize.plan import Plan
+from diffusette.pipeline.artifacts import TargetModel
+from diffusette.quantize.codes import Codes
 from diffusette.quantize.quantized import StoredWeights
 from diffusette.runtimes.mnn.mnn_file import MnnFile, _slot
+from diffusette.runtimes.ncnn.codes import unit
+from diffusette.runtimes.nibbles import pack_nibbles
+from diffusette.runtimes.ort.packing import _in_pairs
 from diffusette.runtimes.taps import Wiring
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Form = Callable[[Array, Codes], Array]  # codes or scales -> as a runtime stores them
 WRONG_EPSILON: Final = 0.05
 _LAYER_NORM: Final = 603  # MNN's OpType, of group normalisation too
 _EPSILON_FIELD: Final = 1  # MNN's schema, table LayerNorm
@@ -80,17 +86,48 @@ EDITS: Final[dict[str, tuple[str, Callable[[Array], Array]]]] = {
     "fp16 overflow": ("weight", overflowed),
     "rotated heads": ("weight", rotated_heads),
 }
-"""Kind -> the parameter, and what becomes of it. Further kinds: "wrong epsilon", and "swapped q and k"."""
+"""Kind -> the parameter, and what becomes of it. Further kinds: "wrong epsilon", "swapped q and k", and `CODED`."""
 
 
-def plant(fault: Fault, model: TargetModel, source: ComponentSource, wiring: Wiring) -> None:
-    """Damage the files of `model` in place.
+def one_scale_lost(scales: Array) -> Array:
+    """The scales of one output channel that is in the middle are gone: one."""
+    damaged = scales.copy()
+    damaged[len(scales) // 2] = 1
+    return damaged
+
+
+def swapped_scales(scales: Array) -> Array:
+    """The scales of the first two groups of every channel change places; of the first two channels with one each."""
+    damaged = scales.copy()
+    if scales.shape[1] > 1:
+        damaged[:, :2] = scales[:, 1::-1]
+    else:
+        damaged[:2] = scales[1::-1]
+    return damaged
+
+
+def shifted_index(values: Array, bits: int) -> Array:
+    """Every code is the next one in the codebook, and the last is the first."""
+    half = 2 ** (bits - 1)
+    return ((values.astype(np.int16) + 1 + half) % (2 * half) - half).astype(np.int8)
+
+
+def wrong_zero_point(values: Array, bits: int) -> Array:
+    """Every code counts from another zero, one lower, as far as there are codes."""
+    return np.maximum(values, 1 - 2 ** (bits - 1)) - np.int8(1)
+
+
+CODED: Final = ("one scale lost", "swapped scales", "shifted index", "wrong zero point")
+"""Kinds of faults in weights that are stored as integers."""
+
+
+def plant(fault: Fault, model: TargetModel, stored: StoredWeights, wiring: Wiring) -> None:
+    """Damage the files of `model`, which hold the weights `stored`, in place.
 
     Raises:
         LookupError: the fault has no place in them.
     """
     files = [model.folder / file for file in model.files]
-    stored = StoredWeights(source, Plan("fp16"), None)
     if fault.kind == "wrong epsilon":
         _change_epsilon(model, files, fault.module, stored, wiring)
     elif fault.kind == "swapped q and k":
@@ -98,10 +135,56 @@ def plant(fault: Fault, model: TargetModel, source: ComponentSource, wiring: Wir
         of_query, of_key = _places(files, query), _places(files, key)
         _write(files, of_query, key)
         _write(files, of_key, query)
+    elif fault.kind in CODED:
+        name = f"{fault.module}.weight"
+        _damage_codes(files, fault.kind, stored.codes(name), stored.scheme(name).weight_bits)
     else:
         leaf, edit = EDITS[fault.kind]
         value = stored.read(f"{fault.module}.{leaf}")
         _write(files, _places(files, value), edit(value))
+
+
+def _damage_codes(files: list[Path], kind: str, codes: Codes, bits: int) -> None:
+    """Change codes or scales wherever they lie, in each of the forms that a runtime stores them in."""
+    whole: Array
+    forms: tuple[Form, ...]
+    edit: Callable[[Array], Array]
+    if kind in ("one scale lost", "swapped scales"):
+        whole, forms = codes.scales, _SCALE_FORMS
+        edit = one_scale_lost if kind == "one scale lost" else swapped_scales
+    else:
+        whole, forms = codes.values, _CODE_FORMS[bits]
+        edit = partial(shifted_index if kind == "shifted index" else wrong_zero_point, bits=bits)
+    found = 0
+    for form in forms:
+        old, new = (np.ascontiguousarray(form(value, codes)).tobytes() for value in (whole, edit(whole)))
+        for file in files:
+            content = file.read_bytes()
+            if (count := content.count(old)) and old != new:
+                file.write_bytes(content.replace(old, new))
+                found += count
+    if not found:
+        raise LookupError(f"codes of shape {codes.values.shape} are in none of {[file.name for file in files]}")
+
+
+_SCALE_FORMS: Final[tuple[Form, ...]] = (
+    lambda scales, _: scales,
+    lambda scales, _: scales.T,  # ort, where the graph takes the weight transposed
+    lambda scales, codes: scales / unit(codes),  # ncnn, beside a codebook
+)
+_CODE_FORMS: Final[dict[int, tuple[Form, ...]]] = {
+    8: (
+        lambda values, _: values,  # ort, ncnn
+        lambda values, _: values.T,  # ort
+        lambda values, _: values.view(np.uint8) ^ 0x80,  # mnn, and ncnn's codebooks
+    ),
+    4: (
+        lambda values, _: _in_pairs(values.reshape(-1)),  # ort
+        lambda values, _: _in_pairs(values.T.reshape(-1)),  # ort
+        lambda values, codes: pack_nibbles(Codes(values, codes.scales)),  # ncnn
+        lambda values, _: _in_pairs(values.reshape(-1, 2)[:, ::-1].reshape(-1)),  # mnn: the first in the high half
+    ),
+}
 
 
 Place = tuple[int, int, np.dtype[Any], bool]  # file, byte, dtype, transposed

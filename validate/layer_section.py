@@ -38,6 +38,7 @@ def layer_section(facts: Facts, target: str, beside: Mapping[str, Sequence[Facts
     first = facts["first_bad"]
     bad = _name(first) if first else ""
     ratios = [ratio for ratio in _RATIOS if any(layer.get(ratio[0]) is not None for layer in layers)]
+    culprit = next((each for each in layers if _name(each) == bad and not each.get("ok", True)), None)
     worst = sorted(layers, key=_harm)[:MOST]
     said = f"The first module that computes something else than PyTorch does: {bad}." if bad else ""
     return {
@@ -45,7 +46,7 @@ def layer_section(facts: Facts, target: str, beside: Mapping[str, Sequence[Facts
         "more": f"Below, the {len(worst)} that add most error.",
         "bad": bool(bad),
         "top": TOP_DB,
-        "worst": [_card(layer, first, _name(layer) == bad, ratios) for layer in worst],
+        "worst": [_card(layer, first, layer is culprit, ratios) for layer in worst],
         "count": len(layers),
         "open": len(layers) <= OPEN,
         "map": _map(layers, target, ratios, beside),
@@ -69,14 +70,23 @@ def _map(
             ],
         }
     key = ratios[0][0]
-    columns = {label: {_name(layer): layer.get(key) for layer in found} for label, found in beside.items()}
-    names = dict.fromkeys([*map(_name, layers), *(name for column in columns.values() for name in column)])
-    columns = {target: {_name(layer): layer.get(key) for layer in layers}, **columns}
+    columns = {label: _least(found, key) for label, found in {target: layers, **beside}.items()}
+    names = dict.fromkeys(name for column in columns.values() for name in column)
     return {
         "words": f"signal over error of every module ({ratios[0][2]}) on {', '.join(columns)}, in dB",
         "columns": list(columns),
         "rows": [{"module": name, "cells": [_cell(column.get(name)) for column in columns.values()]} for name in names],
     }
+
+
+def _least(layers: Sequence[Facts], key: str) -> dict[str, float | None]:
+    """Module -> ratio, of several tensors of one module the lowest."""
+    found: dict[str, float | None] = {}
+    for layer in layers:
+        name, value = _name(layer), layer.get(key)
+        before = found.get(name)
+        found[name] = value if before is None else before if value is None else min(before, value)
+    return found
 
 
 def _name(layer: Facts) -> str:
@@ -85,12 +95,11 @@ def _name(layer: Facts) -> str:
 
 
 def _harm(layer: Facts) -> tuple[bool, float]:
-    """Sorts wrong modules first, then by what they add: their own error, or what their bits cost."""
+    """Sorts wrong modules first, as they run; then the others by what their bits cost, or by their own error."""
+    if not layer.get("ok", True):
+        return False, 0.0
     found = [layer.get(key) for key in ("lost_db", "snr_db")]
-    ratio = next((value for value in found if value is not None), 0.0)
-    own = layer.get("snr_db")
-    wrong = not layer.get("ok", True)
-    return not wrong, own if wrong and own is not None else ratio
+    return True, next((value for value in found if value is not None), 0.0)
 
 
 def _card(layer: Facts, first: Facts | None, is_first: bool, ratios: Sequence[tuple[str, str, str]]) -> dict[str, Any]:

@@ -141,6 +141,13 @@ LAYER_TOLERANCE: Final = Tolerance(
 )
 """What a single module's own work must reach in `validate --layers`, on every target at every precision."""
 
+ROUNDING_LAYER_TOLERANCE: Final = Tolerance(
+    25.0,
+    "it rounds its input to 8 bits, PyTorch's does not: 30.2 dB and more on the demo, whose outliers are in the input "
+    "of `ff.net.2`; a weight matrix that is off by 10 % leaves 20 dB",
+)
+"""The same of a module at a scheme with activations of 8 bits (`w8c_a8`)."""
+
 
 def apart(first_db: float, second_db: float) -> float:
     """The least SNR in dB of one tensor against another, when theirs against a third are `first_db` and `second_db`.

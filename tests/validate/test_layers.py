@@ -13,7 +13,7 @@ import pytest
 from diffusette.pipeline.errors import ModelError
 from diffusette.runtimes.protocol import Array, Feeds
 from diffusette.runtimes.taps import Node, Wiring, needed_feeds
-from diffusette.validate.layers.examine import Layer, Reference, examine
+from diffusette.validate.layers.examine import Layer, Reference, Subject, examine
 from diffusette.validate.layers.points import Point
 from diffusette.validate.layers.report import ComponentLayers, Range, layers_json, layers_table
 from diffusette.validate.layers.segments import (
@@ -100,19 +100,11 @@ def examined(functions: Functions, own: Path, chunks: int = 1, full: Reference |
     parts = (segments,) if chunks == 1 else tuple((segment,) for segment in segments)
     layers: list[Layer] = []
     with NumpyTaps(functions) as session:
+        subject = Subject(
+            session, {"x": X}, {tensor: point.index for tensor, point in taps.items()}, False, frozenset()
+        )
         for part, keep in zip(parts, needed_later(parts), strict=True):
-            layers += examine(
-                session,
-                part,
-                inputs={"x": X},
-                reference=reference(),
-                full=full,
-                own=own,
-                keep=keep,
-                at={tensor: point.index for tensor, point in taps.items()},
-                batchless=False,
-                flat=frozenset(),
-            )
+            layers += examine(subject, part, reference=reference(), full=full, own=own, keep=keep)
     return tuple(layers)
 
 
@@ -168,6 +160,21 @@ def test_the_wrong_module_is_the_only_one_named(
     assert said["first_bad"]["module"] == module
     assert said["first_bad"]["try"]
     assert [row["ok"] for row in said["layers"]].count(False) == 1
+
+
+@pytest.mark.parametrize(("factor", "named"), [(1.01, []), (1.1, ["block.first"])])
+def test_a_module_that_rounds_its_input_may_be_further_off_but_not_wrong(
+    tmp_path: Path, factor: float, named: list[str]
+) -> None:
+    taps = taps_of(WIRING, POINTS)
+    segments = segments_of(WIRING, taps, ["x"], {"block.first"})
+    assert [segment.needed_db for segment in segments] == [25.0, 85.0, 85.0, 85.0]
+    at = {tensor: point.index for tensor, point in taps.items()}
+    with NumpyTaps(SOUND | {"f": lambda x: x @ FIRST * np.float32(factor)}) as session:
+        subject = Subject(session, {"x": X}, at, batchless=False, flat=())
+        found = component(examine(subject, segments, reference=reference(), full=None, own=tmp_path, keep=()))
+    assert [layer.module for layer in found.bad] == named
+    assert [row["needed_db"] for row in found.to_json()] == [25.0, 85.0, 85.0, 85.0]
 
 
 def test_lost_bits_are_told_from_wrong_work(tmp_path: Path) -> None:

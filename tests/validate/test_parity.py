@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -47,6 +48,24 @@ def test_sums_do_not_lose_digits_in_float32() -> None:
     reference = np.full(1_000_000, 1000.0, np.float32)  # a float32 sum of squares would be off in the third digit
     candidate = reference + np.float32(0.0625)
     assert compare(reference, candidate).snr_db == pytest.approx(20 * math.log10(1000 / 0.0625), abs=1e-6)
+
+
+def test_a_large_tensor_is_measured_as_a_whole_in_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((3, 3_000_000), dtype=np.float32)
+    candidate = reference.copy()
+    candidate[0, 5] += 3.0
+    candidate[2, -1] -= 4.0
+    tracemalloc.start()
+    parity = compare(reference, candidate)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert parity.max_abs == pytest.approx(4.0)
+    assert parity.snr_db == pytest.approx(10 * math.log10(float(np.sum(reference.astype(np.float64) ** 2)) / 25))
+    assert peak < 8 * 8 * 2**20, "a few float64 copies of a million values, whatever the tensor's size"
+    candidate[2, -2] = np.nan
+    with pytest.raises(ParityError, match="1 NaN and 0 infinite of 9000000 values"):
+        compare(reference, candidate)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

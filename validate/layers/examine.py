@@ -17,6 +17,7 @@ from ...pipeline.errors import ParityError
 from ...runtimes.protocol import Array, Feeds
 from ...runtimes.taps import TapSession
 from ..parity import compare, finite_db
+from ..tolerances import LAYER_TOLERANCE
 from .segments import Segment
 
 _QUIET: Final = 1e-30  # an output of nothing but zeros
@@ -35,6 +36,11 @@ class Layer:
     max_abs: float = 0.0  # of what it makes, in the tensor's unit
     lost_db: float | None = None  # fed with float32 PyTorch's inputs: what fewer bits cost; None at fp32
     problem: str = ""  # NaN, another shape
+    needed_db: float = LAYER_TOLERANCE.min_snr_db  # that `made_db` must reach
+
+    @property
+    def ok(self) -> bool:
+        return self.made_db >= self.needed_db
 
 
 Reference = Callable[[int], Array]  # point -> PyTorch's tensor
@@ -45,62 +51,89 @@ def read_points(folder: Path) -> Reference:
     return lambda point: np.asarray(np.load(folder / f"{point:05}.npy", mmap_mode="r"))
 
 
+@dataclass(frozen=True)
+class Subject:
+    """The model that is examined, and how its tensors are PyTorch's."""
+
+    session: TapSession
+    inputs: Feeds  # of the whole component, as the runtime takes them
+    at: Mapping[str, int]  # tap -> point, of the whole component
+    batchless: bool  # as in `Wiring`
+    flat: Collection[str]  # as in `Wiring`
+
+    def native(self, reference: Reference, name: str) -> Array:
+        """PyTorch's tensor, laid out as the runtime has it."""
+        return self.laid_out(reference(self.at[name]), name)
+
+    def laid_out(self, value: Array, name: str) -> Array:
+        if name in self.flat:
+            return value.reshape(-1, value.shape[-1], 1, 1)
+        return value[0] if self.batchless and value.ndim else value
+
+    def given(self, names: Collection[str]) -> dict[str, Array]:
+        """Those of `names` that are inputs of the component."""
+        return {name: self.laid_out(self.inputs[name], name) for name in names if name in self.inputs}
+
+
 def examine(
-    session: TapSession,
+    subject: Subject,
     chunk: Sequence[Segment],
     *,
-    inputs: Feeds,
     reference: Reference,
     full: Reference | None,
     own: Path,
     keep: Collection[str],
-    at: Mapping[str, int],
-    batchless: bool,
-    flat: Collection[str],
 ) -> tuple[Layer, ...]:
-    """Both passes over one chunk.
+    """All passes over one chunk.
 
     Args:
-        inputs: of the whole component, as the runtime takes them.
         reference: PyTorch with the model's own, rounded weights.
         full: PyTorch in float32, where that is something else.
         own: a folder in which the chunks before this one have left what the runtime computed itself.
         keep: the taps to leave there.
-        at: tap -> point, of all chunks.
-        batchless, flat: as in `Wiring`.
     """
-    layers = {each.tensor: Layer(each.module, each.op, each.tensor, each.point) for each in chunk}
-    names = list(layers)
-    outside = {feed for segment in chunk for feed in segment.feeds} - set(names)
+    carried = _carry(subject, chunk, reference, own, keep)
+    layers = force(subject, chunk, reference)
+    lost = {layer.tensor: layer.made_db for layer in force(subject, chunk, full)} if full is not None else {}
+    return tuple(
+        replace(layer, carried_db=carried.get(layer.tensor), lost_db=lost.get(layer.tensor)) for layer in layers
+    )
 
-    def native(value: Array, name: str) -> Array:
-        if name in flat:
-            return value.reshape(-1, value.shape[-1], 1, 1)
-        return value[0] if batchless and value.ndim else value
 
-    given = {name: native(inputs[name], name) for name in outside if name in inputs}
-    files = {name: own / f"{at[name]:05}.npy" for name in outside if name not in inputs}
-    stored = {name: np.load(file) for name, file in files.items() if file.exists()}
-    had = [each.tensor for each in chunk if not {feed for feed in each.feeds if feed in files} - stored.keys()]
-    for name, value in session.run(given | stored, had):
-        if name in keep:
-            np.save(own / f"{at[name]:05}.npy", value)
-        carried, _, _ = _measure(native(reference(at[name]), name), value)
-        layers[name] = replace(layers[name], carried_db=carried)
-    del stored
-    inner = {feed for segment in chunk for feed in segment.feeds if feed not in inputs}
-
-    def forced(source: Reference) -> Feeds:
-        return given | {name: np.ascontiguousarray(native(source(at[name]), name)) for name in inner}
-
-    for name, value in session.run(forced(reference), names):
-        made, largest, problem = _measure(native(reference(at[name]), name), value)
+def force(subject: Subject, chunk: Sequence[Segment], reference: Reference) -> tuple[Layer, ...]:
+    """Every module fed with PyTorch's inputs, against what PyTorch makes of them."""
+    layers = {each.tensor: _layer(each) for each in chunk}
+    read = {feed for segment in chunk for feed in segment.feeds}
+    inner = {name: np.ascontiguousarray(subject.native(reference, name)) for name in read if name not in subject.inputs}
+    for name, value in subject.session.run(subject.given(read) | inner, list(layers)):
+        made, largest, problem = _measure(subject.native(reference, name), value)
         layers[name] = replace(layers[name], made_db=made, max_abs=largest, problem=problem)
-    if full is not None:
-        for name, value in session.run(forced(full), names):
-            lost, _, _ = _measure(native(full(at[name]), name), value)
-            layers[name] = replace(layers[name], lost_db=lost)
-    return tuple(layers[name] for name in names)
+    return tuple(layers.values())
+
+
+def _layer(segment: Segment) -> Layer:
+    return Layer(segment.module, segment.op, segment.tensor, segment.point, needed_db=segment.needed_db)
+
+
+def _carry(
+    subject: Subject, chunk: Sequence[Segment], reference: Reference, own: Path, keep: Collection[str]
+) -> dict[str, float]:
+    """Tap -> SNR in dB of a run that goes on from what earlier chunks have left in `own`.
+
+    It leaves there what `keep` names. A tensor that starts from one which can only be fed is left out.
+    """
+    made = {segment.tensor for segment in chunk}
+    outside = {feed for segment in chunk for feed in segment.feeds} - made
+    files = {name: own / f"{subject.at[name]:05}.npy" for name in outside if name not in subject.inputs}
+    stored = {name: np.load(file) for name, file in files.items() if file.exists()}
+    lacking = files.keys() - stored.keys()
+    had = [segment.tensor for segment in chunk if not lacking & set(segment.feeds)]
+    carried = {}
+    for name, value in subject.session.run(subject.given(outside) | stored, had):
+        if name in keep:
+            np.save(own / f"{subject.at[name]:05}.npy", value)
+        carried[name], _, _ = _measure(subject.native(reference, name), value)
+    return carried
 
 
 def _measure(expected: Array, found: Array) -> tuple[float, float, str]:

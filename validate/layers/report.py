@@ -50,7 +50,7 @@ class ComponentLayers:
     @property
     def bad(self) -> tuple[Layer, ...]:
         """Modules whose own work is wrong, the first one first."""
-        return tuple(layer for layer in self.layers if not layer.made_db >= LAYER_TOLERANCE.min_snr_db)
+        return tuple(layer for layer in self.layers if not layer.ok)
 
     @property
     def first_bad(self) -> Layer | None:
@@ -88,7 +88,8 @@ class ComponentLayers:
                 "carried_db": layer.carried_db,
                 "lost_db": layer.lost_db,
                 "max_abs": layer.max_abs,
-                "ok": layer.made_db >= LAYER_TOLERANCE.min_snr_db,
+                "needed_db": layer.needed_db,
+                "ok": layer.ok,
                 "tensor": layer.tensor,
                 "problem": layer.problem or None,
             }
@@ -186,12 +187,14 @@ def ranges_table(found: Sequence[ComponentLayers]) -> Table:
 
 
 def _caption(found: ComponentLayers) -> str:
-    limit = LAYER_TOLERANCE.min_snr_db
+    limits = sorted({layer.needed_db for layer in found.layers}, reverse=True)
+    limit = " or ".join(f"{each:g}" for each in limits)
+    rounding = ", those that round their input" if len(limits) > 1 else ""
     lines = []
     if first := found.first_bad:
         lines.append(f"First wrong: {found.component}/{first.module}: {remedy(found, first)}.")
     else:
-        lines.append(f"No module is wrong by itself: each reaches {limit:g} dB when it is fed with PyTorch's inputs.")
+        lines.append(f"No module is wrong by itself: each reaches {limit} dB{rounding}, fed with PyTorch's inputs.")
         if found.whole_db is not None and found.whole_db < found.least_db:
             lines.append(f"The whole component reaches {found.whole_db:.1f} of {found.least_db:g} dB.")
             if found.left is None:

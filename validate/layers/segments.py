@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
 
 from ...pipeline.errors import ModelError
 from ...runtimes.taps import Wiring, common_module
+from ..tolerances import LAYER_TOLERANCE, ROUNDING_LAYER_TOLERANCE
 from .points import Point
 
 MOST_RUNS: Final = 25
@@ -28,6 +29,7 @@ class Segment:
     module: str  # whose work it is: the innermost module that holds every node of the segment
     op: str  # PyTorch's class of the module that makes the tensor
     feeds: tuple[str, ...]  # taps before it, and inputs of the component
+    needed_db: float = LAYER_TOLERANCE.min_snr_db  # that the work must reach
 
 
 def taps_of(wiring: Wiring, points: Sequence[Point]) -> dict[str, Point]:
@@ -49,8 +51,14 @@ def taps_of(wiring: Wiring, points: Sequence[Point]) -> dict[str, Point]:
     return taps
 
 
-def segments_of(wiring: Wiring, taps: Mapping[str, Point], inputs: Iterable[str]) -> tuple[Segment, ...]:
-    """Cut a graph at its `taps`, in PyTorch's order, which is one that the graph can be computed in."""
+def segments_of(
+    wiring: Wiring, taps: Mapping[str, Point], inputs: Iterable[str], rounding: Collection[str] = ()
+) -> tuple[Segment, ...]:
+    """Cut a graph at its `taps`, in PyTorch's order, which is one that the graph can be computed in.
+
+    Args:
+        rounding: the modules that round what they read to 8 bits, which PyTorch's do not.
+    """
     known = set(inputs)
     makers = {tensor: node for node in wiring.nodes for tensor in node.outputs}
     found = []
@@ -70,9 +78,9 @@ def segments_of(wiring: Wiring, taps: Mapping[str, Point], inputs: Iterable[str]
             point = taps[tensor]
             modules = [each.module for each in nodes.values() if each.module]
             owner = common_module(modules) if modules else point.module
-            found.append(
-                Segment(tensor, point.index, _FLOAT * prod(point.shape), owner, point.kind, tuple(sorted(feeds)))
-            )
+            limit = LAYER_TOLERANCE if set(modules).isdisjoint(rounding) else ROUNDING_LAYER_TOLERANCE
+            size = _FLOAT * prod(point.shape)
+            found.append(Segment(tensor, point.index, size, owner, point.kind, tuple(sorted(feeds)), limit.min_snr_db))
     return tuple(sorted(found, key=lambda segment: segment.point))
 
 

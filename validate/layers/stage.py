@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ...pipeline.artifacts import TargetModel
 from ..probes import read_arrays
-from .examine import Layer, examine, read_points
+from .examine import Layer, Subject, examine, read_points
 from .segments import Segment
 
 
@@ -55,17 +55,14 @@ class ExamineChunks:
         assert isinstance(target, Tapped)
         found: list[Layer] = []
         with target.open_taps(self.model, threads=self.threads) as session:
+            subject = Subject(session, read_arrays(self.inputs), self.at, self.batchless, self.flat)
             for chunk, keep in zip(self.chunks, self.keep, strict=True):
                 found += examine(
-                    session,
+                    subject,
                     chunk,
-                    inputs=read_arrays(self.inputs),
                     reference=read_points(self.reference),
                     full=read_points(self.full) if self.full else None,
                     own=self.own,
                     keep=keep,
-                    at=self.at,
-                    batchless=self.batchless,
-                    flat=self.flat,
                 )
             return Examined(into, tuple(found), session.partial_runs)

@@ -13,6 +13,7 @@ from ..pipeline.errors import UsageError
 from .options import (
     Adapters,
     Config,
+    Controlnet,
     Ema,
     Json,
     Prediction,
@@ -21,6 +22,7 @@ from .options import (
     VaeDecoder,
     parse_adapter,
     parse_size,
+    single_controlnet,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def convert(
     adapter: Adapters = None,
     vae: Vae = None,
     vae_decoder: VaeDecoder = None,
+    controlnet: Controlnet = None,
     tokenizer: TokenizerFolder = None,
     config: Config = None,
     prediction: Prediction = None,
@@ -94,6 +97,7 @@ def convert(
     companions = Companions(
         vae=vae,
         vae_decoder=vae_decoder,
+        controlnet=single_controlnet(controlnet),
         tokenizer=tokenizer,
         config=config,
         prediction=prediction,

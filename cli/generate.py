@@ -34,6 +34,12 @@ def generate(
         float | None,
         typer.Option("--strength", help="How far from --image, above 0 to 1. [default: 0.8; 1 with --mask]"),
     ] = None,
+    control: Annotated[
+        Path | None, typer.Option("--control", help="For a bundle with a ControlNet: the picture to draw along.")
+    ] = None,
+    control_scale: Annotated[
+        float | None, typer.Option("--control-scale", help="How strongly --control steers; 0: not at all. [default: 1]")
+    ] = None,
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:
@@ -42,6 +48,7 @@ def generate(
     from ..pipeline.draw import draw_with_bundle, save_drawing
     from ..pipeline.errors import UsageError
     from ..runtimes.txt2img.canvas import read_canvas
+    from ..runtimes.txt2img.control import read_control
     from ..runtimes.txt2img.picture import refuse_unwritable_picture
     from .terminal import TerminalProgress, print_json, warn
 
@@ -50,6 +57,7 @@ def generate(
         raise UsageError("--mask and --strength go with --image", hint="add --image FILE")
     opened = open_bundle(bundle)
     canvas = read_canvas(image, mask, strength, opened.manifest.size) if image is not None else None
+    steering = read_control(control, control_scale, opened.manifest.size)
     progress = TerminalProgress()
     drawing = draw_with_bundle(
         opened,
@@ -60,6 +68,7 @@ def generate(
         seed=seed,
         scheduler=scheduler,
         canvas=canvas,
+        control=steering,
         threads=threads,
         progress=progress,
     )

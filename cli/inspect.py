@@ -10,6 +10,7 @@ from ..pipeline.artifacts import Companions
 from .options import (
     Adapters,
     Config,
+    Controlnet,
     Ema,
     Json,
     Prediction,
@@ -18,6 +19,7 @@ from .options import (
     VaeDecoder,
     parse_adapter,
     parse_size,
+    single_controlnet,
 )
 
 
@@ -31,6 +33,7 @@ def inspect(
     adapter: Adapters = None,
     vae: Vae = None,
     vae_decoder: VaeDecoder = None,
+    controlnet: Controlnet = None,
     tokenizer: TokenizerFolder = None,
     config: Config = None,
     prediction: Prediction = None,
@@ -50,6 +53,7 @@ def inspect(
         companions=Companions(
             vae=vae,
             vae_decoder=vae_decoder,
+            controlnet=single_controlnet(controlnet),
             tokenizer=tokenizer,
             config=config,
             prediction=prediction,

@@ -17,6 +17,10 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads that
 VaeDecoder = Annotated[
     Path | None, typer.Option("--vae-decoder", help="A tiny decoder in the VAE's place: TAESD's or TAEXL's folder.")
 ]
+Controlnet = Annotated[
+    list[Path] | None,
+    typer.Option("--controlnet", help="A ControlNet, a folder or a file: the bundle draws along pictures."),
+]
 Vae = Annotated[Path | None, typer.Option("--vae", help="A VAE apart: a folder, or a safetensors file.")]
 TokenizerFolder = Annotated[
     Path | None,
@@ -61,6 +65,18 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     if not math.isfinite(value):
         raise UsageError(f"--adapter {text!r}: the scale is {value}, a finite number is needed")
     return Path(path), value
+
+
+def single_controlnet(given: list[Path] | None) -> Path | None:
+    """The one ControlNet of `--controlnet`, if any.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if given and len(given) > 1:
+        names = ", ".join(map(str, given))
+        raise UsageError(f"--controlnet was given {len(given)} times ({names})", hint="a bundle holds one ControlNet")
+    return given[0] if given else None
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -90,9 +90,9 @@ def kinds() -> str:
         found = measured.get(kind, {}).get(target)
         return f"{found['unet_db']:g} / {found['picture_db']:g}" if found else "not measured yet"
 
-    rows = [
-        [f"`{name}`", kind.title, *(cell(name, target) for target in TARGETS)] for name, kind in module.KINDS.items()
-    ]
+    titles = {name: kind.title for name, kind in module.KINDS.items()}
+    titles |= {name: title for name, (_, title) in module.CONTROLLED.items()}
+    rows = [[f"`{name}`", title, *(cell(name, target) for target in TARGETS)] for name, title in titles.items()]
     return table(["kind", "what people call it", *(f"`{target}`" for target in TARGETS)], rows)
 
 

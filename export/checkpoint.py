@@ -17,7 +17,9 @@ from ..pipeline.artifacts import ALONE, Checkpoint, Companions, ComponentSource,
 from ..pipeline.errors import CheckpointError
 from ..pipeline.hashing import sha256_of_file
 from ..pipeline.plain_file import read_plain
+from . import controlnet, tiny_decoder
 from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
+from .controlnet import read_controlnet, taking_residuals
 from .diffusers_folder import INDEX
 from .families import Family, Part, recognise, refuse_unsupported
 from .graph import architecture
@@ -27,7 +29,7 @@ from .pickled_file import is_pickled
 from .single_file.tokenizer import size_of
 from .survey import Survey, refuse_non_finite
 from .survey import survey as survey_file
-from .tiny_decoder import OPTION, read_tiny_decoder
+from .tiny_decoder import read_tiny_decoder
 from .weights import Weights, current_names
 
 DEMO: Final = "demo"
@@ -69,16 +71,26 @@ def open_checkpoint(
     family, why = recognise(replace(layout.headers, tensors={}), str(root))
     refuse_unsupported(layout.headers, str(root))  # configs can lie about what the weights are
     components = {name: _component(family, name, layout) for name in family.components}
-    decoder_places: Mapping[str, Path] = {}
+    beside: dict[str, Path] = {}
+    remarks: tuple[str, ...] = ()
     if given.vae_decoder is not None:
         channels = components["unet"].config["out_channels"]
-        config, weights, decoder_places = read_tiny_decoder(given.vae_decoder, channels)
+        config, weights, places = read_tiny_decoder(given.vae_decoder, channels)
         components["vae_decoder"] = _source(family, "vae_decoder", config, weights, given.vae_decoder)
+        beside |= places
     plain = components
     components, adapters, more = apply_adapters(components, given.adapters)
     if any(adapter.words for adapter in adapters):
         _refuse_gap(plain, layout)
-    places = {**layout.places, **decoder_places, **more}
+    if given.controlnet is None and "controlnet" in layout.headers.parts:
+        given = replace(given, controlnet=root / "controlnet")  # a pipeline that was saved with one
+    if given.controlnet is not None:
+        part = family.part("controlnet")
+        config, weights, places, remarks = read_controlnet(given.controlnet, components["unet"], part)
+        components["controlnet"] = _source(family, "controlnet", config, weights, given.controlnet)
+        components["unet"] = taking_residuals(components["unet"])
+        beside |= places
+    places = {**layout.places, **beside, **more}
     checkpoint = Checkpoint(
         name=DEMO if is_demo else root.name if root.is_dir() else root.stem,
         root=root,
@@ -92,7 +104,7 @@ def open_checkpoint(
         places=places,
         companions=given,
         adapters=adapters,
-        remarks=layout.remarks + remarks_on(adapters),
+        remarks=layout.remarks + remarks + remarks_on(adapters),
         tokenizer_2=layout.tokenizer_2,
         pipeline=layout.headers.pipeline,
         settings=layout.headers.settings,
@@ -121,7 +133,8 @@ def _absolute(given: Companions) -> Companions:
     return replace(
         given,
         vae=found("--vae", given.vae),
-        vae_decoder=found(OPTION, given.vae_decoder),
+        vae_decoder=found(tiny_decoder.OPTION, given.vae_decoder),
+        controlnet=found(controlnet.OPTION, given.controlnet),
         tokenizer=found("--tokenizer", given.tokenizer),
         config=found("--config", given.config),
         adapters=tuple((place.absolute(), scale) for place, scale in given.adapters),
@@ -151,7 +164,7 @@ def _component(family: Family, name: str, layout: Layout) -> ComponentSource:
 
 
 def _source(family: Family, name: str, config: Mapping[str, Any], stored: PartWeights, where: Path) -> ComponentSource:
-    tensors = current_names(stored.tensors, family.components[name])
+    tensors = current_names(stored.tensors, family.part(name))
     if not tensors:
         raise CheckpointError(f"{where}: no tensor of {name} in it", hint="the weights are of another model")
     values: Counter[str] = Counter()

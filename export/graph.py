@@ -93,7 +93,7 @@ class ExportGraph:
         model.producer_name, model.producer_version, model.doc_string = "diffusette", None, None
         ir.save(model, into / "graph.onnx")
         write_slots(slots, into)
-        from .modules import input_specs, output_specs
+        from .contract import input_specs, output_specs
 
         return Graph(into, self.component, input_specs(source, self.size), output_specs(source, self.size))
 
@@ -110,7 +110,8 @@ def _trace(source: ComponentSource, size: tuple[int, int]) -> Any:
 
     import torch
 
-    from .modules import build, input_specs, output_specs, wrap
+    from .contract import input_specs, output_specs
+    from .modules import build, wrap
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # says that torchvision is absent, four times
     module = wrap(source, build(source))

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from ..pipeline.artifacts import ComponentSource, TensorSpec
+from ..pipeline.artifacts import ComponentSource
 from ..pipeline.errors import CheckpointError
-from .families.family import PENULTIMATE, STATES
+from .contract import PIXELS_PER_LATENT, RESIDUALS_IN, input_specs
+from .families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TIME_IDS: Final = 6  # SDXL: original height and width, crop's top and left, target height and width
-PIXELS_PER_LATENT: Final = 8  # of every Stable Diffusion VAE; a UNet's config does not tell
+_OURS: Final = ("_name_or_path", STATES, TAKES_RESIDUALS)  # entries of a config that no constructor knows
 MAX_LAYERS: Final = 1000  # of one kind in a network, and entries of a list in its config; SDXL has 10 and 4
 MAX_WIDTH: Final = 2**20  # channels, words of a vocabulary, pixels; the largest seen is CLIP's vocabulary, 49,408
-MAX_TOKENS: Final = 77  # CLIP's context, "Learning Transferable Visual Models" (Radford et al. 2021)
 
 
 def build(source: ComponentSource, device: str = "meta") -> nn.Module:
@@ -34,7 +33,7 @@ def build(source: ComponentSource, device: str = "meta") -> nn.Module:
     """
     import torch
 
-    config = {name: value for name, value in source.config.items() if name not in ("_name_or_path", STATES)}
+    config = {name: value for name, value in source.config.items() if name not in _OURS}
     _refuse_absurd(source.component, config)
     penultimate = source.component == "text_encoder" and source.config.get(STATES) == PENULTIMATE
     if penultimate:
@@ -84,6 +83,11 @@ def _construct(component: str, config: dict[str, Any]) -> nn.Module:
         from diffusers import UNet2DConditionModel
 
         kind = UNet2DConditionModel
+        module = kind.from_config(config)
+    elif component == "controlnet":
+        from diffusers import ControlNetModel
+
+        kind = ControlNetModel
         module = kind.from_config(config)
     elif component in ("vae_decoder", "vae_encoder"):
         from diffusers import AutoencoderKL, AutoencoderTiny
@@ -168,7 +172,23 @@ def wrap(source: ComponentSource, module: Any) -> nn.Module:
             given = dict(zip(names, tensors, strict=True))
             added = {name: given.pop(name) for name in ("text_embeds", "time_ids") if name in given}
             positional = [given.pop(name) for name in ("sample", "timestep", "encoder_hidden_states")]
-            return self.m(*positional, **given, added_cond_kwargs=added or None, return_dict=False)[0]
+            residuals = [given.pop(name) for name in names if name.startswith(RESIDUALS_IN)]
+            more: dict[str, Any] = {}
+            if residuals:
+                more = dict(zip(RESIDUALS_IN, (residuals[:-1], residuals[-1]), strict=True))
+            return self.m(*positional, **given, **more, added_cond_kwargs=added or None, return_dict=False)[0]
+
+    class ControlNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = module
+
+        # as `input_specs` lists them -> each residual of the UNet's down blocks, and that of its middle; the scale
+        # multiplies them outside
+        def forward(self, *tensors: Tensor) -> Any:
+            first, added = tensors[:4], dict(zip(names[4:], tensors[4:], strict=True))
+            down, middle = self.m(*first, added_cond_kwargs=added or None, return_dict=False)
+            return *down, middle
 
     class VaeDecoder(nn.Module):
         def __init__(self) -> None:
@@ -190,6 +210,7 @@ def wrap(source: ComponentSource, module: Any) -> nn.Module:
         "text_encoder": TextEncoder,
         "text_encoder_2": ProjectedTextEncoder,
         "unet": UNet,
+        "controlnet": ControlNet,
         "vae_decoder": VaeDecoder,
         "vae_encoder": VaeEncoder,
     }
@@ -236,58 +257,3 @@ def _belongs(component: str, parameter: str) -> bool:
     """Whether a parameter of the shared AutoencoderKL belongs to this half of it."""
     halves = {"vae_decoder": ("decoder.", "post_quant_conv."), "vae_encoder": ("encoder.", "quant_conv.")}
     return component not in halves or parameter.startswith(halves[component])
-
-
-def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
-    """Inputs of the wrapped module for pictures of `size` = (height, width) pixels."""
-    config = source.config
-    if source.component in ("text_encoder", "text_encoder_2"):
-        return (TensorSpec("input_ids", "int64", (1, MAX_TOKENS)),)
-    if source.component == "unet":
-        return _unet_inputs(config, size)
-    scale = 2 ** (len(config["block_out_channels"]) - 1)
-    if source.component == "vae_decoder":
-        shape = (1, config["latent_channels"], size[0] // scale, size[1] // scale)
-        return (TensorSpec("latent_sample", "float32", shape),)
-    return (TensorSpec("sample", "float32", (1, config["in_channels"], *size)),)
-
-
-def _unet_inputs(config: Mapping[str, Any], size: tuple[int, int]) -> tuple[TensorSpec, ...]:
-    h, w = size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT
-    specs = [
-        TensorSpec("sample", "float32", (1, config["in_channels"], h, w)),
-        TensorSpec("timestep", "float32", ()),
-        TensorSpec("encoder_hidden_states", "float32", (1, MAX_TOKENS, config["cross_attention_dim"])),
-    ]
-    if (width := config.get("time_cond_proj_dim")) is not None:
-        specs.append(TensorSpec("timestep_cond", "float32", (1, width)))
-    if config.get("addition_embed_type") == "text_time":
-        time_width = TIME_IDS * config["addition_time_embed_dim"]
-        pooled = config["projection_class_embeddings_input_dim"] - time_width
-        specs.append(TensorSpec("text_embeds", "float32", (1, pooled)))
-        specs.append(TensorSpec("time_ids", "float32", (1, TIME_IDS)))
-    return tuple(specs)
-
-
-def output_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
-    """Outputs of the wrapped module for pictures of `size` = (height, width) pixels."""
-    config = source.config
-    if source.component in ("text_encoder", "text_encoder_2"):
-        name = "penultimate_hidden_state" if config.get(STATES) == PENULTIMATE else "last_hidden_state"
-        states = TensorSpec(name, "float32", (1, MAX_TOKENS, config["hidden_size"]))
-        if source.component == "text_encoder":
-            return (states,)
-        return states, TensorSpec("text_embeds", "float32", (1, config["projection_dim"]))
-    if source.component == "unet":
-        return (
-            TensorSpec(
-                "out_sample",
-                "float32",
-                (1, config["out_channels"], size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT),
-            ),
-        )
-    scale = 2 ** (len(config["block_out_channels"]) - 1)
-    if source.component == "vae_decoder":
-        return (TensorSpec("sample", "float32", (1, config["out_channels"], *size)),)
-    shape = (1, 2 * config["latent_channels"], size[0] // scale, size[1] // scale)
-    return (TensorSpec("latent_parameters", "float32", shape),)

@@ -24,7 +24,7 @@ class Weights:
     """The tensors of `source`. Only headers are held in memory; each `read` reads one tensor from its file."""
 
     def __init__(self, source: ComponentSource) -> None:
-        part = get_family(source.family).components[source.component]
+        part = get_family(source.family).part(source.component)
         stored = source.tensors or [tensor for file in source.files for tensor in read_header(file).values()]
         self._component = source.component
         unused = re.compile(part.unused(source.config))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-COMPONENTS: Final = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+COMPONENTS: Final = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", "controlnet")
 
 PIPELINE_SETTINGS: Final = ("force_zeros_for_empty_prompt",)
 """Entries of model_index.json that decide what is drawn."""
@@ -66,6 +66,7 @@ class Companions:
 
     vae: Path | None = None  # a VAE apart: folder or file, with today's names or those of the original code
     vae_decoder: Path | None = None  # folder of a tiny decoder, in place of the VAE's
+    controlnet: Path | None = None  # folder or file
     tokenizer: Path | None = None  # folder
     config: Path | None = None  # folder of diffusers configurations, or a YAML of the original code
     prediction: str | None = None  # "epsilon" or "v_prediction"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .stage import Runner
 
-PICTURE: Final = {"text_encoder": 2, "text_encoder_2": 2, "unet": 40, "vae_decoder": 1}
+PICTURE: Final = {"text_encoder": 2, "text_encoder_2": 2, "unet": 40, "controlnet": 40, "vae_decoder": 1}
 """Calls of one picture: 20 steps, two branches of guidance."""
 
 

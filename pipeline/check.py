@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtimes.txt2img.generate import draw
 from ..validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
 from ..validate.layers.report import ComponentLayers
-from ..validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, canvas_for, oracle_plan, plan_for
+from ..validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan, pictures_for, plan_for
 from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import worst_form
 from .bundle import Bundle
@@ -261,7 +261,7 @@ def _with_pictures(
         def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
             schedule = bundle.schedule(plan.scheduler or own, plan.steps)
             models = replace(painter(bundle, schedule, threads), open=open_component)
-            how: dict[str, Any] = {"guidance": plan.guidance, "seed": picture.seed, "canvas": canvas_for(models)}
+            how: dict[str, Any] = {"guidance": plan.guidance, "seed": picture.seed, **pictures_for(models)}
             result = draw(models, picture.prompt, keep_trajectory=True, **how)
             return Drawn(result.trajectory, result.image)
 

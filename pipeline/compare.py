@@ -16,7 +16,7 @@ from ..runtimes.txt2img.generate import draw
 from ..validate.bundle_probes import ask_bundle
 from ..validate.contrast import Comparison, Contrast, Side
 from ..validate.gates import Drawn, OpenComponent, check_pictures, kept_open, measure
-from ..validate.probes import Picture, ProbePlan, Probes, canvas_for
+from ..validate.probes import Picture, ProbePlan, Probes, pictures_for
 from ..validate.prompts import prompts_for
 from ..validate.report import ComponentReport
 from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, pictures_apart, tolerance
@@ -94,7 +94,7 @@ def compare_bundles(
                 )
 
                 def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-                    how: dict[str, Any] = {"guidance": guidance, "seed": picture.seed, "canvas": canvas_for(other)}
+                    how: dict[str, Any] = {"guidance": guidance, "seed": picture.seed, **pictures_for(other)}
                     result = draw(other, picture.prompt, keep_trajectory=True, **how)
                     return Drawn(result.trajectory, result.image)
 

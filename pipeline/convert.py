@@ -261,7 +261,7 @@ def _pack_inputs(
     from ..runtimes.inputs import time_embedding_facts
     from .manifest import AdapterEntry, Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
     from .pack import PackInputs, vae_entry
-    from .sampling import conditioning_entry, noted
+    from .sampling import conditioning_entry, control_entry, noted
 
     recipe, parity = built.recipe, built.parity
     proven = {p.component: p.loss for p in parity.components if p.loss} if parity else {}
@@ -274,6 +274,7 @@ def _pack_inputs(
         schedules=tuple(schedules.read(name, steps) for name, steps in schedules.compiled),
         guidance=GuidanceEntry(mode=sampling.mode, default=sampling.guidance),
         conditioning=conditioning_entry(source),
+        control=control_entry(source, pixels),
         vae=vae_entry(*(source.components[half].config for half in ("vae_decoder", "vae_encoder"))),
         time_embedding=TimeEmbedding(**time_embedding_facts(source.components["unet"].config)),
         size=pixels,

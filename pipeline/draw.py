@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtimes.txt2img.canvas import Canvas
+from ..runtimes.txt2img.control import Control
 from ..runtimes.txt2img.generate import Drawing, draw
 from ..runtimes.txt2img.generate import Progress as Event
 from ..runtimes.txt2img.picture import write_picture
@@ -25,6 +26,7 @@ def draw_with_bundle(
     seed: int = 0,
     scheduler: str | None = None,
     canvas: Canvas | None = None,
+    control: Control | None = None,
     threads: int = 2,
     progress: Progress,
 ) -> Drawing:
@@ -51,6 +53,7 @@ def draw_with_bundle(
             guidance=guidance,
             seed=seed,
             canvas=canvas,
+            control=control,
             watch=follow,
         )
 
@@ -76,6 +79,7 @@ def save_drawing(drawing: Drawing, bundle: Bundle, file: Path) -> dict[str, Any]
         "steps": drawing.steps,
         "scheduler": drawing.scheduler,
         "guidance": drawing.guidance,
+        "control_scale": drawing.control_scale,
         "size": list(drawing.image.shape[:2]),
         "sha256_of_float_image": hashlib.sha256(drawing.image.tobytes()).hexdigest(),
         "warnings": list(drawing.warnings),

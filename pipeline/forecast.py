@@ -39,11 +39,20 @@ class Cost:
 
 
 # pnnx runs narrow copies of the model at small sizes: its convolutions' work space is what the VAE costs.
-_PNNX_MIB: Final = {"text_encoder": 0.8, "text_encoder_2": 0.8, "unet": 0.02, "vae_decoder": 4.2, "vae_encoder": 1.8}
+# A ControlNet has the first half of a UNet: it is taken for as hungry as one, and half as slow.
+_PNNX_MIB: Final = {
+    "text_encoder": 0.8,
+    "text_encoder_2": 0.8,
+    "unet": 0.02,
+    "controlnet": 0.02,
+    "vae_decoder": 4.2,
+    "vae_encoder": 1.8,
+}
 _PNNX_SECONDS: Final = {
     "text_encoder": 25.0,
     "text_encoder_2": 25.0,
     "unet": 8.0,
+    "controlnet": 8.0,
     "vae_decoder": 220.0,
     "vae_encoder": 220.0,
 }
@@ -63,36 +72,39 @@ COSTS: Final[dict[str, Cost]] = {
     "reference": Cost(
         500,
         1.0,
-        {"unet": 330, "vae_decoder": 1050, "vae_encoder": 700},
+        {"unet": 330, "controlnet": 330, "vae_decoder": 1050, "vae_encoder": 700},
         6,
         3,
-        {"unet": 300, "vae_decoder": 80, "vae_encoder": 40},
+        {"unet": 300, "controlnet": 150, "vae_decoder": 80, "vae_encoder": 40},
     ),
     "gate ort": Cost(
         160,
         1.15,
-        {"unet": 470, "vae_decoder": 1180, "vae_encoder": 730},
+        {"unet": 470, "controlnet": 470, "vae_decoder": 1180, "vae_encoder": 730},
         1,
         3,
-        {"unet": 35, "vae_decoder": 18, "vae_encoder": 7},
+        {"unet": 35, "controlnet": 18, "vae_decoder": 18, "vae_encoder": 7},
     ),
     "gate mnn": Cost(
         150,
         1.2,
-        {"unet": 430, "vae_decoder": 770, "vae_encoder": 460},
+        {"unet": 430, "controlnet": 430, "vae_decoder": 770, "vae_encoder": 460},
         1,
         3,
-        {"unet": 35, "vae_decoder": 17, "vae_encoder": 8},
+        {"unet": 35, "controlnet": 18, "vae_decoder": 17, "vae_encoder": 8},
     ),
     "gate ncnn": Cost(
         130,
         1.2,
-        {"unet": 980, "vae_decoder": 1310, "vae_encoder": 680},
+        {"unet": 980, "controlnet": 980, "vae_decoder": 1310, "vae_encoder": 680},
         1,
         3,
-        {"unet": 55, "vae_decoder": 70, "vae_encoder": 33},
+        {"unet": 55, "controlnet": 28, "vae_decoder": 70, "vae_encoder": 33},
     ),
 }
+
+
+_BESIDE_UNET: Final = ("reference", "controlnet")  # PyTorch holds both: each step needs the one, then the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +175,8 @@ def forecast(
             output += stored * (2 if mobile else 1)
         for row in rows:
             if row in COSTS:  # a target of another package has no figures here
-                stages.append(_stage(row, name, fp32, size))
+                beside = checkpoint.components["unet"].parameters * 4 if (row, name) == _BESIDE_UNET else 0
+                stages.append(_stage(row, name, fp32 + beside, size))
                 cache += COSTS[row].disk * (fp32 if row.startswith("weights") else stored)
     return Forecast(tuple(stages), int(cache), int(output))
 

@@ -7,9 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
+from ..runtimes.txt2img.control import read_control
 from ..runtimes.txt2img.generate import draw
-from ..validate.goldens import PLACE, PROMPT, SEED, Check, Goldens, check_goldens, read_goldens, write_goldens
-from ..validate.probes import canvas_for
+from ..validate.goldens import (
+    CONTROL_PLACE,
+    PLACE,
+    PROMPT,
+    SEED,
+    Check,
+    Goldens,
+    check_goldens,
+    read_goldens,
+    write_goldens,
+)
+from ..validate.probes import pictures_for
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, UsageError
 from .gate import calls_are_cheap
@@ -20,6 +33,7 @@ from .publish import scratch_folder
 from .sessions import painter
 
 if TYPE_CHECKING:
+    from ..runtimes.protocol import Array
     from .schedule import CompiledSchedule
     from .stage import Runner
 
@@ -28,9 +42,10 @@ THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class DrawnGoldens:
-    """A folder with goldens.json."""
+    """A folder with goldens.json, and control.png where the bundle draws along a picture."""
 
     folder: Path
+    controlled: bool = False
     digest: str = ""
 
     @property
@@ -47,7 +62,7 @@ class DrawGoldens:
 
     name: ClassVar[str] = "goldens"
     version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers")
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
     output: ClassVar[type] = DrawnGoldens
 
     def key(self) -> Mapping[str, object]:
@@ -62,13 +77,23 @@ class DrawGoldens:
         models = replace(
             painter(bundle, schedule, THREADS), open=lambda name: target.open(bundle.model(name), threads=THREADS)
         )
-        drawing = draw(models, PROMPT, seed=SEED, canvas=canvas_for(models), keep_trajectory=True)
+        pictures = pictures_for(models)
+        drawing = draw(models, PROMPT, seed=SEED, keep_trajectory=True, **pictures)
         runtime = f"{bundle.manifest.target.name} {target.version()}"
         goldens = write_goldens(
             (models.tokenizer, models.tokenizer_2), drawing, [row.timestep for row in schedule.rows], runtime
         )
         (into / "goldens.json").write_text(goldens.to_json(), encoding="utf-8", newline="\n")
-        return DrawnGoldens(into)
+        if models.controlled:
+            _write_png(pictures["control"].picture, into / "control.png")
+        return DrawnGoldens(into, models.controlled)
+
+
+def _write_png(picture: Array, file: Path) -> None:
+    """[1, 3, H, W] of zeros and ones, which a PNG keeps exactly."""
+    from PIL import Image
+
+    Image.fromarray((picture[0].transpose(1, 2, 0) * 255).astype(np.uint8)).save(file, format="PNG")
 
 
 def golden_schedule(bundle: Bundle) -> CompiledSchedule:
@@ -88,7 +113,8 @@ def with_goldens(inputs: PackInputs, work: Path, run: Runner) -> PackInputs:
     with scratch_folder(work, "goldens") as folder:
         manifest = staged(inputs, folder)
         drawn = run(DrawGoldens(folder, sha256_of_json(manifest.model_dump(mode="json"))))
-    return replace(inputs, assets={**inputs.assets, PLACE: drawn.file})
+    more = {CONTROL_PLACE: drawn.folder / "control.png"} if drawn.controlled else {}
+    return replace(inputs, assets={**inputs.assets, PLACE: drawn.file, **more})
 
 
 def goldens_of(bundle: Bundle) -> Goldens:
@@ -120,6 +146,11 @@ def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress
     except UsageError as missing:
         raise BundleError(f"{PLACE}: {missing.what}", hint="convert the checkpoint again") from None
     models = painter(bundle, schedule, threads)
+    pictures = pictures_for(models)
+    if models.controlled:  # the picture in the bundle, whatever would be drawn here today
+        if CONTROL_PLACE not in {file.path for file in bundle.manifest.assets}:
+            raise BundleError(f"{CONTROL_PLACE}: no such file in the manifest", hint="convert the checkpoint again")
+        pictures["control"] = read_control(Path(bundle.path, CONTROL_PLACE), None, models.size)
     with progress.running("goldens"):
         drawing = draw(
             models,
@@ -127,7 +158,7 @@ def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress
             wanted.negative,
             guidance=wanted.guidance,
             seed=wanted.seed,
-            canvas=canvas_for(models),
             keep_trajectory=True,
+            **pictures,
         )
     return goldens, list(check_goldens(goldens, (models.tokenizer, models.tokenizer_2), drawing))

@@ -186,6 +186,15 @@ class ConditioningEntry(Strict):
     input_channels: Annotated[int, Field(gt=0, le=64)]
 
 
+class ControlEntry(Strict):
+    """The bundle draws along a picture. `residuals`: output of the ControlNet -> the UNet's input that takes it, times
+    the scale that the user chooses; `scale` is the usual one. Zeros there draw as without a ControlNet.
+    """
+
+    scale: Annotated[float, Field(ge=0.0)]
+    residuals: Annotated[dict[str, str], Field(min_length=1)]
+
+
 class VaeEntry(Strict):
     """Latents / `scaling_factor` + `shift` are what the decoder takes; what the encoder gives is brought back with
     `encoder_scaling_factor` and `encoder_shift`, which differ where a tiny decoder stands in.
@@ -268,6 +277,7 @@ class Manifest(Strict):
     schedule: ScheduleEntry
     guidance: GuidanceEntry
     conditioning: ConditioningEntry
+    control: ControlEntry | None = None
     vae: VaeEntry
     time_embedding: TimeEmbedding
     size: tuple[Size, Size]  # height, width in pixels
@@ -301,12 +311,28 @@ class Manifest(Strict):
                 raise PydanticCustomError("itself", "manifest.json declares itself")
         if (self.tokenizer_2 is not None) != (self.conditioning.text_encoders == 2):
             raise PydanticCustomError("encoders", "a second text encoder and its tokenizer go together")
+        self._controls()
         for section in ("parity", "speed"):
             strangers = [name for name in getattr(self, section) if name not in self.components]
             if strangers:
                 found = {"section": section, "names": ", ".join(strangers)}
                 raise PydanticCustomError("stranger", "{section} speaks of {names}, which the bundle lacks", found)
         return self
+
+    def _controls(self) -> None:
+        """What a ControlNet gives must be what the UNet takes, by name and shape."""
+        if (self.control is not None) != ("controlnet" in self.components):
+            raise PydanticCustomError("control", "a ControlNet and 'control' go together")
+        if self.control is None:
+            return
+        given, taken = {}, {}
+        if "unet" in self.components:
+            given = {tensor.name: tensor.shape for tensor in self.components["controlnet"].outputs}
+            taken = {tensor.name: tensor.shape for tensor in self.components["unet"].inputs}
+        for one, other in self.control.residuals.items():
+            if one not in given or given[one] != taken.get(other):
+                found = {"one": repr(one), "other": repr(other)}
+                raise PydanticCustomError("residual", "no {one} of the ControlNet fits a {other} of the UNet", found)
 
     def to_json(self) -> str:
         """Canonical text: keys sorted, two spaces, one newline at the end; the same manifest gives the same bytes."""

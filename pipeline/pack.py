@@ -22,6 +22,7 @@ from .manifest import (
     AdapterEntry,
     ComponentEntry,
     ConditioningEntry,
+    ControlEntry,
     FileEntry,
     Gate,
     GuidanceEntry,
@@ -80,6 +81,7 @@ class PackInputs:
     speed: Mapping[str, SpeedEntry] = field(default_factory=dict)
     memory: MemoryEntry = field(default_factory=MemoryEntry)
     adapters: tuple[AdapterEntry, ...] = ()
+    control: ControlEntry | None = None
     assets: Mapping[str, Content] = field(default_factory=dict)  # by path in the bundle
 
 
@@ -182,6 +184,7 @@ def _manifest(inputs: PackInputs, put: Put) -> Manifest:
         ),
         guidance=inputs.guidance,
         conditioning=inputs.conditioning,
+        control=inputs.control,
         vae=inputs.vae,
         time_embedding=inputs.time_embedding,
         size=inputs.size,

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..export.checkpoint import DEMO, open_checkpoint
+from ..export.contract import output_specs, residual_inputs
 from ..export.families.variant import GuidanceMode, Variant, reads_zeros_for_empty, variant_of
+from ..runtimes.txt2img.control import USUAL_SCALE
 from .artifacts import ALONE, Checkpoint, Companions, TargetModel
 from .errors import RecipeError
-from .manifest import ConditioningEntry
+from .manifest import ConditioningEntry, ControlEntry
 from .recipe import Recipe
 
 UPCAST_NOTE = (
@@ -65,6 +67,14 @@ def _refuse_mode(mode: GuidanceMode, variant: Variant, checkpoint: Checkpoint, r
             f"{recipe.name} [guidance]: mode = {mode!r} does not fit {checkpoint.name} ({why})",
             hint='leave the key out, or say mode = "auto"',
         )
+
+
+def control_entry(checkpoint: Checkpoint, size: tuple[int, int]) -> ControlEntry | None:
+    """What an app does with a ControlNet's outputs, for the manifest; None where there is none."""
+    if "controlnet" not in checkpoint.components:
+        return None
+    names = tuple(spec.name for spec in output_specs(checkpoint.components["controlnet"], size))
+    return ControlEntry(scale=USUAL_SCALE, residuals=residual_inputs(names))
 
 
 def conditioning_entry(checkpoint: Checkpoint) -> ConditioningEntry:

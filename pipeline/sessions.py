@@ -39,6 +39,7 @@ def painter(bundle: Bundle, schedule: CompiledSchedule, threads: int) -> TextToI
     return TextToImage(
         tokenizer=_tokenizer(bundle, facts.tokenizer),
         tokenizer_2=_tokenizer(bundle, facts.tokenizer_2) if facts.tokenizer_2 else None,
+        controlled=facts.control is not None,
         input_channels=facts.conditioning.input_channels,
         zeros_for_empty=facts.conditioning.zeros_for_empty,
         open=opener(bundle, threads),

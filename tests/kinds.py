@@ -159,6 +159,14 @@ KINDS: Final[dict[str, Kind]] = {
 }
 
 
+# Kinds above with a ControlNet of their own, given with --controlnet: the kind, and the title
+CONTROLLED: Final[dict[str, tuple[str, str]]] = {
+    "sd1-controlnet": ("sd1", "SD 1.x with a ControlNet (`--controlnet`)"),
+    "sd2-controlnet": ("sd2", "SD 2.x with a ControlNet"),
+    "sdxl-controlnet": ("sdxl", "SDXL with a ControlNet"),
+}
+
+
 def _diffusers() -> Any:
     return import_module("diffusers")  # its type annotations are partial and partly wrong
 
@@ -265,8 +273,8 @@ def _sdxl_parts() -> dict[str, Any]:
 _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {"sd1": _sd1_parts, "sd2": _sd2_parts, "sdxl": _sdxl_parts}
 
 
-def kind_pipeline(name: str, pipeline: str = "") -> Any:
-    """The kind's diffusers pipeline with random weights; `pipeline` is another class over the same parts."""
+def kind_pipeline(name: str, pipeline: str = "", **more: Any) -> Any:
+    """The kind's diffusers pipeline with random weights; `pipeline` is another class over the same parts and `more`."""
     diffusers, kind = _diffusers(), KINDS[name]
     parts = _PARTS[kind.family]()
     if kind.family != "sdxl":
@@ -276,6 +284,7 @@ def kind_pipeline(name: str, pipeline: str = "") -> Any:
         unet=_unet(kind.family, kind.unet),
         vae=_vae(),
         scheduler=getattr(diffusers, kind.scheduler).from_config(dict(kind.settings)),
+        **more,
     )
     made.set_progress_bar_config(disable=True)
     return made
@@ -290,6 +299,24 @@ def write_kind(name: str, folder: Path) -> Path:
     kept = {key: value for key, value in stated.items() if key in KINDS[name].settings or key.startswith("_")}
     config.write_text(json.dumps(kept))
     return folder
+
+
+def tiny_controlnet(name: str) -> Any:
+    """A ControlNet for the UNet of that kind. What training begins at zero is random: what it adds must be seen."""
+    import torch
+
+    unet = _unet(KINDS[name].family, {**KINDS[name].unet, "in_channels": 4})
+    torch.manual_seed(7)
+    made = _diffusers().ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=(4, 4, 8, 8), load_weights_from_unet=False
+    )
+    hint = made.controlnet_cond_embedding
+    for part in (hint.conv_in, *hint.blocks, hint.conv_out):
+        # halved by every SiLU, a picture would not come through eight layers
+        torch.nn.init.normal_(part.weight, std=2 / part.weight[0].numel() ** 0.5)
+    for part in (*made.controlnet_down_blocks, made.controlnet_mid_block):
+        torch.nn.init.normal_(part.weight, std=0.2)
+    return made.eval()
 
 
 def tiny_decoder() -> Any:

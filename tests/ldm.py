@@ -87,6 +87,23 @@ def ldm_unet(unet: Any, prefix: str = "model.diffusion_model.") -> Tensors:
     }
 
 
+def ldm_controlnet(controlnet: Any, prefix: str = "control_model.") -> Tensors:
+    """A ControlNet under the names of lllyasviel's ControlLDM (cldm/cldm.py)."""
+    blocks = len(controlnet.controlnet_cond_embedding.blocks)
+    places = {"controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_mid_block": "middle_block_out.0"}
+    places["controlnet_cond_embedding.conv_out"] = f"input_hint_block.{2 * (blocks + 1)}"
+    places |= {f"controlnet_cond_embedding.blocks.{i}": f"input_hint_block.{2 * (i + 1)}" for i in range(blocks)}
+    places |= {
+        f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(len(controlnet.controlnet_down_blocks))
+    }
+    found = {}
+    for name, values in controlnet.state_dict().items():
+        path, _, leaf = name.rpartition(".")
+        known = f"{places[path]}.{leaf}" if path in places else None
+        found[prefix + (known or unet_name(name, controlnet.config.layers_per_block, set()))] = values
+    return found
+
+
 def ldm_vae(vae: Any, prefix: str = "first_stage_model.") -> Tensors:
     found = {}
     for name, values in vae.state_dict().items():

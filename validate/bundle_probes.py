@@ -6,6 +6,7 @@ feeds. So feeds come from the models' own world here too, and both need nothing 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..runtimes.inputs import TIMESTEP_EMBEDDING, native_feeds
 from ..runtimes.protocol import Array, Feeds, Session
 from ..runtimes.txt2img.generate import draw
 from ..runtimes.txt2img.guidance import unconditional_needed
-from .probes import ProbePlan, Probes, canvas_for
+from .probes import ProbePlan, Probes, pictures_for
 
 if TYPE_CHECKING:
     from ..runtimes.txt2img.generate import TextToImage
@@ -63,15 +64,17 @@ class _Book:
 
     def __post_init__(self) -> None:
         self.labels: dict[str, list[str]] = {}
-        self._calls = 0
+        self._calls: Counter[str] = Counter()
 
     def turn(self, prompt: str) -> None:
-        self.prompt, self._calls = prompt, 0
+        self.prompt = prompt
+        self._calls.clear()
 
     def note(self, component: str, feeds: Feeds, outputs: Mapping[str, Array]) -> None:
         label = repr(self.prompt)
-        if component == "unet":
-            call, self._calls = self._calls, self._calls + 1
+        if component in ("unet", "controlnet"):
+            call = self._calls[component]
+            self._calls[component] += 1
             if call not in self.unet_calls:
                 return
             label = f"{label} call {call} (t = {float(feeds['timestep']):g})"
@@ -97,10 +100,10 @@ def ask_bundle(painter: TextToImage, plan: ProbePlan, into: Path, *, guidance: f
         return _Recorder(painter.open(component), component, book)
 
     recording = replace(painter, open=record)
-    images = []
+    images, pictures = [], pictures_for(painter)
     for index, prompt in enumerate(plan.prompts):
         book.turn(prompt)
-        how: dict[str, Any] = {"guidance": guidance, "seed": plan.seed + index, "canvas": canvas_for(painter)}
+        how: dict[str, Any] = {"guidance": guidance, "seed": plan.seed + index, **pictures}
         drawing = draw(recording, prompt, keep_trajectory=True, **how)
         np.savez(into / f"picture-{index:03}.npz", trajectory=np.stack(drawing.trajectory), image=drawing.image)
         images.append(drawing.image)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = 1
 PLACE: Final = "goldens/goldens.json"
+CONTROL_PLACE: Final = "goldens/control.png"  # what the golden picture is drawn along, in a bundle with a ControlNet
 MOST_VALUES: Final = 256
 """Of a tensor: a port that errs, errs everywhere; 256 values are 3 kB as text."""
 

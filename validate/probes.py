@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from ..pipeline.artifacts import Checkpoint
 from ..pipeline.errors import ModelError
 from ..runtimes.protocol import Array
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS, Canvas
+from ..runtimes.txt2img.control import Control
 from ..runtimes.txt2img.generate import TextToImage
 from ..runtimes.txt2img.guidance import Mode
 from .prompts import prompts_for, too_long
-from .scenes import Scene
+from .scenes import SIDE, Scene, Thing, render
 
 Branch = Literal["conditional", "unconditional"]
 
@@ -114,9 +115,22 @@ def probe_canvas(size: tuple[int, int]) -> Canvas:
     return Canvas(picture[None].astype(np.float32), mask[None, None].astype(np.float32))
 
 
-def canvas_for(models: TextToImage) -> Canvas | None:
-    """`probe_canvas` for models that need one to draw at all."""
-    return probe_canvas(models.size) if models.input_channels == INPAINTING_CHANNELS else None
+def probe_control(size: tuple[int, int]) -> Control:
+    """What a ControlNet is asked to follow: the edges of a rendered scene, white on black, as its users make them."""
+    from skimage.color import rgb2gray
+    from skimage.feature import canny
+
+    scene = Scene("black", (Thing("ring", "white", "large", "center"), Thing("star", "yellow", "small", "center")))
+    rows, columns = (np.arange(side) * SIDE // side for side in size)
+    picture = rgb2gray(render(scene, seed=0)[rows][:, columns])
+    edges = canny(picture, sigma=max(size) / SIDE)  # type: ignore[no-untyped-call]
+    return Control(np.broadcast_to(edges, (1, 3, *size)).astype(np.float32))
+
+
+def pictures_for(models: TextToImage) -> dict[str, Any]:
+    """`canvas` and `control` of `txt2img.generate`, for models that need them to draw at all."""
+    canvas = probe_canvas(models.size) if models.input_channels == INPAINTING_CHANNELS else None
+    return {"canvas": canvas, "control": probe_control(models.size) if models.controlled else None}
 
 
 @dataclass(frozen=True, slots=True)

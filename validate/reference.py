@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
 
-from ..export import modules
+from ..export import contract, modules
 from ..export.families import reference_pipeline
 from ..export.families.variant import reads_zeros_for_empty
 from ..export.schedule import build_scheduler, default_scheduler
@@ -26,8 +27,9 @@ from ..quantize.quantized import QuantizedWeights, StoredWeights
 from ..runtimes.protocol import Array, Feeds
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from ..runtimes.txt2img.conditioning import ENCODERS, GUIDANCE_INPUT, conditioning, zeroed
+from ..runtimes.txt2img.control import Control, picture_feeds, residual_feeds
 from ..runtimes.txt2img.guidance import guidance_embedding
-from .probes import ProbePlan, Probes, RoundedAnswers, probe_canvas
+from .probes import ProbePlan, Probes, RoundedAnswers, probe_canvas, probe_control
 from .prompts import EMPTY
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ class TorchSession:
     """A component behind the protocol of every runtime."""
 
     def __init__(self, model: TorchModel) -> None:
-        self.inputs: tuple[TensorSpec, ...] = modules.input_specs(model.source, model.size)
-        self.outputs: tuple[TensorSpec, ...] = modules.output_specs(model.source, model.size)
+        self.inputs: tuple[TensorSpec, ...] = contract.input_specs(model.source, model.size)
+        self.outputs: tuple[TensorSpec, ...] = contract.output_specs(model.source, model.size)
         self._module: nn.Module | None = modules.load(model.source)
         if model.plan != _AS_TRAINED:
             round_weights(self._module, StoredWeights(model.source, model.plan, model.quantized))
@@ -110,7 +112,7 @@ def round_weights(module: nn.Module, stored: StoredWeights) -> None:
 
 @dataclass(frozen=True)
 class ReferenceProbes:
-    """Ask PyTorch what `plan` wants to know: text encoders, then UNet, then VAE."""
+    """Ask PyTorch what `plan` wants to know: text encoders, then UNet (and ControlNet, beside it), then VAE."""
 
     checkpoint: Checkpoint
     size: tuple[int, int]
@@ -129,8 +131,14 @@ class ReferenceProbes:
         plan = self.plan
         conditions = self._encode(written)
         kept = self._kept(written)
-        with self._open("unet") as session:
-            drawn = [self._draw(session, conditions, kept, index, written) for index in range(len(plan.prompts))]
+        with ExitStack() as opened:
+            session = opened.enter_context(self._open("unet"))
+            controlled = None
+            if "controlnet" in self.checkpoint.components:
+                controlled = _Controlled(opened.enter_context(self._open("controlnet")), probe_control(self.size))
+            drawn = [
+                self._draw(session, controlled, conditions, kept, index, written) for index in range(len(plan.prompts))
+            ]
         images = []
         with self._open("vae_decoder") as session:
             scaling = _scaling_factor(session)
@@ -163,7 +171,7 @@ class ReferenceProbes:
             tokenizer = CLIPTokenizer.from_pretrained(folder)
             with self._open(component) as session:
                 for prompt in prompts:
-                    ids = tokenizer(prompt, padding="max_length", max_length=modules.MAX_TOKENS, truncation=True)
+                    ids = tokenizer(prompt, padding="max_length", max_length=contract.MAX_TOKENS, truncation=True)
                     feeds = {"input_ids": np.array([ids.input_ids], np.int64)}
                     outputs[prompt].append(written.ask(session, component, repr(_shorten(prompt)), feeds))
         conditions = {prompt: conditioning(found, self.size) for prompt, found in outputs.items()}
@@ -182,6 +190,7 @@ class ReferenceProbes:
     def _draw(
         self,
         session: TorchSession,
+        controlled: _Controlled | None,
         conditions: Mapping[str, Mapping[str, Array]],
         kept: Array | None,
         index: int,
@@ -213,11 +222,14 @@ class ReferenceProbes:
             read[GUIDANCE_INPUT] = guidance_embedding(plan.guidance, width)
         trajectory = []
         for step, t in enumerate(scheduler.timesteps):
-            sample = np.concatenate([scheduler.scale_model_input(latents, t).numpy(), *beside], axis=1)
+            seen = scheduler.scale_model_input(latents, t).numpy()
+            sample = np.concatenate([seen, *beside], axis=1)
             noise = {}
             for branch, told in branches.items():
                 feeds = {"sample": sample, "timestep": np.array(float(t), np.float32), **told, **read}
                 label = f"{prompt!r} step {step} (t = {float(t):g}) {branch}" if (step, branch) in plan.picked else ""
+                if controlled:
+                    feeds |= controlled.ask(written, label, {**feeds, "sample": seen})
                 (output,) = written.ask(session, "unet", label, feeds).values()
                 noise[branch] = torch.from_numpy(output)
             guided = noise["conditional"]
@@ -238,6 +250,20 @@ class ReferenceProbes:
         mask = torch.nn.functional.interpolate(torch.from_numpy(probe_canvas(self.size).mask), size=drawn.shape[2:])
         scaling = float(self.checkpoint.components["vae_encoder"].config["scaling_factor"])
         return mask.numpy(), (drawn * scaling).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Controlled:
+    """A ControlNet, and the picture that it is asked to follow."""
+
+    session: TorchSession
+    control: Control
+
+    def ask(self, written: _Written, label: str, feeds: Feeds) -> dict[str, Array]:
+        """What the UNet is given beside `feeds`; of these, a ControlNet takes some."""
+        whole = {**feeds, **picture_feeds(self.control)}
+        own = {spec.name: whole[spec.name] for spec in self.session.inputs}
+        return dict(residual_feeds(written.ask(self.session, "controlnet", label, own), self.control.scale))
 
 
 class _Written:

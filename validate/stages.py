@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ..pipeline.artifacts import TargetModel
 from ..pipeline.schedule import CompiledSchedule
 from .gates import Drawn, check_components, check_pictures
-from .probes import Picture, ProbePlan, Probes, RoundedAnswers, canvas_for
+from .probes import Picture, ProbePlan, Probes, RoundedAnswers, pictures_for
 from .report import ComponentReport, ImageReport
 from .tolerances import image_tolerance, tolerance
 
@@ -157,11 +157,12 @@ class GatePictures:
             tokenizer_2=PromptTokenizer(self.tokenizer_2, **self.tokenizer_2_facts) if self.tokenizer_2 else None,
             zeros_for_empty=self.zeros_for_empty,
             input_channels=self.input_channels,
+            controlled="controlnet" in self.models,
         )
-        canvas = canvas_for(painter)
+        pictures = pictures_for(painter)
 
         def drawn(picture: Picture, plan: ProbePlan) -> Drawn:
-            how: dict[str, Any] = {"guidance": plan.guidance, "seed": picture.seed, "canvas": canvas}
+            how: dict[str, Any] = {"guidance": plan.guidance, "seed": picture.seed, **pictures}
             result = draw(painter, picture.prompt, keep_trajectory=True, **how)
             return Drawn(result.trajectory, result.image)
 

@@ -13,6 +13,9 @@ STATES: Final = "diffusette_states"
 """Key that a family adds to a text encoder's config: which hidden states the UNet reads; absent: the last ones."""
 PENULTIMATE: Final = "penultimate"  # what the last layer is given, without a final norm
 
+TAKES_RESIDUALS: Final = "diffusette_takes_residuals"
+"""Key that a UNet's config gets where a ControlNet goes with it: what that gives are inputs of the UNet then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Headers:
@@ -143,9 +146,14 @@ class Family:
 
     name: str
     title: str
-    components: Mapping[str, Part]
+    components: Mapping[str, Part]  # of every checkpoint
     signature: Signature
     pipeline: str = "StableDiffusionPipeline"  # diffusers' class that draws with it: the reference
+    additions: Mapping[str, Part] = field(default_factory=dict)  # components that may be given beside a checkpoint
+
+    def part(self, component: str) -> Part:
+        """How a component is stored."""
+        return self.components[component] if component in self.components else self.additions[component]
 
     def detect(self, headers: Headers) -> str | None:
         """Evidence, for people, that `headers` are of this family; None when they are not."""

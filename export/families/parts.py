@@ -63,6 +63,26 @@ UNET: Final = Part(
     defaults={"flip_sin_to_cos": True, "freq_shift": 0, "layers_per_block": 2, "norm_num_groups": 32},
 )
 
+CONTROLNET: Final = Part(
+    folder="controlnet",
+    classes=("ControlNetModel",),
+    required={
+        "block_out_channels": list,
+        "down_block_types": list,
+        "cross_attention_dim": int,
+    },
+    # of ControlNetModel's constructor, as configs of before diffusers 0.17 leave some of it out
+    defaults={
+        "in_channels": 4,
+        "conditioning_channels": 3,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "conditioning_embedding_out_channels": [16, 32, 96, 256],
+    },
+)
+
 # What a UNet of every family here leaves at its default.
 PLAIN_UNET: Final[Mapping[str, tuple[Any, ...]]] = {
     "unet.in_channels": (4, 9),  # 9: inpainting, with a mask and the latents of what is kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from .family import Family, Signature
-from .parts import PLAIN_UNET, UNET, VAE_HALVES, text_encoder
+from .parts import CONTROLNET, PLAIN_UNET, UNET, VAE_HALVES, text_encoder
 
 SD2: Final = Family(
     name="sd2",
@@ -25,4 +25,5 @@ SD2: Final = Family(
         },
         equal=(("unet.cross_attention_dim", "text_encoder.hidden_size"),),
     ),
+    additions={"controlnet": CONTROLNET},
 )

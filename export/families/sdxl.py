@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from .family import PENULTIMATE, STATES, Family, Signature
-from .parts import PLAIN_UNET, UNET, VAE_HALVES, projected_text_encoder, text_encoder
+from .parts import CONTROLNET, PLAIN_UNET, UNET, VAE_HALVES, projected_text_encoder, text_encoder
 
 SDXL: Final = Family(
     name="sdxl",
@@ -31,4 +31,5 @@ SDXL: Final = Family(
         given=("unet.addition_time_embed_dim", "unet.projection_class_embeddings_input_dim"),
     ),
     pipeline="StableDiffusionXLPipeline",
+    additions={"controlnet": CONTROLNET},
 )

@@ -45,7 +45,7 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
                 lone=True, tensors=(r"(^|\.)(controlnet_cond_embedding|controlnet_down_blocks|input_hint_block)\.",)
             ),
         ),
-        _GIVE_BASE,
+        "give the checkpoint that it steers, and this with --controlnet",
     ),
     # Single files; those of the original code with a UNet are opened
     Unsupported(
@@ -125,7 +125,9 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
     Unsupported("Stable Cascade or Würstchen", _NOT_YET, (Signature(classes=r"(StableCascade|Wuerstchen|Paella).*"),)),
     Unsupported("DeepFloyd IF", _NOT_YET, (Signature(classes=r"IF(Img2Img|Inpainting)?(SuperResolution)?Pipeline"),)),
     Unsupported(
-        "a ControlNet pipeline", "extra conditioning is not supported yet", (Signature(parts=("controlnet",)),)
+        "a pipeline with several ControlNets, or one of another kind",
+        "one ControlNet at a time is supported",
+        (Signature(parts=("controlnet",), classes=r"MultiControlNet.*|ControlNet(Union|XS).*"),),
     ),
     Unsupported(
         "an InstructPix2Pix checkpoint",

@@ -80,6 +80,32 @@ def unet_names(stored: Tensors, config: Mapping[str, Any], *, ema: bool = False)
     return _run(lambda stands: convert(stands, dict(config)), own, "UNet")
 
 
+def controlnet_names(stored: Tensors, layers: int) -> tuple[StoredTensor, ...]:
+    """A ControlNet's tensors under diffusers' names; `stored` are nothing else, with the original prefix or without.
+
+    Args:
+        layers: residual layers of each level, by which the original code's flat list of blocks is divided.
+    Raises:
+        CheckpointError: a tensor has no place in diffusers' ControlNetModel.
+    """
+    from diffusers.loaders import single_file_utils as diffusers
+
+    prefix = "control_model." if any(name.startswith("control_model.") for name in stored) else ""
+    own = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
+    if "controlnet_cond_embedding.conv_in.weight" in own:
+        return tuple(replace(tensor, name=name) for name, tensor in own.items())
+    mapping: Any = diffusers.DIFFUSERS_TO_LDM_MAPPING
+    convert_controlnet: Any = diffusers.convert_controlnet_checkpoint
+
+    def convert(stands: dict[str, Any]) -> Any:
+        # SDXL's embedding of sizes is what that converter leaves out
+        sizes = mapping["unet"]["addition_embed_type"].items()
+        added = {new: stands[old] for new, old in sizes if old in stands}
+        return {**convert_controlnet(stands, {"layers_per_block": layers}), **added}
+
+    return _run(convert, own, "ControlNet")
+
+
 def vae_names(stored: Tensors, config: Mapping[str, Any]) -> tuple[StoredTensor, ...]:
     """The VAE's tensors under diffusers' names; `stored` may hold a whole checkpoint, or the VAE without prefix.
 

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ...export import modules
+from ...export import contract, modules
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.errors import ExportError
 from ..inputs import END_OF_TEXT, TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
@@ -50,7 +50,7 @@ def without_weights(component: str, config: Mapping[str, Any]) -> ComponentSourc
 
 def native_inputs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """Inputs of the ncnn model: `timestep_embedding` float32 [1, C0] for the timestep, int32 for int64."""
-    specs = modules.input_specs(source, size)
+    specs = contract.input_specs(source, size)
     native = tuple(_native(spec, source.config) for spec in specs)
     if source.component != "text_encoder_2":
         return native
@@ -104,6 +104,8 @@ def lowered(source: ComponentSource) -> tuple[nn.Module, Fingerprints]:
         owner, _, leaf = name.rpartition(".")
         parameter = nn.Parameter(fingerprints.stub(name), requires_grad=False)
         module.get_submodule(owner)._parameters[leaf] = parameter
+    if source.component == "controlnet":
+        _take_sinusoids(module)
     if source.component == "unet":
         module.get_time_embed = lambda sample, timestep: timestep
         if source.config.get("addition_embed_type") == "text_time":
@@ -111,6 +113,24 @@ def lowered(source: ComponentSource) -> tuple[nn.Module, Fingerprints]:
     if source.component in ("text_encoder", "text_encoder_2"):
         _use_explicit_mask(module)
     return modules.wrap(source, module), fingerprints
+
+
+def _take_sinusoids(module: Any) -> None:
+    """ControlNetModel.forward embeds the timestep and SDXL's time ids by two modules: they hand on what it is given."""
+    forward = module.forward
+    del module.time_proj
+    if module.config.addition_embed_type == "text_time":
+        del module.add_time_proj
+
+    def given(sample: Tensor, timestep: Tensor, *states: Tensor, added_cond_kwargs: Any, return_dict: bool) -> Any:
+        added = dict(added_cond_kwargs or {})
+        module.time_proj = lambda _: timestep
+        if "time_ids" in added:
+            sinusoids = added["time_ids"]
+            module.add_time_proj = lambda _: sinusoids
+        return forward(sample, 0, *states, added_cond_kwargs=added, return_dict=return_dict)
+
+    module.forward = given
 
 
 def _added_embedding(module: Any, emb: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any) -> Any:

@@ -54,12 +54,13 @@ def narrowing(component: str, config: Mapping[str, Any]) -> Narrowing | None:
 
 
 def _narrow_blocks(component: str, config: Mapping[str, Any]) -> Narrowing | None:
-    """UNet and VAE: channels in units of the normalisation's groups; a UNet's heads are put right afterwards."""
+    """UNet, ControlNet and VAE: channels in units of the normalisation's groups; heads are put right afterwards."""
     channels, groups = config["block_out_channels"], config.get("norm_num_groups") or 32
     if any(count % groups for count in channels):
         return None
     real = math.gcd(*(count // groups for count in channels))
-    heads = {"attention_head_dim": _NARROW_HEADS, "num_attention_heads": None} if component == "unet" else {}
+    is_unet = component in ("unet", "controlnet")
+    heads = {"attention_head_dim": _NARROW_HEADS, "num_attention_heads": None} if is_unet else {}
     return _narrowing((1, 2), real, config, {"block_out_channels": [count // real for count in channels]}, heads)
 
 

@@ -28,7 +28,7 @@ _REDUCED: Final = (
 
 # Convolution as one matrix product unfolds its input ninefold. On the feature maps of a VAE, as large as the picture,
 # that takes 6.4 GB for 1.7 in the decoder at 512x512; on a UNet's it is cheap, and a third faster.
-_UNFOLDED: Final = ("unet", "text_encoder")
+_UNFOLDED: Final = ("unet", "controlnet", "text_encoder")
 
 
 class NcnnSession:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from ...export import modules
+from ...export import contract
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.errors import ExportError
 from . import layout, narrow, param, pnnx
@@ -21,6 +21,7 @@ from .lower import architecture, lowered, native_inputs, shapes_and_heads, witho
 
 _HEADS_ASIDE: Final = (
     "unet",
+    "controlnet",
 )  # narrow copies have other heads; in the others' graphs they grow with the width, or are 1
 _THREADS: Final = 2  # the module is run once; more threads take more memory than they save time
 
@@ -75,7 +76,7 @@ class TraceNcnn:
         with tempfile.TemporaryDirectory(prefix="pnnx.", dir=into) as private:
             converted, note = self._converted(Path(private))
         source = without_weights(self.component, self.config)
-        inputs, outputs = native_inputs(source, self.sizes[0]), modules.output_specs(source, self.sizes[0])
+        inputs, outputs = native_inputs(source, self.sizes[0]), contract.output_specs(source, self.sizes[0])
         names = {f"in{index}": spec.name for index, spec in enumerate(inputs)}
         names |= {f"out{index}": spec.name for index, spec in enumerate(outputs)}
         (into / "model.param").write_text(param.render(param.rename_blobs(converted.layers, names)))

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...export.modules import output_specs
+from ...export.contract import output_specs
 from ...pipeline.artifacts import ComponentSource, TargetModel
 from ...quantize.plan import Plan
 from ...quantize.quantized import QuantizedWeights, StoredWeights

@@ -43,12 +43,13 @@ def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) ->
     """Path -> content of each file, sorted by path. Equal checkpoints give equal bytes.
 
     None for Stable Diffusion XL: optimum's pipeline wants every hidden state of both text encoders as an output, and a
-    phone's bundle holds the two that are used (docs/decisions/0021).
+    phone's bundle holds the two that are used (docs/decisions/0021). None with a ControlNet either: none of optimum's
+    pipelines feeds a UNet with what that adds.
 
     Args:
         size: height and width in pixels that the graphs were exported for; None when it is the checkpoint's own.
     """
-    if "text_encoder_2" in checkpoint.components:
+    if {"text_encoder_2", "controlnet"} & set(checkpoint.components):
         return {}
     configs = {f"{name}/config.json": dict(source.config) for name, source in checkpoint.components.items()}
     if size is not None and "unet/config.json" in configs:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import UsageError
 from ...pipeline.schedule import CompiledSchedule
+from .picture_file import read_pixels
 
 Floats = NDArray[np.float32]
 Normal = Callable[[Sequence[int]], Floats]
@@ -22,7 +23,6 @@ Normal = Callable[[Sequence[int]], Floats]
 USUAL_STRENGTH: Final = 0.8  # of diffusers' image-to-image pipelines; with a mask everything below it is drawn anew
 INPAINTING_CHANNELS: Final = 9  # latents, mask, latents of what is kept
 _LOG_VARIANCE: Final = (-30.0, 20.0)  # diffusers' DiagonalGaussianDistribution
-_MAX_PIXELS: Final = 2**28  # of a picture that is read; a hostile file can claim any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ def read_canvas(image: Path, mask: Path | None, strength: float | None, size: tu
     Raises:
         UsageError: a file is no picture, or too large; strength is out of range.
     """
-    pixels = _pixels(image, "RGB", size) * 2 - 1  # [H, W, 3]
+    pixels = read_pixels(image, "RGB", size) * 2 - 1  # [H, W, 3]
     given = USUAL_STRENGTH if mask is None else 1.0
     return Canvas(
         image=np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]),
-        mask=(_pixels(mask, "L", size) >= 0.5).astype(np.float32)[None, None] if mask is not None else None,
+        mask=(read_pixels(mask, "L", size) >= 0.5).astype(np.float32)[None, None] if mask is not None else None,
         strength=given if strength is None else strength,
     )
 
@@ -91,19 +91,3 @@ def mask_channels(mask: Floats, kept: Floats) -> Floats:
     """The channels beside the latents: the mask at the latents' size (nearest), and the latents of what is kept."""
     step = mask.shape[2] // kept.shape[2], mask.shape[3] // kept.shape[3]
     return np.concatenate([mask[:, :, :: step[0], :: step[1]], kept], axis=1)
-
-
-def _pixels(file: Path, mode: str, size: tuple[int, int]) -> Floats:
-    """[H, W] or [H, W, 3] in 0..1, resized with Lanczos' filter as diffusers' VaeImageProcessor does."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                raise UsageError(f"{file}: {opened.width} x {opened.height} pixels", hint="scale it down first")
-            picture = opened.convert(mode)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
-        raise UsageError(f"{file}: cannot be read as a picture: {problem}", hint="give a PNG or JPEG file") from None
-    if picture.size != (size[1], size[0]):
-        picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(picture, np.float32) / np.float32(255)

@@ -7,7 +7,7 @@ picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import BundleError, ModelError, UsageError
 from ...pipeline.schedule import CompiledSchedule
-from ..inputs import native_feeds
 from ..protocol import Array, Session
 from .canvas import INPAINTING_CHANNELS, Canvas, first_row, mask_channels, sampled
 from .conditioning import ENCODERS, GUIDANCE_INPUT, conditioning, zeroed
+from .control import Control, no_residuals, picture_feeds, refuse_control, residual_feeds
 from .guidance import Mode, check_guidance, combine, guidance_embedding, unconditional_needed
+from .model_run import run_model, run_whole
 from .noise import TorchNoise
 from .schedule import Trajectory
 from .tokenizer import PromptTokenizer
@@ -45,6 +46,7 @@ class TextToImage:
     zeros_for_empty: bool = False  # an empty negative prompt stands for zeros
     encoder_scaling: tuple[float, float] | None = None  # factor and shift of the VAE encoder, where they differ
     input_channels: int = 4  # of the UNet; `canvas.INPAINTING_CHANNELS` takes a mask
+    controlled: bool = False  # there is a ControlNet, and the UNet takes what it gives
 
     def schedule(self, scheduler: str | None = None, steps: int | None = None) -> CompiledSchedule:
         """The first compiled schedule that fits what is asked for.
@@ -85,6 +87,7 @@ class Drawing:
     scheduler: str
     guidance: float
     warnings: tuple[str, ...]
+    control_scale: float | None = None  # None: there is no ControlNet
 
 
 def generate(
@@ -97,6 +100,7 @@ def generate(
     seed: int = 0,
     scheduler: str | None = None,
     canvas: Canvas | None = None,
+    control: Control | None = None,
     keep_trajectory: bool = False,
 ) -> Generator[Progress, None, Drawing]:
     """Draw, one `Progress` a model run; the generator's return value is the `Drawing` (`draw` hands it over).
@@ -109,6 +113,7 @@ def generate(
         steps: a step count that has been compiled; None: the first there is.
         guidance: 1 or less: the prompt alone, at half the cost. None: the model's default.
         canvas: a picture to start from, and for an inpainting model the mask of what is drawn anew.
+        control: a picture to draw along, for a bundle with a ControlNet.
         seed: of the noise, the same picture as diffusers with a CPU generator of that seed.
     Raises:
         UsageError: no such schedule, or guidance and seed out of range.
@@ -117,6 +122,7 @@ def generate(
     schedule = models.schedule(scheduler, steps)
     scale = check_guidance(models.guidance_mode, models.default_guidance if guidance is None else guidance)
     _refuse_canvas(models, canvas)
+    refuse_control(control, controlled=models.controlled, size=models.size)
     row = first_row(schedule, canvas.strength) if canvas else 0
     noise = TorchNoise(seed)
     texts = [prompt]
@@ -124,12 +130,12 @@ def generate(
         texts.insert(0, negative)
     conditions = yield from _encode(models, texts)
     start = (yield from _start(models, schedule, row, canvas, noise)) if canvas else _Start()
-    trajectory = yield from _denoise(models, schedule, conditions, scale, noise, start, keep_trajectory)
+    trajectory = yield from _denoise(models, schedule, conditions, scale, noise, start, control, keep_trajectory)
     latents = trajectory[-1]
     yield Progress("vae_decoder", 0, 1)
     with models.open("vae_decoder") as decoder:
         feeds = {"latent_sample": (latents / models.scaling_factor + models.shift).astype(np.float32)}
-        pixels = _run(models, decoder, feeds, "vae_decoder")
+        pixels = run_model(decoder, feeds, models.time_embedding, "vae_decoder")
     if pixels.shape != (1, 3, *models.size):
         raise ModelError(f"vae_decoder gives {pixels.shape}, pictures are {(1, 3, *models.size)}")
     yield Progress("vae_decoder", 1, 1)
@@ -144,6 +150,7 @@ def generate(
         scheduler=schedule.scheduler,
         guidance=scale,
         warnings=_warnings(models, texts),
+        control_scale=control.scale if control else None,
     )
 
 
@@ -175,7 +182,8 @@ def _encode(models: TextToImage, texts: list[str]) -> Generator[Progress, None, 
         warnings = ()
         with models.open(component) as encoder:
             for index, text in enumerate(asked):
-                found[index].append(_run_all(models, encoder, {"input_ids": tokenizer(text).ids}, component))
+                ids = tokenizer(text).ids
+                found[index].append(run_whole(encoder, {"input_ids": ids}, models.time_embedding, component))
                 yield Progress(component, index + 1, len(asked))  # type: ignore[arg-type]
     conditions = [conditioning(outputs, models.size) for outputs in found]
     return [zeroed(conditions[0]), *conditions] if empty else conditions
@@ -220,7 +228,8 @@ def _start(
     encoded = []
     with models.open("vae_encoder") as encoder:
         for done, picture in enumerate(pictures, start=1):
-            encoded.append(_run(models, encoder, {"sample": picture.astype(np.float32)}, "vae_encoder"))
+            feeds = {"sample": picture.astype(np.float32)}
+            encoded.append(run_model(encoder, feeds, models.time_embedding, "vae_encoder"))
             yield Progress("vae_encoder", done, len(pictures))
 
     def latents_of(parameters: Floats) -> Floats:
@@ -244,29 +253,33 @@ def _denoise(
     scale: float,
     noise: TorchNoise,
     start: _Start,
+    control: Control | None,
     keep: bool,
 ) -> Generator[Progress, None, list[Floats]]:
     """Latents after each model call, or only the last ones unless `keep`."""
     rows = schedule.rows[start.row :]
     yield Progress("unet", 0, len(rows))
     kept: list[Floats] = []
-    with models.open("unet") as unet:
+    with ExitStack() as opened:
+        unet = opened.enter_context(models.open("unet"))
+        controlnet = opened.enter_context(models.open("controlnet")) if control and control.scale else None
         shapes = {spec.name: spec.shape for spec in unet.inputs}
         if "sample" not in shapes:
             raise BundleError(f"unet has no input 'sample' among {sorted(shapes)}")
         trajectory = Trajectory(schedule, unet.outputs[0].shape, noise.normal, start.latents)
-        guidance = {}
+        fixed: dict[str, Array] = dict(no_residuals(unet.inputs) if control and not controlnet else {})
         if models.guidance_mode == "embedded":
-            guidance[GUIDANCE_INPUT] = guidance_embedding(scale, shapes[GUIDANCE_INPUT][-1])
+            fixed[GUIDANCE_INPUT] = guidance_embedding(scale, shapes[GUIDANCE_INPUT][-1])
         for call, row in enumerate(rows):
-            seen = trajectory.seen(row)
-            feeds: dict[str, Array] = {
-                "sample": seen if start.channels is None else np.concatenate([seen, start.channels], axis=1),
-                "timestep": np.array(row.timestep, np.float32),
-                **guidance,
-            }
+            seen, timestep = trajectory.seen(row), np.array(row.timestep, np.float32)
+            sample = seen if start.channels is None else np.concatenate([seen, start.channels], axis=1)
+            outputs = []
             # one run a prompt, batch 1: half the peak memory of a batch of two, and one static shape
-            outputs = [_run(models, unet, {**feeds, **told}, f"unet in call {call}") for told in conditions]
+            for told in conditions:
+                feeds: dict[str, Array] = {"sample": sample, "timestep": timestep, **fixed, **told}
+                if control and controlnet:
+                    feeds |= _residuals(models, controlnet, control, {**feeds, "sample": seen}, call)
+                outputs.append(run_model(unet, feeds, models.time_embedding, f"unet in call {call}"))
             trajectory.step(row, outputs[0] if len(outputs) == 1 else combine(outputs[0], outputs[1], scale))
             if not keep:
                 kept.clear()
@@ -275,23 +288,10 @@ def _denoise(
     return kept
 
 
-def _run(models: TextToImage, session: Session, feeds: Mapping[str, Array], where: str) -> Floats:
-    """The only output of a model that is fed by PyTorch's names."""
-    outputs = _run_all(models, session, feeds, where)
-    if len(outputs) != 1:
-        raise ModelError(f"{where} gives {len(outputs)} outputs ({', '.join(outputs)}), one is expected")
-    return next(iter(outputs.values()))
-
-
-def _run_all(
-    models: TextToImage, session: Session, feeds: Mapping[str, Array], where: str
-) -> dict[str, NDArray[np.float32]]:
-    """Every output, in float32."""
-    outputs = session.run(native_feeds(feeds, session.inputs, models.time_embedding))
-    for output in outputs.values():
-        if not np.isfinite(output).all():
-            raise ModelError(
-                f"{where} gives NaN or infinity",
-                hint="float16 may overflow in this model; convert with --precision fp32",
-            )
-    return {name: output.astype(np.float32, copy=False) for name, output in outputs.items()}
+def _residuals(
+    models: TextToImage, controlnet: Session, control: Control, feeds: Mapping[str, Array], call: int
+) -> dict[str, Floats]:
+    """What the ControlNet adds to the UNet; it sees the latents alone, without what an inpainting UNet takes beside."""
+    where = f"controlnet in call {call}"
+    outputs = run_whole(controlnet, {**feeds, **picture_feeds(control)}, models.time_embedding, where)
+    return residual_feeds(outputs, control.scale)

@@ -46,7 +46,8 @@ def refuse_unwritable_picture(path: Path) -> None:
 def write_picture(drawing: Drawing, path: Path) -> None:
     """Write a PNG that appears whole or not at all; the same drawing gives the same bytes.
 
-    Its text chunks are prompt, negative_prompt, seed, steps, scheduler and guidance.
+    Its text chunks are prompt, negative_prompt, seed, steps, scheduler and guidance; and control_scale
+    where the bundle has a ControlNet.
 
     Raises:
         UsageError, NoRoom: as `refuse_unwritable_picture`.
@@ -63,6 +64,7 @@ def write_picture(drawing: Drawing, path: Path) -> None:
         ("steps", drawing.steps),
         ("scheduler", drawing.scheduler),
         ("guidance", drawing.guidance),
+        *([("control_scale", drawing.control_scale)] if drawing.control_scale is not None else []),
     ):
         facts.add_itxt(key, str(value))  # UTF-8, while plain text chunks hold Latin-1 only
     scratch = _scratch(path)

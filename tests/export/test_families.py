@@ -101,7 +101,10 @@ EXAMPLES: tuple[tuple[str, Headers], ...] = (
     ("Kandinsky", pipeline("KandinskyV22Pipeline", unet="UNet2DConditionModel", movq="VQModel")),
     ("Stable Cascade or Würstchen", pipeline("StableCascadeDecoderPipeline", decoder="StableCascadeUNet")),
     ("DeepFloyd IF", pipeline("IFPipeline", text_encoder="T5EncoderModel", unet="UNet2DConditionModel")),
-    ("a ControlNet pipeline", sd1({"controlnet": "ControlNetModel"}, "StableDiffusionControlNetPipeline")),
+    (
+        "a pipeline with several ControlNets, or one of another kind",
+        sd1({"controlnet": "MultiControlNetModel"}, "StableDiffusionControlNetPipeline"),
+    ),
     ("an InstructPix2Pix checkpoint", sd1(unet__in_channels=8)),
     ("a Stable Diffusion upscaler", sd1(unet__in_channels=7)),
     ("Stable Diffusion 2 depth-to-image", sd1({"depth_estimator": "DPTForDepthEstimation"}, unet__in_channels=5)),
@@ -192,6 +195,7 @@ def test_families_have_every_component_and_are_found_by_name(family: Any) -> Non
     assert tuple(family.components) == tuple(name for name in COMPONENTS if name in family.components)
     assert {"text_encoder", "unet", "vae_decoder", "vae_encoder"} <= set(family.components)
     assert {part.folder for part in family.components.values()} <= set(family.signature.parts)
+    assert {name: family.part(name).folder for name in family.additions} == {"controlnet": "controlnet"}
 
 
 def test_an_unknown_family_is_an_error_with_the_list() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,19 +22,22 @@ from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.check import check_bundle, open_reference_checkpoint
 from diffusette.pipeline.convert import convert
 from diffusette.pipeline.draw import draw_with_bundle
-from diffusette.pipeline.errors import MissingTool
+from diffusette.pipeline.errors import MissingTool, UsageError
+from diffusette.pipeline.goldens import replay_goldens
 from diffusette.pipeline.progress import Silent
 from diffusette.pipeline.recipe import Recipe, ScheduleChoice, load_recipe
 from diffusette.pipeline.sampling import recipe_for
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
-from diffusette.validate.probes import probe_canvas
+from diffusette.runtimes.txt2img.control import Control
+from diffusette.validate.probes import probe_canvas, probe_control
 from pydantic import TypeAdapter
 
-from ..kinds import KINDS, tiny_decoder
+from ..kinds import CONTROLLED, KINDS, tiny_controlnet, tiny_decoder
 
 RECORD: Final = Path(__file__).parents[2] / "docs" / "kinds.json"
 WRITE: Final = "DIFFUSETTE_WRITE_KINDS"
 CELLS: Final = [(kind, target) for kind in KINDS for target in TARGETS]
+STEERED: Final = [(kind, target) for kind in CONTROLLED for target in TARGETS]
 
 
 def _in_this_process(stage: Any, into: Path, work: Path, watch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -50,7 +54,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(child, "run_in_child", _in_this_process)
         patch.setattr(sessions, "open_isolated", lambda _, model, threads, **__: open_model(model, threads))
-        yield Cache(tmp_path_factory.mktemp("cache"))
+        root = tmp_path_factory.mktemp("cache")
+        (root / "work").mkdir()  # the child's, which would make it
+        yield Cache(root)
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -108,6 +114,47 @@ def test_a_tiny_decoder_takes_the_place_of_the_vaes(
     assert np.ptp(drawing.image) > 0.01
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "target"), STEERED)
+def test_a_checkpoint_with_a_controlnet_converts_validates_and_follows_pictures(
+    kind: str, target: str, cache: Cache, kind_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    try:
+        get_target(target).require()
+    except MissingTool as missing:
+        pytest.skip(f"{missing.what}: {missing.hint}")
+    base, _ = CONTROLLED[kind]
+    tiny_controlnet(base).save_pretrained(tmp_path / "controlnet")
+    folder, given = kind_folder(base), Companions(controlnet=tmp_path / "controlnet")
+    conversion = convert(
+        folder,
+        tmp_path / "out",
+        companions=given,
+        recipe=recipe_of(folder),
+        targets=(target,),
+        goldens=True,
+        cache=cache,
+    )
+    assert conversion.ok, [part.to_json() for part in conversion.converted[0].parity.components]  # type: ignore[union-attr]
+    bundle = conversion.converted[0].bundle
+    report, _ = check_bundle(bundle, cache=cache, progress=Silent())
+    assert report.ok
+    assert report.image is not None
+    losses = {part.component: part.loss.snr_db for part in report.components if part.loss}
+    assert {"controlnet", "unet"} <= set(losses)
+    edges = probe_control((64, 64))
+    pictures = [
+        draw_with_bundle(bundle, "a red star", seed=3, control=control, progress=Silent()).image
+        for control in (edges, Control(1 - edges.picture), Control(None, 0.0))
+    ]
+    assert all(np.abs(one - other).max() > 0.02 for one, other in combinations(pictures, 2))
+    with pytest.raises(UsageError, match="draws along a control picture"):
+        draw_with_bundle(bundle, "a red star", progress=Silent())
+    _, checks = replay_goldens(bundle, progress=Silent())
+    assert all(check.ok for check in checks)
+    note(kind, target, {"unet_db": round(losses["unet"], 1), "picture_db": round(report.image.psnr_db, 1)})
+
+
 def note(kind: str, target: str, found: dict[str, float]) -> None:
     """Write what a cell that passed has measured, when asked to measure for docs/kinds.md."""
     if os.environ.get(WRITE):
@@ -118,4 +165,4 @@ def note(kind: str, target: str, found: dict[str, float]) -> None:
 
 def test_the_page_of_kinds_speaks_of_these_cells_alone() -> None:
     record = json.loads(RECORD.read_text())
-    assert {(kind, target) for kind, cells in record.items() for target in cells} <= set(CELLS)
+    assert {(kind, target) for kind, cells in record.items() for target in cells} <= {*CELLS, *STEERED}

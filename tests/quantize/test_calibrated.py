@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export import modules
+from diffusette.export import contract, modules
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.quantize import moments
 from diffusette.quantize.calibrated import layer_shapes
@@ -26,7 +26,7 @@ def samples(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactor
     for index in range(2):
         feeds: dict[str, Any] = {
             f"feed.{spec.name}": chance.standard_normal(spec.shape).astype(np.float32)
-            for spec in modules.input_specs(tiny_checkpoint.components["unet"], (64, 64))
+            for spec in contract.input_specs(tiny_checkpoint.components["unet"], (64, 64))
         }
         feeds["feed.timestep"] = np.array(100.0 + index, np.float32)
         np.savez(folder / f"unet-{index:03}.npz", **feeds)

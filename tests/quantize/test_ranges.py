@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.export import modules
+from diffusette.export import contract, modules
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.quantize.ranges import Histogram, ObserveInputs
 from diffusette.quantize.samples import Samples
@@ -58,7 +58,7 @@ def test_every_layer_has_a_range_for_each_timestep(tiny_checkpoint: Checkpoint, 
     for index, t in enumerate(times):
         feeds = {
             f"feed.{spec.name}": chance.standard_normal(spec.shape).astype(np.float32) * (1 + index)
-            for spec in modules.input_specs(source, (64, 64))
+            for spec in contract.input_specs(source, (64, 64))
         }
         feeds["feed.timestep"] = np.array(t, np.float32)
         np.savez(tmp_path / f"unet-{index:03}.npz", **feeds)

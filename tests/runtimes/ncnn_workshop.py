@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from diffusette.export import modules
+from diffusette.export import contract, modules
 from diffusette.pipeline.artifacts import ComponentSource, TargetModel
 from diffusette.pipeline.stage import digest_of
 from diffusette.quantize.plan import Plan
@@ -51,7 +51,7 @@ class Workshop:
         """Feeds of PyTorch's module: unit Gaussians, a timestep amid the schedule, token ids."""
         generator = np.random.default_rng(7)
         feeds: dict[str, Array] = {}
-        for spec in modules.input_specs(self.sources[component], size):
+        for spec in contract.input_specs(self.sources[component], size):
             if spec.dtype == "int64":
                 feeds[spec.name] = generator.integers(0, 600, spec.shape)
             elif spec.name == "timestep":

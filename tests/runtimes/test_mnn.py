@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export import modules
+from diffusette.export import contract, modules
 from diffusette.export.families.sd1 import SD1
 from diffusette.pipeline.artifacts import Checkpoint, TargetModel, TensorSpec
 from diffusette.pipeline.errors import FeedError, MissingTool, ModelError
@@ -56,7 +56,7 @@ class Workshop:
     def feeds(self, component: str) -> dict[str, Array]:
         generator = np.random.default_rng(11)
         feeds: dict[str, Array] = {}
-        for spec in modules.input_specs(self.checkpoint.components[component], SIZE):
+        for spec in contract.input_specs(self.checkpoint.components[component], SIZE):
             if spec.dtype == "int64":
                 feeds[spec.name] = generator.integers(0, 600, spec.shape)
             elif spec.name == "timestep":

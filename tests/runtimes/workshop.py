@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from diffusette.export import modules
+from diffusette.export import contract, modules
 from diffusette.export.onnx_model import onnx_model
 from diffusette.pipeline.artifacts import Checkpoint, OnnxModel, TargetModel
 from diffusette.quantize.plan import Plan
@@ -47,7 +47,7 @@ class Workshop:
         """Random feeds by PyTorch's names and dtypes."""
         generator = np.random.default_rng(seed)
         feeds: dict[str, Array] = {}
-        for spec in modules.input_specs(self.checkpoint.components[component], SIZE):
+        for spec in contract.input_specs(self.checkpoint.components[component], SIZE):
             if spec.dtype == "int64":
                 feeds[spec.name] = generator.integers(0, 600, spec.shape)
             elif spec.name == "timestep":

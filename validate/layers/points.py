@@ -80,12 +80,12 @@ def find_points(source: ComponentSource, size: tuple[int, int]) -> tuple[tuple[P
     """
     import torch
 
-    from ...export import modules
+    from ...export import contract, modules
 
     module = modules.wrap(source, modules.build(source))
     feeds = [
         torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta")
-        for spec in modules.input_specs(source, size)
+        for spec in contract.input_specs(source, size)
     ]
     seen = _Seen()
 

@@ -13,19 +13,15 @@ import numpy as np
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.families import reference_pipeline
-from diffusette.export.families.variant import reads_zeros_for_empty, variant_of
-from diffusette.export.schedule import compile_schedule, default_scheduler
-from diffusette.export.tokenizer import write_tokenizer
+from diffusette.export.schedule import default_scheduler
 from diffusette.pipeline.errors import UsageError
-from diffusette.runtimes.inputs import time_embedding_facts
 from diffusette.runtimes.txt2img.canvas import Canvas, first_row, read_canvas
-from diffusette.runtimes.txt2img.generate import TextToImage, draw
-from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
+from diffusette.runtimes.txt2img.generate import draw
 from diffusette.validate.parity import compare
-from diffusette.validate.reference import TorchModel, TorchSession
 from PIL import Image
 
 from ...kinds import kind_pipeline
+from .painter import models_of
 
 PROMPT: Final = "a red star above a blue circle"
 SIZE: Final = (64, 64)
@@ -46,32 +42,6 @@ def mask_file(folder: Path) -> Path:
     mask[16:48, 8:40] = 255
     Image.fromarray(mask).save(folder / "mask.png")
     return folder / "mask.png"
-
-
-def models_of(folder: Path, scheduler: str, steps: int, pipeline: str, scratch: Path) -> TextToImage:
-    checkpoint = open_checkpoint(folder)
-    tokenizers = []
-    for source in (checkpoint.tokenizer, checkpoint.tokenizer_2):
-        if source is not None:
-            into = scratch / source.name
-            into.mkdir()
-            facts = write_tokenizer(source, into)
-            tokenizers.append(PromptTokenizer(into, facts["max_tokens"], facts["pad_id"]))
-    vae = checkpoint.components["vae_decoder"].config
-    return TextToImage(
-        tokenizer=tokenizers[0],
-        open=lambda name: TorchSession(TorchModel(checkpoint.components[name], SIZE)),
-        schedules=(compile_schedule(checkpoint.scheduler, scheduler, steps, pipeline=pipeline),),
-        guidance_mode=variant_of(checkpoint).guidance_mode,
-        default_guidance=5.0,
-        scaling_factor=float(vae["scaling_factor"]),
-        shift=0.0,
-        size=SIZE,
-        time_embedding=time_embedding_facts(checkpoint.components["unet"].config),
-        tokenizer_2=tokenizers[1] if len(tokenizers) > 1 else None,
-        zeros_for_empty=reads_zeros_for_empty(checkpoint),
-        input_channels=variant_of(checkpoint).input_channels,
-    )
 
 
 def drawn_by_diffusers(kind: str, pipeline: str, scheduler: str, steps: int, **how: Any) -> Any:

@@ -160,6 +160,8 @@ def test_a_long_prompt_warns_what_was_cut_and_an_empty_one_draws(
         (["--steps", "7"], "has 10, 20"),
         (["--scheduler", "dimm"], "schedulers: "),
         (["-o", "picture.jpg"], ".png"),
+        (["--control-scale", "0.5"], "without a control picture"),
+        (["--control-scale", "0"], "there is no ControlNet in this bundle"),
     ],
 )
 def test_generate_refuses_what_it_cannot_do(command: Command, converted: Path, words: list[str], told: str) -> None:

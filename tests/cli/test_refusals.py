@@ -57,6 +57,18 @@ def mismatched_adapter(folder: Path) -> list[str | Path]:
     return ["demo", "--adapter", folder / "flux.safetensors"]
 
 
+def mismatched_controlnet(folder: Path) -> list[str | Path]:
+    """That of Stable Diffusion 2, for another checkpoint."""
+    config = {"_class_name": "ControlNetModel", "cross_attention_dim": 1024, "block_out_channels": [320, 640]}
+    (folder / "config.json").write_text(json.dumps({**config, "down_block_types": ["DownBlock2D"] * 2}))
+    lone_safetensors(folder / "diffusion_pytorch_model.safetensors", ("conv_in.weight",), huge=True)
+    return ["demo", "--controlnet", folder]
+
+
+def controlnet_as_checkpoint(folder: Path) -> list[str | Path]:
+    return mismatched_controlnet(folder)[2:]
+
+
 def truncated_shard(folder: Path) -> list[str | Path]:
     write_tiny_sd1(folder / "sharded", max_shard_size="60KB")
     truncate(sorted((folder / "sharded/unet").glob("*.safetensors"))[1], 64)
@@ -76,8 +88,16 @@ CASES: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "language model, folder": (language_model, "a language model"),
     "LoRA as a checkpoint": (lora_as_checkpoint, "a LoRA"),
     "mismatched adapter": (mismatched_adapter, "nothing of it matches"),
+    "mismatched ControlNet": (mismatched_controlnet, "cross_attention_dim is 1024, that of the UNet is"),
+    "ControlNet as a checkpoint": (controlnet_as_checkpoint, "a ControlNet alone"),
     "truncated shard": (truncated_shard, "weights end at byte"),
 }
+
+
+def test_two_controlnets_are_one_too_many(tmp_path: Path, command: Command) -> None:
+    answer = command("convert", "demo", "--controlnet", "one", "--controlnet", "other", "-o", tmp_path / "out")
+    assert answer.code == 2
+    assert "--controlnet was given 2 times (one, other)" in answer.err
 
 
 @pytest.mark.parametrize("case", list(CASES))

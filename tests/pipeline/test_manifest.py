@@ -48,7 +48,7 @@ def test_reading_and_writing_are_inverse_to_the_byte(bundle: Bundle) -> None:
 def test_the_keys_are_those_of_the_design(plain: dict[str, Any]) -> None:
     assert set(plain) == {
         "schema", "name", "family", "target", "components", "tokenizer", "tokenizer_2", "schedule", "guidance",
-        "conditioning", "vae",
+        "conditioning", "control", "vae",
         "time_embedding", "size", "recipe", "provenance", "parity", "speed", "memory", "gate", "assets",
     }  # fmt: skip
     assert plain["schema"] == 1
@@ -157,6 +157,25 @@ def replaced(plain: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 )
 def test_what_is_wrong_is_named_with_its_place(plain: dict[str, Any], path: str, value: object, what: str) -> None:
     assert what in refusal(replaced(plain, path, value)).what
+
+
+def test_a_controlnet_and_what_the_unet_takes_of_it_go_together(plain: dict[str, Any]) -> None:
+    control = {"scale": 1.0, "residuals": {"mid_block_res_sample": "mid_block_additional_residual"}}
+    together = "a ControlNet and 'control' go together"
+    assert together in refusal(replaced(plain, "control", control)).what
+    residual = {"name": "mid_block_res_sample", "dtype": "float32", "shape": [1, 4, 8, 8]}
+    steered = json.loads(json.dumps(plain))
+    unet = steered["components"]["unet"]
+    steered["components"]["controlnet"] = {**unet, "outputs": [residual]}
+    assert together in refusal(steered).what
+    steered["control"] = control
+    assert "no 'mid_block_res_sample' of the ControlNet fits a 'mid_block_add" in refusal(steered).what
+    taken = {**residual, "name": "mid_block_additional_residual"}
+    steered["components"]["unet"] = {**unet, "inputs": [*unet["inputs"], taken]}
+    assert parse(steered).control
+    assert "fits a" in refusal(replaced(steered, "components.controlnet.outputs.0.shape", [1, 4, 8, 4])).what
+    assert "fits a" in refusal(replaced(steered, "control.residuals", {"elsewhere": "sample"})).what
+    assert "scale = -1" in refusal(replaced(steered, "control.scale", -1)).what
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,16 @@ from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.weights import Weights
 from diffusette.pipeline.artifacts import Checkpoint, Companions
 from diffusette.pipeline.errors import CheckpointError
+from diffusette.pipeline.recipe import parameters_of, parse_recipe
 from safetensors.torch import save_file
 
+from ..adapters import ATTENTION, random_lora
 from ..kinds import kind_pipeline, tiny_controlnet
 from ..ldm import ldm_controlnet, ldm_tensors, original_pipeline, write_ldm
 from ..models import edit_json
 from .test_single_file import TOKENIZER
 
+SIZE = (64, 64)
 Opened = Callable[[Path], Checkpoint]
 
 
@@ -196,6 +199,28 @@ def test_a_file_for_another_unet_is_refused_with_what_does_not_fit(opened: Opene
     tensors["control_model.middle_block_out.0.bias"] = torch.zeros(32)
     with pytest.raises(CheckpointError, match=r"1 of another shape: controlnet_down_blocks\.1\.weight"):
         opened(write_ldm(tmp_path / "reshaped.safetensors", tensors))
+
+
+def test_adapters_change_the_unet_and_not_the_controlnet(
+    kind_folder: Callable[[str], Path], folder: Path, tmp_path: Path
+) -> None:
+    unet = kind_pipeline("sd1").unet
+    save_file(random_lora(unet, ATTENTION, "lora_unet_"), tmp_path / "style.safetensors")
+    given = Companions(controlnet=folder, adapters=((tmp_path / "style.safetensors", 1.0),))
+    checkpoint = open_checkpoint(kind_folder("sd1"), companions=given, survey=False)
+    assert checkpoint.components["unet"].adapted
+    assert not checkpoint.components["controlnet"].adapted
+    assert any(
+        spec.name.startswith("mid_block_add") for spec in contract.input_specs(checkpoint.components["unet"], SIZE)
+    )
+
+
+def test_rules_of_recipes_reach_it_by_its_name(opened: Opened, folder: Path) -> None:
+    rule = '[[quantize.rules]]\nmatch = "controlnet/controlnet_cond_embedding.*"\nscheme = "fp32"\n'
+    recipe = parse_recipe(f'schema = 1\n[quantize]\nprecision = "w8c_afp"\n{rule}', "rules")
+    plans = recipe.plans(parameters_of(opened(folder)))
+    assert plans["controlnet"].label == "w8c_afp+fp32"
+    assert plans["unet"].label == "w8c_afp"
 
 
 def test_a_place_without_one_is_refused(opened: Opened, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from diffusette.export.families.family import TAKES_RESIDUALS
 from diffusette.runtimes.ncnn import narrow
 from diffusette.runtimes.ncnn.lower import without_weights
 from diffusette.runtimes.ncnn.narrow import NotAlikeError, narrowing, widened
@@ -43,7 +44,17 @@ TEXT: Final[dict[str, Any]] = {
     "max_position_embeddings": 77,
     "hidden_act": "quick_gelu",
 }
-WIDE: Final = {"unet": UNET, "vae_decoder": VAE, "text_encoder": TEXT}
+CONTROLNET: Final[dict[str, Any]] = {
+    **{key: value for key, value in UNET.items() if key not in ("sample_size", "out_channels", "up_block_types")},
+    "conditioning_channels": 3,
+    "conditioning_embedding_out_channels": [4, 4, 8, 8],
+}
+WIDE: Final = {
+    "unet": {**UNET, TAKES_RESIDUALS: True},
+    "controlnet": CONTROLNET,
+    "vae_decoder": VAE,
+    "text_encoder": TEXT,
+}
 
 
 def traced(component: str, into: Path) -> tuple[dict[str, bytes], str]:
@@ -70,6 +81,7 @@ def test_a_network_that_is_narrow_already_is_converted_as_it_is() -> None:
     assert narrowing("unet", {**UNET, "block_out_channels": [16, 32]}) is None
     assert narrowing("unet", {**UNET, "block_out_channels": [20, 40]}) is None  # no whole groups
     assert narrowing("text_encoder", {**TEXT, "num_attention_heads": 4}) is None
+    assert narrowing("controlnet", {**CONTROLNET, "block_out_channels": [16, 32]}) is None
     found = narrowing("unet", UNET)
     assert found
     assert (found.widths, found.real) == ((1, 2), 4)

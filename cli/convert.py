@@ -27,7 +27,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..pipeline.convert import Conversion
-    from ..pipeline.search import Goal
+    from ..pipeline.goal import Goal
 
 
 def convert(
@@ -144,7 +144,7 @@ def _goal(bits: float | None, budget: str | None, min_snr: float | None, precisi
     Raises:
         UsageError: two goals, one that leaves nothing, or a precision for all beside it.
     """
-    from ..pipeline.search import Goal
+    from ..pipeline.goal import Goal
 
     if bits is None and budget is None and min_snr is None:
         return None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ..pipeline.bundle import Bundle
     from ..pipeline.convert import Conversion
-    from ..pipeline.search import Found
+    from ..pipeline.goal import Found
     from ..pipeline.sizes import SizedConversions
     from ..validate.contrast import Comparison
     from ..validate.latency import ProfileReport

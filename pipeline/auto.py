@@ -136,7 +136,12 @@ class OneTarget:
         for part, model in models.items():
             for form in ("", *(form for form in model.forms if form in plain[part].forms)):
                 stage = MeasureSpeed(model, plain[part], probes, facts, version, place, THREADS, form)
-                found.setdefault(part, {})[form] = self.run(stage)
+                speed = found.setdefault(part, {})[form] = self.run(stage)
+                if not speed.calm:
+                    self.progress.say(
+                        f"{self.runtime.name} {part}{form and f' .{form}'}: other work took the processor in nearly "
+                        "every turn of its race with fp32; its ratio is rough"
+                    )
         return found
 
     def _prove(self, models: Mapping[str, TargetModel], plans: Mapping[str, Plan], probes: Probes) -> ParityReport:

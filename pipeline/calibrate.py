@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 def draw_samples(checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner) -> Samples:
     """Run PyTorch along the trajectories of the recipe's calibration prompts; what was drawn before is not again."""
     from ..quantize.samples import Samples
-    from ..validate.calibration import calibration_plans, step_weights
+    from ..validate.calibration import VAE_SIDE, calibration_plans, is_cheap, step_weights
     from ..validate.reference import ReferenceProbes
 
     plans = calibration_plans(checkpoint, size, recipe.calibrate.prompts)
     probes = [run(ReferenceProbes(checkpoint, size, plan)) for plan in plans]
     samples = Samples(tuple(each.folder for each in probes), tuple(each.digest for each in probes))
     times = (float(feeds["timestep"]) for feeds in samples.feeds("unet") if "timestep" in feeds)
-    return replace(samples, weights=step_weights(checkpoint.scheduler, times))
+    weights = step_weights(checkpoint.scheduler, times)
+    return replace(samples, weights=weights, vae_side=0 if is_cheap(checkpoint, size) else VAE_SIDE)
 
 
 def calibrated(

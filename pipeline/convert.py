@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ..validate.report import ParityReport
     from .auto import Built
     from .forecast import Forecast
+    from .goal import Found, Goal
     from .sampling import Sampling
-    from .search import Found, Goal
     from .stage import Runner
 
 

@@ -11,7 +11,7 @@ from .recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from ..quantize.losses import LossTable, Option
-    from .search import Goal, MenuRow
+    from .goal import Goal, MenuRow
 
 
 def found_recipe(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .search import Found
+    from .goal import Found
 
 
 def plot_frontier(found: Found, file: Path) -> None:

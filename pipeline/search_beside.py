@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from .artifacts import Checkpoint
 from .cache import Cache
 from .destination import Destination
+from .goal import Found, Goal
 from .progress import Progress
 from .recipe import Recipe
-from .search import Found, Goal, candidates, refuse_goal, search
+from .search import candidates, refuse_goal, search
 
 if TYPE_CHECKING:
     from ..runtimes.protocol import Target

@@ -1,11 +1,12 @@
 """Codes by GPTQ along calibration samples, as stages: a chunk of layers each, so that memory and lost work are bounded.
 
-Peak memory: the component in float32, the moments of one chunk (`moments.CHUNK_BYTES` at most), and the work on one
-layer. A row too long for one matrix of moments is cut; see `moments`.
+Peak memory: the component in float32 with the moments of one chunk (`moments.CHUNK_BYTES` at most), and after that the
+chunk's layers with the work on one of them. A row too long for one matrix of moments is cut; see `moments`.
 """
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,13 +31,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 ERRORS: Final = ".errors"  # float32 [O]: E|D x|^2 of each output channel
-_LAYERS: Final = "layers.safetensors"
+LAYERS: Final = "layers.safetensors"
 _EMBEDDING: Final = re.compile(r"(^|\.)(token|position)_embedding\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedLayers:
-    """`layers.safetensors`: `PARAMETER@SCHEME` with `.codes`, `.scales` and `.errors`, for each layer and scheme."""
+    """`layers.safetensors`: `PARAMETER@SCHEME` with `.codes`, `.scales` and `.errors`, for each layer and scheme.
+
+    Without codes (`row_errors`), the errors are those of rounding to the nearest.
+    """
 
     folder: Path
     component: str
@@ -46,21 +50,25 @@ class RoundedLayers:
 
     def header(self) -> dict[str, StoredTensor]:
         """Where each tensor lies; nothing is read yet."""
-        return read_header(self.folder / _LAYERS)
+        return read_header(self.folder / LAYERS)
 
 
 @dataclass(frozen=True)
 class RoundLayers:
-    """Round some layers of a component at each of `schemes` to what changes their output least along the samples."""
+    """Round some layers of a component to what changes their output least along the samples.
+
+    At each of `schemes`; with `own`, every layer at its own of them.
+    """
 
     source: ComponentSource
     samples: Samples
     layers: tuple[str, ...]  # paths of modules
     schemes: tuple[str, ...]
+    own: tuple[str, ...] = ()  # of each layer, in their order
     form: str = ""  # which chunk of how many, for people
 
     name: ClassVar[str] = "round"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
     output: ClassVar[type] = RoundedLayers
 
@@ -71,6 +79,7 @@ class RoundLayers:
             "samples": self.samples.digest,
             "layers": list(self.layers),
             "schemes": list(self.schemes),
+            "own": list(self.own),
         }
 
     def run(self, into: Path) -> RoundedLayers:
@@ -86,17 +95,20 @@ class RoundLayers:
             raise ModelError(f"{self.source.component}: {strange[0]} is neither a linear layer nor a convolution")
         layers = {path: found[path] for path in self.layers}
         moments = measure_moments(wrapped, layers, self.samples.feeds(self.source.component))
+        del wrapped, found
+        gc.collect()  # modules hold reference cycles; from here on only these layers are in memory
         tensors: dict[str, NDArray[Any]] = {}
+        own = dict(zip(self.layers, self.own, strict=True)) if self.own else {}
         for path, layer in layers.items():
             parameter = f"{path}.weight"
             weight = layer.weight.numpy()  # type: ignore[operator]
-            schemes = stored_schemes(parameter, weight.shape, self.schemes)
+            schemes = stored_schemes(parameter, weight.shape, (own[path],) if own else self.schemes)
             name = f"{self.source.component}/{parameter}"
             for scheme, rounded in round_by_output(weight, moments.pop(path), schemes, name).items():
                 tensors[f"{parameter}@{scheme}{CODES}"] = rounded.codes.values
                 tensors[f"{parameter}@{scheme}{SCALES}"] = rounded.codes.scales
                 tensors[f"{parameter}@{scheme}{ERRORS}"] = rounded.errors.astype(np.float32)
-        save_file(tensors, into / _LAYERS)
+        save_file(tensors, into / LAYERS)
         return RoundedLayers(into, self.source.component, tuple(f"{path}.weight" for path in layers), self.schemes)
 
 
@@ -155,11 +167,11 @@ class CodePicker:
         return self._weights.names()
 
     def codes(self, parameter: str, scheme: Scheme) -> Codes:
-        """By GPTQ where `parameter` is a layer's weight, else to the nearest."""
-        if parameter not in self._layers:
-            return round_to_nearest(self._weights.read(parameter), scheme, f"{self._component}/{parameter}")
-        header = self._headers[self._layers[parameter].digest]
+        """By GPTQ where `parameter` was rounded so, else to the nearest."""
+        header = self._headers[self._layers[parameter].digest] if parameter in self._layers else {}
         name = f"{parameter}@{scheme.name}"
+        if name + CODES not in header:
+            return round_to_nearest(self._weights.read(parameter), scheme, f"{self._component}/{parameter}")
         return Codes(read_tensor(header[name + CODES]), read_tensor(header[name + SCALES]))
 
     def errors(self, parameter: str, scheme: Scheme) -> NDArray[np.float64]:
@@ -173,23 +185,45 @@ class CodePicker:
 
 
 def round_layers(
-    source: ComponentSource, samples: Samples, schemes: tuple[str, ...], run: Runner
+    source: ComponentSource,
+    samples: Samples,
+    schemes: tuple[str, ...],
+    run: Runner,
+    own: Mapping[str, str] | None = None,
 ) -> tuple[RoundedLayers, ...]:
-    """All layers of a component at each of `schemes`, chunk by chunk, from the cache or fresh."""
+    """All layers of a component at each of `schemes`, chunk by chunk, from the cache or fresh.
+
+    Args:
+        own: path -> the one of `schemes` to round a layer at; layers that it lacks are not rounded.
+    """
     from .moments import chunks_of
 
-    chunks = chunks_of(layer_shapes(source))
+    shapes = layer_shapes(source)
+    if own is not None:
+        shapes = {path: shape for path, shape in shapes.items() if path in own}
+    chunks = chunks_of(shapes)
     return tuple(
-        run(RoundLayers(source, samples, chunk, schemes, form=f"{number}/{len(chunks)}" if len(chunks) > 1 else ""))
+        run(
+            RoundLayers(
+                source,
+                samples,
+                chunk,
+                schemes,
+                own=tuple(own[path] for path in chunk) if own is not None else (),
+                form=f"{number}/{len(chunks)}" if len(chunks) > 1 else "",
+            )
+        )
         for number, chunk in enumerate(chunks, start=1)
     )
 
 
 def calibrated_weights(source: ComponentSource, plan: Plan, samples: Samples, run: Runner) -> QuantizedWeights:
     """The codes of `source` at `plan`, rounded by output error."""
-    used = {scheme.name for scheme in plan.schemes if not scheme.is_float}
-    schemes = tuple(sorted(used | set(plan.rounded_with)))
-    return run(PickCodes(source, plan, round_layers(source, samples, schemes, run)))
+    if plan.rounded_with:  # a search has them at hand
+        return run(PickCodes(source, plan, round_layers(source, samples, plan.rounded_with, run)))
+    schemes = {path: plan.scheme(f"{path}.weight", shape) for path, shape in layer_shapes(source).items()}
+    own = {path: scheme.name for path, scheme in schemes.items() if not scheme.is_float}
+    return run(PickCodes(source, plan, round_layers(source, samples, tuple(sorted(set(own.values()))), run, own)))
 
 
 def layer_shapes(source: ComponentSource) -> dict[str, tuple[int, ...]]:

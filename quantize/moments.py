@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLOCK: Final = 4608  # inputs: 512 channels of a 3 x 3 convolution; M then takes 85 MB
 ROWS: Final = 4096  # patches or tokens of one call that enter M; more are sampled evenly
-CHUNK_BYTES: Final = 2**30  # of the moments that are held at once
+CHUNK_BYTES: Final = 2**29  # of the moments that are held at once
 
 
 def weighted_modules(module: nn.Module) -> dict[str, nn.Module]:
@@ -89,8 +89,8 @@ def chunks_of(shapes: Mapping[str, Sequence[int]], limit: int = CHUNK_BYTES) -> 
     return tuple(tuple(chunk) for chunk in chunks)
 
 
-def rows_of(layer: Any, x: Tensor) -> Tensor:
-    """What a layer multiplies its weight rows with: [P, K], P at most `ROWS`, evenly sampled.
+def rows_of(layer: Any, x: Tensor, most: int = ROWS) -> Tensor:
+    """What a layer multiplies its weight rows with: [P, K], P at most `most` a picture, evenly sampled.
 
     A convolution's patches have the order of its flattened weight: input channel, then row, then column.
     """
@@ -99,14 +99,14 @@ def rows_of(layer: Any, x: Tensor) -> Tensor:
 
     if isinstance(layer, nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
-        return rows if len(rows) <= ROWS else rows[torch.linspace(0, len(rows) - 1, ROWS).long()]
+        return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
     (kernel_y, kernel_x), (stride_y, stride_x) = layer.kernel_size, layer.stride
     (pad_y, pad_x), (dilation_y, dilation_x) = layer.padding, layer.dilation
     x = torch.nn.functional.pad(x, (pad_x, pad_x, pad_y, pad_y))
     height = (x.shape[2] - dilation_y * (kernel_y - 1) - 1) // stride_y + 1
     width = (x.shape[3] - dilation_x * (kernel_x - 1) - 1) // stride_x + 1
     count = height * width
-    places = torch.arange(count) if count <= ROWS else torch.linspace(0, count - 1, ROWS).long()
+    places = torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
     top, left = places // width * stride_y, places % width * stride_x
     taps = [
         x[:, :, top + i * dilation_y, left + j * dilation_x]  # [N, C, P]

@@ -17,6 +17,7 @@ from ..pipeline.hashing import sha256_of_json
 Feeds = Mapping[str, NDArray[Any]]
 
 _FEED: Final = "feed."
+_VAE_SCALES: Final = {"vae_decoder": 1, "vae_encoder": 8}  # rows of its input for each row of latents
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,12 @@ class Samples:
     digests: tuple[str, ...]  # of the folders, in their order
     # what an error of the UNet counts at each timestep: its share of a step's result, as power; 1 where none is given
     weights: tuple[tuple[float, float], ...] = ()
+    # latent rows and columns of the middle that the VAE's samples are cut to; 0 for whole ones
+    vae_side: int = 0
 
     @property
     def digest(self) -> str:
-        return sha256_of_json([list(self.digests), [list(pair) for pair in self.weights]])
+        return sha256_of_json([list(self.digests), [list(pair) for pair in self.weights], self.vae_side])
 
     def files(self, component: str, at_most: int | None = None) -> tuple[Path, ...]:
         """The component's samples in a fixed order; with `at_most`, so many of them, drawn once and for all.
@@ -55,8 +58,18 @@ class Samples:
         """The component's inputs, one call at a time."""
         for file in self.files(component, at_most):
             with np.load(file, allow_pickle=False) as stored:
-                yield {name.removeprefix(_FEED): stored[name] for name in stored.files if name.startswith(_FEED)}
+                feeds = {name.removeprefix(_FEED): stored[name] for name in stored.files if name.startswith(_FEED)}
+            if self.vae_side and component in _VAE_SCALES:
+                side = self.vae_side * _VAE_SCALES[component]
+                feeds = {name: middle(array, side) for name, array in feeds.items()}
+            yield feeds
 
     def weight(self, feeds: Feeds) -> float:
         """What an error in the answer to `feeds` counts."""
         return dict(self.weights).get(float(feeds["timestep"]), 1.0) if "timestep" in feeds else 1.0
+
+
+def middle(array: NDArray[Any], side: int) -> NDArray[Any]:
+    """The middle `side` rows and columns of [1, C, H, W]; whole where it has no more."""
+    top, left = (max(0, (length - side) // 2) for length in array.shape[2:])
+    return np.ascontiguousarray(array[:, :, top : top + side, left : left + side])

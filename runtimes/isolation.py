@@ -61,6 +61,7 @@ class IsolatedSession:
         self._pipe = Connection(ours.detach())
         self.peak_rss_mib = 0.0
         self.last_seconds = 0.0
+        self.last_waited = 0.0
         try:
             reply = self._ask(_plain(argument))
         except BaseException:
@@ -71,10 +72,13 @@ class IsolatedSession:
         self.load_seconds: float = reply["seconds"]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run once in the child; `last_seconds` is then the native time, without the way there and back."""
+        """Run once in the child; `last_seconds` is then the native time, without the way there and back.
+
+        `last_waited`: seconds that the child's threads, together, waited for a processor meanwhile.
+        """
         checked = checked_feeds(feeds, self.inputs, self.name)
         reply = self._ask(checked)
-        self.last_seconds = reply["seconds"]
+        self.last_seconds, self.last_waited = reply["seconds"], reply["waited"]
         return checked_results(reply["results"], self.outputs, self.name)
 
     def _ask(self, message: object) -> dict[str, Any]:
@@ -158,7 +162,7 @@ def _serve(opener: str, threads: int, pipe: Connection) -> None:
             message = pipe.recv()
         except EOFError:
             return
-        started = time.perf_counter()
+        waited, started = _waited(), time.perf_counter()
         reply: dict[str, Any]
         try:
             if session is None:
@@ -168,6 +172,7 @@ def _serve(opener: str, threads: int, pipe: Connection) -> None:
             else:
                 reply = {"results": session.run(message)}
             reply["seconds"] = time.perf_counter() - started
+            reply["waited"] = _waited() - waited
         except DiffusetteError as error:
             reply = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
         except MemoryError as error:
@@ -179,6 +184,18 @@ def _serve(opener: str, threads: int, pipe: Connection) -> None:
             reply = _no_memory(error, session) if out else {"bug": traceback.format_exc()}
         reply["peak_rss_mib"] = own_peak_mib()
         pipe.send(reply)
+
+
+def _waited() -> float:
+    """Seconds that threads of this process were ready to run and had no processor; 0.0 where the system does not tell.
+
+    Linux: the second number of /proc/PID/task/TID/schedstat, in nanoseconds (Documentation/scheduler/sched-stats.rst).
+    """
+    total = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError, IndexError, ValueError):  # a thread that ended in this moment
+            total += int(file.read_text().split()[1])
+    return total / 1e9
 
 
 def _no_memory(error: Exception, session: Session | None) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class TimedSession(Session, Protocol):
 
     load_seconds: float
     last_seconds: float
+    last_waited: float
     peak_rss_mib: float
 
 

@@ -9,8 +9,9 @@ import pytest
 from diffusette.pipeline.errors import UnsupportedPrecision, UsageError
 from diffusette.pipeline.found_recipe import found_recipe
 from diffusette.pipeline.frontier import plot_frontier
+from diffusette.pipeline.goal import Found, Goal, MenuRow
 from diffusette.pipeline.recipe import load_recipe, parse_recipe
-from diffusette.pipeline.search import Found, Goal, MenuRow, candidates, refuse_goal
+from diffusette.pipeline.search import candidates, refuse_goal
 from diffusette.quantize.losses import bits_only
 from diffusette.quantize.search import frontier
 

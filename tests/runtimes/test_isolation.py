@@ -28,6 +28,7 @@ def test_it_runs_and_measures() -> None:
         assert (session.run({"x": X})["y"] == 2 * X).all()
         assert session.load_seconds > 0
         assert 0 < session.last_seconds < 5
+        assert 0 <= session.last_waited < 5
         assert session.peak_rss_mib > 10
         assert session.inputs[0].name == "x"
 

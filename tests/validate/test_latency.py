@@ -28,7 +28,7 @@ class Clocked:
 
     def __init__(self, name: str, seconds: list[float], diary: list[str]) -> None:
         self.name, self.seconds, self.diary = name, iter(seconds), diary
-        self.load_seconds, self.last_seconds, self.peak_rss_mib = 0.25, 0.0, 100.0
+        self.load_seconds, self.last_seconds, self.last_waited, self.peak_rss_mib = 0.25, 0.0, 0.0, 100.0
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         self.diary.append(self.name)

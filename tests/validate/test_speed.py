@@ -17,10 +17,21 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SETTLE", 0.0)
 
 
-def raced(ours: list[float], theirs: list[float]) -> tuple[list[list[float]], list[str]]:
+class Disturbed(Clocked):
+    """Waits for a processor in every turn of which `seconds` is at least 0.01."""
+
+    def run(self, feeds: Any) -> Any:
+        found = super().run(feeds)
+        self.last_waited = self.last_seconds / 2 if self.last_seconds >= 0.01 else 0.0
+        return found
+
+
+def raced(ours: list[float], theirs: list[float]) -> tuple[tuple[list[float], list[float]], list[str]]:
     diary: list[str] = []
     racers: list[Any] = [(Clocked("a", ours, diary), FEEDS), (Clocked("b", theirs, diary), FEEDS)]
-    return take_turns(racers), diary
+    *seconds, calm = take_turns(racers)
+    assert calm
+    return (seconds[0], seconds[1]), diary
 
 
 def test_the_first_round_does_not_count_and_places_change() -> None:
@@ -39,6 +50,24 @@ def test_slow_models_take_few_turns() -> None:
 def test_an_open_race_goes_on() -> None:
     (ours, _), _ = raced([0.001, *[0.0009, 0.0015] * 40], [0.001] * 81)
     assert len(ours) == speed.MOST_TURNS
+
+
+def test_turns_in_which_other_work_took_the_processor_do_not_count() -> None:
+    racers: list[Any] = [
+        (Disturbed("a", [9, *[0.002, 0.09, 0.05] * 20], []), FEEDS),
+        (Disturbed("b", [9, *[0.002] * 60], []), FEEDS),
+    ]
+    ours, theirs, calm = take_turns(racers)
+    assert calm
+    assert set(ours) == set(theirs) == {0.002}
+    assert len(ours) == speed.CLEAR_TURNS
+
+
+def test_where_no_turn_is_calm_all_count_and_it_is_said() -> None:
+    racers: list[Any] = [(Disturbed(name, [9, *[0.02] * 60], []), FEEDS) for name in "ab"]
+    ours, theirs, calm = take_turns(racers)
+    assert not calm
+    assert len(ours) == len(theirs) == speed.MOST_TURNS
 
 
 def test_the_interval_of_a_median_needs_no_model_of_the_noise() -> None:

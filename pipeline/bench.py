@@ -1,0 +1,131 @@
+"""Everything that a search measures about one checkpoint, each measurement a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log10
+from typing import TYPE_CHECKING, Final
+
+from .artifacts import Checkpoint
+from .goal import MenuRow
+from .recipe import Recipe
+from .stage import Runner
+
+if TYPE_CHECKING:
+    from ..quantize.calibrated import RoundedLayers
+    from ..quantize.losses import LossTable
+    from ..quantize.plan import Shapes
+    from ..quantize.samples import Samples
+    from ..quantize.search import Chosen
+    from ..validate.mixture import Mixture
+
+_TRIALS: Final = 12  # layers of a component that are rounded alone, where a call takes seconds; else all are
+_SAMPLES: Final = 8  # of a component that its inputs are taken from, where a call takes seconds
+
+
+class Bench:
+    """What layers and mixtures cost.
+
+    Where a UNet call takes milliseconds, layers are rounded by GPTQ at every scheme, each is tried alone, and pictures
+    are drawn. Where it takes seconds (`cheap` is false), losses come from rounding to the nearest on a few inputs of
+    each layer, `_TRIALS` layers are tried alone, and one mixture is run: the one that was chosen. GPTQ then rounds
+    that mixture only, when its models are built, and makes it better than the menu says.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        size: tuple[int, int],
+        samples: Samples,
+        schemes: tuple[str, ...],
+        recipe: Recipe,
+        shapes: Mapping[str, Shapes],
+        run: Runner,
+    ) -> None:
+        from ..validate.calibration import calibration_plans, is_cheap
+
+        self.cheap = is_cheap(source, size)
+        self._source, self._size, self._samples, self._run, self._shapes = source, size, samples, run, shapes
+        self._plan = calibration_plans(source, size, recipe.calibrate.prompts)[0]
+        self._calls = 24 if self.cheap else 3
+        self.rounded_with: tuple[str, ...] = ()  # schemes of integers that every layer was rounded at by GPTQ
+        self.rounded: dict[str, tuple[RoundedLayers, ...]] = {}
+        self.table = self._measure(schemes)
+
+    def _measure(self, schemes: tuple[str, ...]) -> LossTable:
+        """What every layer costs at every scheme: an estimate for all, corrected by trials of one scheme."""
+        from ..quantize.calibrated import round_layers, stored_schemes
+        from ..quantize.losses import bits_only, corrected, estimates, loudest, with_losses
+        from ..quantize.row_errors import EstimateErrors
+        from ..quantize.scheme import parse_scheme
+        from ..quantize.sensitivity import MeasureGains, TryLayers
+
+        losses = {}
+        codes = tuple(name for name in schemes if not parse_scheme(name).is_float)
+        self.rounded_with = codes if self.cheap else ()
+        base = min(map(parse_scheme, codes), key=lambda s: (s.weight_bits, -(s.group or 2**31))).name
+        for part, source in self._source.components.items():
+            if self.cheap:
+                rounded = round_layers(source, self._samples, codes, self._run)
+            else:
+                rounded = (self._run(EstimateErrors(source, self._samples, codes, _SAMPLES)),)
+            self.rounded[part] = rounded
+            gains = self._run(MeasureGains(source, self._samples, 48 if self.cheap else 4))
+            estimated = estimates(source, rounded, gains, schemes)
+            at = {name: stored_schemes(name, tuple(self._shapes[part][name]), (base,))[0].name for name in estimated}
+            trials = tuple(sorted(loudest(estimated, at, None if self.cheap else _TRIALS)))
+            calls = 12 if self.cheap else 2
+            tried = self._run(TryLayers(source, self._samples, rounded, trials, base, calls))
+            losses[part] = corrected(estimated, tried.losses, at)
+        return with_losses(bits_only(self._shapes, schemes), losses)
+
+    def only(self, part: str) -> LossTable:
+        """The table of one component."""
+        from ..quantize.losses import LossTable
+
+        whole = self.table
+        return LossTable({part: whole.options[part]}, {part: whole.fixed_bits[part]}, {part: whole.numbers[part]})
+
+    def best(self, part: str) -> Chosen:
+        """Every layer of a component at the end of its hull."""
+        from ..quantize.search import frontier
+
+        table = self.only(part)
+        chosen, steps = frontier(table, {part: 1.0})
+        for step in steps:
+            chosen[part][step.parameter] = step.scheme
+        return chosen
+
+    def weigh(self, chosen: Chosen) -> dict[str, float]:
+        """Component -> what a unit of its loss does to pictures, from drawing with that component alone rounded."""
+        weights = {}
+        for part in chosen:
+            if part == "vae_encoder":
+                continue
+            mixture = self._try({part: chosen[part]}, part, pictures=True)
+            weights[part] = mixture.picture_error / max(self.table.loss(part, chosen[part]), 1e-30)
+        if "vae_encoder" in chosen:  # pictures from text never run it: as dear as the decoder
+            weights["vae_encoder"] = weights["vae_decoder"]
+        return weights
+
+    def row(self, mixture: Chosen, *, chosen: bool, pictures: bool = True) -> MenuRow:
+        """Measure one mixture of all components."""
+        bits = self.table.bits(mixture)
+        found = self._try(mixture, f"{bits / self.table.total:.2f} bits", pictures=pictures and self.cheap)
+        return MenuRow(bits / self.table.total, -(-bits // 8), found.snr_db, found.median_psnr_db, chosen)
+
+    def expected(self, mixture: Chosen) -> MenuRow:
+        """A mixture by what its layers cost alone; nothing is run."""
+        bits = self.table.bits(mixture)
+        snr = {part: -10 * log10(max(self.table.loss(part, schemes), 1e-30)) for part, schemes in mixture.items()}
+        return MenuRow(bits / self.table.total, -(-bits // 8), snr, None, chosen=False, measured=False)
+
+    def _try(self, mixture: Chosen, form: str, *, pictures: bool) -> Mixture:
+        from ..quantize.plan import plan_of
+        from ..validate.mixture import TryMixture
+
+        plans = {part: plan_of(mixture[part], self._shapes[part]) for part in mixture}
+        rounded = {part: self.rounded[part] for part in plans}
+        picture = self._plan if pictures else None
+        stage = TryMixture(self._source, self._size, self._samples, plans, rounded, self._calls, picture, form)
+        return self._run(stage)

@@ -1,0 +1,75 @@
+"""What a search is asked for, and what it answers: a goal, a menu, and the recipe that was chosen from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What the user asked for; exactly one of the three."""
+
+    bits: float | None = None  # a weight, over all components, scales and biases included
+    budget: int | None = None  # bytes of all weights, in one form
+    min_snr: float | None = None  # dB, of every component
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.bits, self.budget, self.min_snr) if value is not None]
+        if len(given) != 1:
+            raise UsageError("--bits, --budget and --min-snr exclude each other", hint="choose one of them")
+        if not given[0] > 0:
+            what = "--bits" if self.bits is not None else "--budget" if self.budget is not None else "--min-snr"
+            raise UsageError(f"{what} {given[0]:g} leaves nothing", hint="for example --bits 4.5 or --budget 300MB")
+
+    def __str__(self) -> str:
+        if self.bits is not None:
+            return f"--bits {self.bits:g}"
+        if self.budget is not None:
+            return f"--budget {self.budget / 1e6:g}MB"
+        return f"--min-snr {self.min_snr:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class MenuRow:
+    """One mixture on the frontier: what it costs in PyTorch with its weights rounded."""
+
+    bits: float  # a weight
+    bytes: int
+    snr_db: Mapping[str, float]  # component -> over its calibration samples
+    psnr_db: float | None  # of pictures, the median; None where drawing takes too long
+    chosen: bool
+    measured: bool = True  # else `snr_db` is what the losses of layers add up to
+    ms: Mapping[str, float] = field(default_factory=dict)  # target -> a picture's calls there, where it was raced
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bits_per_weight": round(self.bits, 3),
+            "bytes": self.bytes,
+            "snr_db": {part: round(value, 2) for part, value in self.snr_db.items()},
+            "image_psnr_db": None if self.psnr_db is None else round(self.psnr_db, 2),
+            "measured": self.measured,
+            "ms": {target: round(value, 1) for target, value in self.ms.items()},
+            "chosen": self.chosen,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search led to: an ordinary recipe, and the menu that it was chosen from."""
+
+    goal: Goal
+    target: str  # for people: several may share a search
+    recipe: Recipe
+    menu: tuple[MenuRow, ...]  # fewest bits first
+    schemes: tuple[str, ...]  # of integers, that every layer was rounded at
+    files: tuple[str, ...] = ()  # paths of the recipe and the plot, once written
+
+    def to_json(self) -> dict[str, Any]:
+        return {"goal": str(self.goal), "menu": [row.to_json() for row in self.menu], "files": list(self.files)}

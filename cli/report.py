@@ -67,13 +67,20 @@ def show_menu(found: Found) -> None:
     console = stdout()
     parts = list(found.menu[0].snr_db)
     table = Table(title=f"{found.goal} on {found.target}, in PyTorch with weights rounded", title_justify="left")
-    for name in ("", "bits a weight", "MB", *(f"{part} dB" for part in parts), "pictures dB"):
+    timed = list(found.menu[0].unet_ms)
+    last = ("pictures dB", *(f"UNet ms, {target}" for target in timed))
+    for name in ("", "bits a weight", "MB", *(f"{part} dB" for part in parts), *last):
         table.add_column(name, justify="right")
     for row in found.menu:
+        mark = "" if row.measured else "~"  # what the losses of layers add up to
+        snr = (f"{mark}{row.snr_db[part]:.1f}" for part in parts)
         picture = "-" if row.psnr_db is None else f"{row.psnr_db:.1f}"
-        cells = (f"{row.bits:.2f}", f"{row.bytes / 1e6:.2f}", *(f"{row.snr_db[part]:.1f}" for part in parts), picture)
+        ms = (f"{row.unet_ms[target]:.1f}" for target in timed)
+        cells = (f"{row.bits:.2f}", f"{row.bytes / 1e6:.2f}", *snr, picture, *ms)
         table.add_row("chosen" if row.chosen else "", *cells, style="bold" if row.chosen else None)
     console.print(table)
+    if not all(row.measured for row in found.menu):
+        console.print("~ from the losses of layers alone, not run; nearest rounding, GPTQ comes with the build")
     for file in found.files:
         console.print(file, markup=False)
     console.print()

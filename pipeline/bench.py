@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import log10
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from .stage import Runner
 if TYPE_CHECKING:
     from ..quantize.calibrated import RoundedLayers
     from ..quantize.losses import LossTable
-    from ..quantize.plan import Shapes
+    from ..quantize.plan import Plan, Shapes
     from ..quantize.samples import Samples
     from ..quantize.search import Chosen
     from ..validate.mixture import Mixture
@@ -112,7 +113,13 @@ class Bench:
         """Measure one mixture of all components."""
         bits = self.table.bits(mixture)
         found = self._try(mixture, f"{bits / self.table.total:.2f} bits", pictures=pictures and self.cheap)
-        return MenuRow(bits / self.table.total, -(-bits // 8), found.snr_db, found.median_psnr_db, chosen)
+        share, size = bits / self.table.total, -(-bits // 8)
+        plans = {
+            part: replace(self._plan_of(part, schemes), samples=self._samples, rounded_with=self.rounded_with)
+            for part, schemes in mixture.items()
+            if self.rounded_with
+        }
+        return MenuRow(share, size, found.snr_db, found.median_psnr_db, chosen, plans=plans)
 
     def expected(self, mixture: Chosen) -> MenuRow:
         """A mixture by what its layers cost alone; nothing is run."""
@@ -121,11 +128,15 @@ class Bench:
         return MenuRow(bits / self.table.total, -(-bits // 8), snr, None, chosen=False, measured=False)
 
     def _try(self, mixture: Chosen, form: str, *, pictures: bool) -> Mixture:
-        from ..quantize.plan import plan_of
         from ..validate.mixture import TryMixture
 
-        plans = {part: plan_of(mixture[part], self._shapes[part]) for part in mixture}
+        plans = {part: self._plan_of(part, schemes) for part, schemes in mixture.items()}
         rounded = {part: self.rounded[part] for part in plans}
         picture = self._plan if pictures else None
         stage = TryMixture(self._source, self._size, self._samples, plans, rounded, self._calls, picture, form)
         return self._run(stage)
+
+    def _plan_of(self, part: str, schemes: Mapping[str, str]) -> Plan:
+        from ..quantize.plan import plan_of
+
+        return plan_of(schemes, self._shapes[part])

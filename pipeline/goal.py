@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from ..quantize.plan import Plan
     from .recipe import Recipe
 
 
@@ -24,9 +26,10 @@ class Goal:
         given = [value for value in (self.bits, self.budget, self.min_snr) if value is not None]
         if len(given) != 1:
             raise UsageError("--bits, --budget and --min-snr exclude each other", hint="choose one of them")
-        if not given[0] > 0:
+        if not 0 < given[0] < inf:
             what = "--bits" if self.bits is not None else "--budget" if self.budget is not None else "--min-snr"
-            raise UsageError(f"{what} {given[0]:g} leaves nothing", hint="for example --bits 4.5 or --budget 300MB")
+            why = "is no number to reach" if given[0] > 0 or given[0] != given[0] else "leaves nothing"
+            raise UsageError(f"{what} {given[0]:g} {why}", hint="for example --bits 4.5 or --budget 300MB")
 
     def __str__(self) -> str:
         if self.bits is not None:
@@ -46,7 +49,8 @@ class MenuRow:
     psnr_db: float | None  # of pictures, the median; None where drawing takes too long
     chosen: bool
     measured: bool = True  # else `snr_db` is what the losses of layers add up to
-    ms: Mapping[str, float] = field(default_factory=dict)  # target -> a picture's calls there, where it was raced
+    unet_ms: Mapping[str, float] = field(default_factory=dict)  # target -> a call, median, where it was measured
+    plans: Mapping[str, Plan] = field(default_factory=dict)  # component -> its own, where GPTQ has rounded it
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,7 +59,7 @@ class MenuRow:
             "snr_db": {part: round(value, 2) for part, value in self.snr_db.items()},
             "image_psnr_db": None if self.psnr_db is None else round(self.psnr_db, 2),
             "measured": self.measured,
-            "ms": {target: round(value, 1) for target, value in self.ms.items()},
+            "unet_ms": {target: round(value, 2) for target, value in self.unet_ms.items()},
             "chosen": self.chosen,
         }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from math import ceil, floor
+from typing import TYPE_CHECKING, Final
 
 from .artifacts import Checkpoint
 from .calibrate import draw_samples
@@ -58,10 +59,11 @@ def refuse_goal(goal: Goal, shapes: Mapping[str, Shapes], schemes: tuple[str, ..
     least = table.bits(frontier(table, dict.fromkeys(shapes, 1.0))[0])
     wanted = _bits_of(goal, table)
     if wanted is not None and wanted < least:
+        enough = ceil(100 * least / table.total) / 100, ceil(least / 8e4) / 100
         raise UsageError(
             f"{goal} cannot be met on {target}: the least is {least / table.total:.2f} bits a weight, "
             f"{least / 8e6:.2f} MB of weights",
-            hint=f"--bits {least / table.total + 0.005:.2f} or more; its schemes: {', '.join(schemes)}",
+            hint=f"--bits {enough[0]:.2f} or --budget {enough[1]:.2f}MB, or more; its schemes: {', '.join(schemes)}",
         )
 
 
@@ -86,7 +88,7 @@ def search(
     Raises:
         UsageError: the goal cannot be met; it says what can.
     """
-    from ..quantize.search import until, within
+    from ..quantize.search import within
     from .bench import Bench
     from .found_recipe import found_recipe
 
@@ -101,7 +103,7 @@ def search(
             chosen = within(table, weights, wanted)
             assert chosen is not None  # `refuse_goal` has seen to it
             return chosen
-        return _until_snr(bench, goal.min_snr or 0.0, until)
+        return _until_snr(bench, goal.min_snr or 0.0)
 
     weights = dict.fromkeys(table.options, 1.0)
     chosen = choose(weights)
@@ -121,16 +123,17 @@ def search(
     return Found(goal, target, written, menu, bench.rounded_with)
 
 
-def _until_snr(bench: Bench, wanted: float, until: Any) -> Chosen:
+def _until_snr(bench: Bench, wanted: float) -> Chosen:
     """The cheapest mixture whose components all measure at least `wanted` dB."""
+    from ..quantize.search import until
+
     aims = dict.fromkeys(bench.table.options, wanted)
     chosen: Chosen = {}
     for _ in range(_TRIES):
         for part, aim in aims.items():
             table, limit = bench.only(part), 10 ** (-aim / 10)
             found = until(table, {part: 1.0}, lambda c, t=table, p=part, m=limit: t.loss(p, c[p]) <= m)
-            best = found or until(table, {part: 1.0}, lambda c: False) or bench.best(part)
-            chosen[part] = best[part]
+            chosen[part] = (found or bench.best(part))[part]
         measured = bench.row(chosen, chosen=False, pictures=False).snr_db
         short = {part: wanted - snr for part, snr in measured.items() if snr < wanted}
         if not short:
@@ -139,7 +142,7 @@ def _until_snr(bench: Bench, wanted: float, until: Any) -> Chosen:
             part = max(short, key=lambda name: short[name])
             raise UsageError(
                 f"--min-snr {wanted:g} cannot be met: {part} has {measured[part]:.1f} dB with every layer at its best",
-                hint=f"--min-snr {measured[part]:.1f} or less, or --precision fp16",
+                hint=f"--min-snr {floor(10 * measured[part]) / 10:.1f} or less, or --precision fp16",
             )
         for part, gap in short.items():
             aims[part] += gap + 0.2

@@ -39,6 +39,7 @@ def search_beside(
         UnsupportedPrecision: the runtimes share too few schemes to choose from.
     """
     from .frontier import plot_frontier
+    from .menu_times import with_times
     from .publish import written
     from .recipe import parameters_of
     from .stage import run_stage
@@ -54,6 +55,7 @@ def search_beside(
     with cache.used():
         run: Runner = partial(run_stage, cache=cache, progress=progress)
         found = search(source, size, recipe, target, schemes, goal, run, progress.say)
+        found = with_times(found, source, size, recipe, runtimes, run)
     root.parent.mkdir(parents=True, exist_ok=True)
     text, plot = (root.with_name(f"{root.name}.{ending}") for ending in ("recipe.toml", "frontier.png"))
     with written(text) as file:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from math import inf, nan
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from diffusette.pipeline import search as search_module
+from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.pipeline.errors import UnsupportedPrecision, UsageError
 from diffusette.pipeline.found_recipe import found_recipe
 from diffusette.pipeline.frontier import plot_frontier
 from diffusette.pipeline.goal import Found, Goal, MenuRow
 from diffusette.pipeline.recipe import load_recipe, parse_recipe
-from diffusette.pipeline.search import candidates, refuse_goal
-from diffusette.quantize.losses import bits_only
+from diffusette.pipeline.search import candidates, refuse_goal, search
+from diffusette.quantize.losses import LossTable, bits_only, with_losses
 from diffusette.quantize.search import frontier
+from diffusette.validate import calibration
+
+from tests.quantize.test_calibrated import InProcess
 
 SCHEMES = ("w4c_afp", "w4g64_afp", "w8c_afp")
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -26,7 +34,10 @@ def runtime(name: str, *precisions: str) -> Any:
     return SimpleNamespace(name=name, precisions=precisions)
 
 
-@pytest.mark.parametrize("goal", [{}, {"bits": 4.5, "budget": 100}, {"bits": 0.0}, {"budget": 0}, {"min_snr": -3.0}])
+@pytest.mark.parametrize(
+    "goal",
+    [{}, {"bits": 4.5, "budget": 9}, {"bits": 0.0}, {"budget": 0}, {"min_snr": -3.0}, {"bits": inf}, {"min_snr": nan}],
+)
 def test_a_goal_is_one_number_above_zero(goal: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Goal(**goal)
@@ -47,6 +58,28 @@ def test_a_size_that_cannot_be_had_is_refused_with_the_least_that_can() -> None:
         refuse_goal(Goal(budget=10_000), SHAPES, SCHEMES, "ort")
     refuse_goal(Goal(bits=4.5), SHAPES, SCHEMES, "ort")
     refuse_goal(Goal(min_snr=90.0), SHAPES, SCHEMES, "ort")  # nothing is known of losses yet
+
+
+@pytest.mark.parametrize(("goal", "unit"), [(Goal(bits=2.0), "bits"), (Goal(budget=10_000), "budget")])
+def test_what_the_hint_of_a_refusal_says_can_be_had(goal: Goal, unit: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        refuse_goal(goal, SHAPES, SCHEMES, "ort")
+    (said,) = map(float, re.findall(rf"--{unit} ([\d.]+)", refused.value.hint))
+    refuse_goal(Goal(bits=said) if unit == "bits" else Goal(budget=int(1e6 * said)), SHAPES, SCHEMES, "ort")
+
+
+def test_a_ratio_that_no_mixture_has_is_refused_with_the_best_that_was_measured() -> None:
+    bare = bits_only(SHAPES, SCHEMES)
+    always = {part: {name: dict.fromkeys(SCHEMES, 1.0) for name in options} for part, options in bare.options.items()}
+    table = with_losses(bare, always)
+    bench: Any = SimpleNamespace(
+        table=table,
+        only=lambda part: LossTable({part: table.options[part]}, {part: 0}, {part: 1}),
+        best=lambda part: {part: dict.fromkeys(table.options[part], "w8c_afp")},
+        row=lambda *_, **__: SimpleNamespace(snr_db={"text_encoder": 60.0, "unet": 41.3}),
+    )
+    with pytest.raises(UsageError, match=r"--min-snr 50 cannot be met: unet has 41\.3 dB with every layer at its best"):
+        search_module._until_snr(bench, 50.0)
 
 
 def found() -> Found:
@@ -89,3 +122,29 @@ def test_the_plot_is_a_picture_and_the_same_each_time(tmp_path: Any) -> None:
     plot_frontier(found(), second)
     assert first.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_large_model_is_searched_without_rounding_all_of_it(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "CHEAP_UNET", 0)
+    run, said = InProcess(tmp_path), [""]
+    goal = Goal(bits=6.0)
+    base = parse_recipe("schema = 1\n", "mine.toml")
+    answer = search(tiny_checkpoint, (64, 64), base, "ort", SCHEMES, goal, run, said.append)
+    assert run.done.count("ReferenceProbes") == 2
+    assert "RoundLayers" not in run.done
+    assert run.done.count("EstimateErrors") == run.done.count("TryLayers") == 4
+    assert run.done.count("TryMixture") == 1  # what was chosen
+    (chosen,) = [row for row in answer.menu if row.chosen]
+    assert chosen.measured
+    assert chosen.bits <= 6
+    others = [row for row in answer.menu if not row.chosen]
+    assert others
+    assert not any(row.measured or row.plans or row.psnr_db for row in others)
+    # a sum of the losses of layers alone is near to what all of them together measure
+    last = max(others, key=lambda row: row.bits)
+    assert all(last.snr_db[part] > chosen.snr_db[part] - 3 for part in chosen.snr_db)
+    assert answer.schemes == ()  # GPTQ rounds each layer at its own scheme only
+    assert answer.recipe.quantize.rounding == "gptq"
+    plot_frontier(answer, tmp_path / "plot.png")

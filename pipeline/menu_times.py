@@ -1,0 +1,46 @@
+"""What the mixtures of a menu take in time: the UNet of each, built for the target and raced against float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .goal import Found
+from .stage import Runner
+
+if TYPE_CHECKING:
+    from ..runtimes.protocol import Target
+    from .artifacts import Checkpoint
+    from .recipe import Recipe
+
+
+def with_times(
+    found: Found, source: Checkpoint, size: tuple[int, int], recipe: Recipe, runtimes: Sequence[Target], run: Runner
+) -> Found:
+    """`found` with milliseconds of a UNet call, for the rows whose weights are rounded already.
+
+    A picture is 40 such calls of 20 steps, and little else. Rows of a large model, whose UNet would take minutes to
+    round and to build for each, keep none.
+    """
+    from ..quantize.plan import Plan
+    from ..runtimes.inputs import time_embedding_facts
+    from ..validate.calibration import calibration_plans
+    from ..validate.reference import ReferenceProbes
+    from ..validate.speed import MeasureSpeed
+    from .gate import THREADS
+    from .measure import machine
+
+    if not any(row.plans for row in found.menu):
+        return found
+    probes = run(ReferenceProbes(source, size, calibration_plans(source, size, recipe.calibrate.prompts)[0]))
+    unet = source.components["unet"]
+    facts, place = time_embedding_facts(unet.config), machine()
+    times: list[dict[str, float]] = [{} for _ in found.menu]
+    for runtime in runtimes:
+        plain, version = runtime.build(unet, size, Plan("fp32"), run), runtime.version()
+        for row, ms in zip(found.menu, times, strict=True):
+            model = runtime.build(unet, size, row.plans["unet"], run)
+            raced = run(MeasureSpeed(model, plain, probes, facts, version, place, THREADS))
+            ms[runtime.name] = raced.median_ms
+    return replace(found, menu=tuple(replace(row, unet_ms=ms) for row, ms in zip(found.menu, times, strict=True)))

@@ -1,4 +1,4 @@
-"""What the mixtures of a menu take in time: the UNet of each, built for the target and raced against float32."""
+"""What the mixtures of a menu take in time: the UNet of each, built for the target and run on this machine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ def with_times(
     A picture is 40 such calls of 20 steps, and little else. Rows of a large model, whose UNet would take minutes to
     round and to build for each, keep none.
     """
-    from ..quantize.plan import Plan
     from ..runtimes.inputs import time_embedding_facts
     from ..validate.calibration import calibration_plans
     from ..validate.reference import ReferenceProbes
-    from ..validate.speed import MeasureSpeed
+    from ..validate.times import MeasureTimes
     from .gate import THREADS
     from .measure import machine
 
@@ -35,12 +34,11 @@ def with_times(
         return found
     probes = run(ReferenceProbes(source, size, calibration_plans(source, size, recipe.calibrate.prompts)[0]))
     unet = source.components["unet"]
-    facts, place = time_embedding_facts(unet.config), machine()
+    facts = time_embedding_facts(unet.config)
     times: list[dict[str, float]] = [{} for _ in found.menu]
     for runtime in runtimes:
-        plain, version = runtime.build(unet, size, Plan("fp32"), run), runtime.version()
-        for row, ms in zip(found.menu, times, strict=True):
-            model = runtime.build(unet, size, row.plans["unet"], run)
-            raced = run(MeasureSpeed(model, plain, probes, facts, version, place, THREADS))
-            ms[runtime.name] = raced.median_ms
+        models = tuple(runtime.build(unet, size, row.plans["unet"], run) for row in found.menu)
+        timed = run(MeasureTimes(models, probes, facts, runtime.version(), machine(), THREADS))
+        for ms, value in zip(times, timed.median_ms, strict=True):
+            ms[runtime.name] = value
     return replace(found, menu=tuple(replace(row, unet_ms=ms) for row, ms in zip(found.menu, times, strict=True)))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +24,7 @@ from .conftest import Command
         (("--budget", "1kB"), "the least is 4."),
         (("--bits", 1), "the least is 4."),
         (("--min-snr", -1), "leaves nothing"),
+        (("--bits", "inf"), "is no number to reach"),
     ],
 )
 def test_goals_that_cannot_be_are_refused_before_any_work(
@@ -30,21 +36,50 @@ def test_goals_that_cannot_be_are_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def kill_after(stages: int, cache: Path, words: tuple[object, ...]) -> list[str]:
+    """Start `diffusette` in a process of its own, SIGKILL it in the stage after so many; the stages it had finished."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffusette", *map(str, words)],
+        env={**os.environ, "DIFFUSETTE_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    finished: list[str] = []
+    for line in process.stderr:
+        if line.startswith("+ "):
+            finished.append(line[2:38].strip())
+        if len(finished) == stages:
+            time.sleep(0.2)
+            process.kill()
+            break
+    assert process.wait() == -signal.SIGKILL
+    return finished
+
+
 @pytest.mark.slow
-def test_a_search_writes_a_recipe_a_plot_and_a_bundle_that_the_recipe_gives_again(
-    command: Command, tiny_folder: Path, tmp_path: Path
+def test_a_killed_search_goes_on_and_writes_a_recipe_a_plot_and_a_bundle_that_the_recipe_gives_again(
+    command: Command, cache: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     base, out, again = tmp_path / "base.toml", tmp_path / "out", tmp_path / "again"
     base.write_text('schema = 1\n[calibrate]\nprompts = ["a red circle", "two stars"]\n[schedule]\nalso = []\n')
     words = ("convert", tiny_folder, "--target", "ort", "--no-gate", "--json")
+    before = kill_after(4, cache, (*words, "-r", base, "--bits", 6, "-o", out))
+    assert "text_encoder try-layers" in before
+    assert not list(tmp_path.glob("out*"))
     answer = command(*words, "-r", base, "--bits", 6, "-o", out)
     assert answer.code == 0, answer.err
+    ran = [line[2:38].strip() for line in answer.err.splitlines() if line.startswith("+ ")]
+    assert "unet try-layers" in ran
+    assert not set(before) & set(ran)  # the kill cost at most the stage that it hit
     menu = answer.json["search"]["menu"]
     (chosen,) = [row for row in menu if row["chosen"]]
     assert chosen["bits_per_weight"] <= 6
     bits, quality = ([row[key] for row in menu] for key in ("bits_per_weight", "image_psnr_db"))
     assert bits == sorted(bits)
     assert quality[-1] > quality[0]
+    assert all(row["measured"] and 0 < row["unet_ms"]["ort"] < 1000 for row in menu)
     recipe = tmp_path / "out.recipe.toml"
     assert (tmp_path / "out.frontier.png").stat().st_size > 10_000
     bundle = open_bundle(out)
@@ -59,8 +94,9 @@ def test_a_search_writes_a_recipe_a_plot_and_a_bundle_that_the_recipe_gives_agai
 
 
 @pytest.mark.full
-def test_the_demo_at_four_and_a_half_bits_passes_its_gates(command: Command, tmp_path: Path) -> None:
-    answer = command("convert", "demo", "--target", "ort", "--bits", 4.5, "-o", tmp_path / "out", "--json")
+@pytest.mark.parametrize("target", ["ort", "ncnn", "mnn"])
+def test_the_demo_at_four_and_a_half_bits_passes_its_gates(target: str, command: Command, tmp_path: Path) -> None:
+    answer = command("convert", "demo", "--target", target, "--bits", 4.5, "-o", tmp_path / "out", "--json")
     assert answer.code == 0, answer.err
     (chosen,) = [row for row in answer.json["search"]["menu"] if row["chosen"]]
     assert 4.4 < chosen["bits_per_weight"] <= 4.5

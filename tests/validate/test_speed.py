@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusette.validate import speed
+from diffusette.validate import speed, times
 from diffusette.validate.speed import Speed, int8_unit, median_interval, take_turns, whole_ratio
 
 from tests.validate.test_latency import FEEDS, Clocked
@@ -102,3 +103,18 @@ def test_the_processor_says_what_it_has_for_integers(line: str, unit: str | None
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
     assert int8_unit(tmp_path / "cpuinfo") == unit
     assert int8_unit(tmp_path / "none") is None
+
+
+def test_models_of_a_menu_are_timed_in_calm_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spans = {"a": [9, *[0.002, 0.09] * 5], "b": [9, *[0.05] * 10]}
+    monkeypatch.setattr(times, "SETTLE", 0.0)
+    monkeypatch.setattr(times, "native_feeds", lambda *_: FEEDS)
+    monkeypatch.setattr(times, "open_isolated", lambda _, model, **__: Disturbed(model, spans[model], []))
+    probes: Any = SimpleNamespace(read=lambda _: iter([SimpleNamespace(feeds=FEEDS)]))
+
+    class Model(str):
+        component = "unet"
+
+    models: Any = (Model("a"), Model("b"))
+    found = times.MeasureTimes(models, probes, {}, "1", "here", 2).run(tmp_path)
+    assert found.median_ms == pytest.approx((2.0, 50.0))  # `b` had to wait in every round

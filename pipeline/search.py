@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil, floor
 from typing import TYPE_CHECKING, Final
 
@@ -131,8 +132,8 @@ def _until_snr(bench: Bench, wanted: float) -> Chosen:
     chosen: Chosen = {}
     for _ in range(_TRIES):
         for part, aim in aims.items():
-            table, limit = bench.only(part), 10 ** (-aim / 10)
-            found = until(table, {part: 1.0}, lambda c, t=table, p=part, m=limit: t.loss(p, c[p]) <= m)
+            table = bench.only(part)
+            found = until(table, {part: 1.0}, partial(_loses_less, table, part, 10 ** (-aim / 10)))
             chosen[part] = (found or bench.best(part))[part]
         measured = bench.row(chosen, chosen=False, pictures=False).snr_db
         short = {part: wanted - snr for part, snr in measured.items() if snr < wanted}
@@ -149,3 +150,7 @@ def _until_snr(bench: Bench, wanted: float) -> Chosen:
     raise UsageError(
         f"--min-snr {wanted:g} was not reached in {_TRIES} attempts: {', '.join(short)}", hint="ask for a little less"
     )
+
+
+def _loses_less(table: LossTable, part: str, most: float, chosen: Chosen) -> bool:
+    return table.loss(part, chosen[part]) <= most

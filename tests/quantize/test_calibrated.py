@@ -12,7 +12,7 @@ import pytest
 from diffusette.export import contract, modules
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.quantize import moments
-from diffusette.quantize.calibrated import layer_shapes
+from diffusette.quantize.calibrated import bare, layer_shapes
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import StoredWeights, quantized_weights
 from diffusette.quantize.samples import Samples
@@ -86,5 +86,5 @@ def test_samples_decide_the_key_of_a_plan_with_codes_only(samples: Samples) -> N
 def test_layers_are_known_from_headers_alone(tiny_checkpoint: Checkpoint) -> None:
     for component, source in tiny_checkpoint.components.items():
         wrapped = modules.load(source)
-        found: Mapping[str, Any] = moments.weighted_modules(wrapped.m)
+        found: Mapping[str, Any] = moments.weighted_modules(bare(wrapped))
         assert {path: tuple(layer.weight.shape) for path, layer in found.items()} == layer_shapes(source), component

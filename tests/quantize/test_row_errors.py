@@ -11,7 +11,7 @@ import pytest
 from diffusette.export import modules
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.quantize import moments, row_errors
-from diffusette.quantize.calibrated import CodePicker, layer_shapes
+from diffusette.quantize.calibrated import CodePicker, bare, layer_shapes
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.row_errors import EstimateErrors
 from diffusette.quantize.samples import Samples, middle
@@ -32,7 +32,7 @@ def test_errors_are_those_of_plain_rounding_over_the_inputs_of_each_layer(
     found = replace(stage.run(tmp_path), digest="x")
     assert not (tmp_path / "inputs").exists()
     wrapped = modules.load(source)
-    layers: Any = moments.weighted_modules(wrapped.m)  # type: ignore[arg-type]
+    layers: Any = moments.weighted_modules(bare(wrapped))
     wanted = moments.measure_moments(wrapped, layers, samples.feeds("unet"))
     picker = CodePicker(source, (found,))
     assert set(found.parameters) == {f"{path}.weight" for path in layer_shapes(source)}
@@ -51,12 +51,15 @@ def test_errors_are_those_of_plain_rounding_over_the_inputs_of_each_layer(
 def test_a_few_inputs_are_kept_however_many_calls_there_are(
     tiny_checkpoint: Checkpoint, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[int] = []
     monkeypatch.setattr(row_errors, "ROWS", 10)
     kept = row_errors._errors
-    monkeypatch.setattr(
-        row_errors, "_errors", lambda w, s, inputs, n: seen.append(len(inputs)) or kept(w, s, inputs, n)
-    )
+
+    def count(weight: Any, scheme: Any, inputs: Any, name: str) -> Any:
+        seen.append(len(inputs))
+        return kept(weight, scheme, inputs, name)
+
+    monkeypatch.setattr(row_errors, "_errors", count)
     EstimateErrors(tiny_checkpoint.components["unet"], samples, ("w8c_afp",), 2).run(tmp_path)
     assert max(seen) == 10
     assert min(seen) == 2  # of the timestep there is one a call

@@ -33,6 +33,7 @@ class BuildCodedMnn:
     source: ComponentSource
     plan: Plan
     quantized: QuantizedWeights
+    notes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "mnn"
     version: ClassVar[int] = 1
@@ -44,7 +45,8 @@ class BuildCodedMnn:
         return self.plan.label
 
     def key(self) -> Mapping[str, object]:
-        return {"onnx": self.onnx.digest, "plan": self.plan.key(), "codes": self.quantized.digest}
+        key = {"onnx": self.onnx.digest, "plan": self.plan.key(), "codes": self.quantized.digest}
+        return {**key, **({"notes": list(self.notes)} if self.notes else {})}
 
     def run(self, into: Path) -> TargetModel:
         import onnx_ir as ir
@@ -63,10 +65,11 @@ class BuildCodedMnn:
         MnnFile(file).stamp()
         built, numbers = MnnFile(file), sum(prod(shape) for shape in stored.shapes().values())
         bits = round(8 * built.weight_bytes / numbers, 3)
-        return checked_model(built, graph, self.onnx, bits, (_note(self.plan),))
+        notes, outputs = (setting_note(self.plan), *self.notes), self.onnx.outputs
+        return checked_model(built, self.onnx.component, self.onnx.precision, graph.inputs, outputs, bits, notes)
 
 
-def _note(plan: Plan) -> str:
+def setting_note(plan: Plan) -> str:
     """What an app must set, for a runtime that takes any setting and says nothing."""
     if any(scheme.activation_bits == 8 for scheme in plan.schemes):
         return "made for and compared with MNN's `memory` at 2 (low): activations are rounded to 8 bits as it runs"

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.artifacts import OnnxModel, TargetModel
+from ...pipeline.artifacts import OnnxModel, TargetModel, TensorSpec
 from ...pipeline.errors import ToolCrashed
 from .. import registry
 from ..isolation import open_isolated
@@ -21,7 +21,7 @@ from .native import mnnconvert
 
 # A flatbuffer ends at 2 GiB, and building one takes twice its size in memory.
 EXTERNAL_ABOVE: Final = 2**29  # bytes of weights as stored
-_BITS: Final = {"fp32": 32.0, "fp16": 16.0}
+BITS: Final = {"fp32": 32.0, "fp16": 16.0}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class BuildMnn:
     """
 
     onnx: OnnxModel
+    notes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "mnn"
     version: ClassVar[int] = 1
@@ -43,7 +44,7 @@ class BuildMnn:
         return self.onnx.precision
 
     def key(self) -> Mapping[str, object]:
-        return {"onnx": self.onnx.digest}
+        return {"onnx": self.onnx.digest, **({"notes": list(self.notes)} if self.notes else {})}
 
     def run(self, into: Path) -> TargetModel:
         file = into / f"{self.onnx.component}.mnn"
@@ -62,32 +63,41 @@ class BuildMnn:
         if self.precision == "fp16":
             MnnFile(file).store_as_float32(rounded_vectors(MnnFile(file), graph))
         MnnFile(file).stamp()
-        return checked_model(MnnFile(file), graph, self.onnx, _BITS[self.precision])
+        onnx = self.onnx
+        return checked_model(
+            MnnFile(file), onnx.component, onnx.precision, graph.inputs, onnx.outputs, BITS[self.precision], self.notes
+        )
 
 
 def checked_model(
-    built: MnnFile, graph: MnnGraph, onnx: OnnxModel, bits: float, notes: tuple[str, ...] = ()
+    built: MnnFile,
+    component: str,
+    precision: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    bits: float,
+    notes: tuple[str, ...] = (),
 ) -> TargetModel:
     """The model of a finished file, once MNN has loaded it.
 
     Raises:
-        ToolCrashed: the converter left something out, or inputs and outputs are not the graph's.
+        ToolCrashed: the converter left something out, or its inputs and outputs are others.
     """
     if unknown := built.unconverted():
         raise ToolCrashed(f"mnnconvert left operators that MNN cannot run: {', '.join(unknown)}")
-    if set(built.inputs) != set(graph.inputs) or built.outputs != tuple(s.name for s in onnx.outputs):
+    if set(built.inputs) != set(inputs) or built.outputs != tuple(spec.name for spec in outputs):
         raise ToolCrashed(
-            f"{built.path.name} takes {built.inputs} and gives {built.outputs}, not {graph.inputs} and {onnx.outputs}"
+            f"{built.path.name} takes {built.inputs} and gives {built.outputs}, not {inputs} and {outputs}"
         )
     files = [built.path, built.weight_file] if built.weight_bytes else [built.path]
     model = TargetModel(
         folder=built.path.parent,
-        component=onnx.component,
+        component=component,
         target="mnn",
-        precision=onnx.precision,
+        precision=precision,
         files=tuple(path.name for path in files),
-        inputs=graph.inputs,
-        outputs=onnx.outputs,
+        inputs=inputs,
+        outputs=outputs,
         bits_per_weight=bits,
         notes=notes,
     )

@@ -56,6 +56,8 @@ class MnnTarget:
         from ...quantize.quantized import quantized_weights
         from .coded import BuildCodedMnn
         from .convert import BuildMnn
+        from .narrow import learned
+        from .write import WriteMnn
 
         refuse_schemes(self, source.component, plan)
         if plan.is_float and plan.exceptions:
@@ -69,10 +71,15 @@ class MnnTarget:
                 f"target 'mnn' rounds the activations of all of {source.component} or of none: {plan.label}",
                 hint="one of w8c_a8 and the schemes that end in _afp for all of it; fp16 may stand beside either",
             )
+        quantized = quantized_weights(source, plan, run)
+        form, reason = learned(source, size, plan, run)
+        if form is not None:
+            return run(WriteMnn(form, source, plan, quantized))
+        notes = (f"MNN's converter got the whole network: {reason}",) if reason else ()
         onnx = onnx_model(source, size, plan, run)
-        if (quantized := quantized_weights(source, plan, run)) is None:
-            return run(BuildMnn(onnx))
-        return run(BuildCodedMnn(onnx, source, plan, quantized))
+        if quantized is None:
+            return run(BuildMnn(onnx, notes))
+        return run(BuildCodedMnn(onnx, source, plan, quantized, notes))
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}

@@ -29,7 +29,7 @@ _LINEAR: Final = "__matmul_converted"  # MNN's suffix for linear layers, which i
 _CONVOLUTIONS: Final = (12, 13)  # OpType
 _QUANTISED: Final = 3  # of Convolution2D
 _TYPE, _BITS = 2, 7  # of IDSTQuan
-_INTEGERS, _HALVES, _FLOATS = 1, 3, 8  # IDSTQuan.type
+HALVES, FLOATS = 3, 8  # IDSTQuan.type; 1: integers
 _CHUNK: Final = 2**24
 
 
@@ -101,7 +101,7 @@ def _write(new: BinaryIO, patches: _Patches, quantised: Table, stored: StoredWei
         patches.number(quantised, _BITS, scheme.weight_bits)
         return [new.write(encode(codes, scheme.weight_bits)), new.write(codes.scales.tobytes())]
     half = scheme.name == "fp16"
-    patches.number(quantised, _TYPE, _HALVES if half else _FLOATS)
+    patches.number(quantised, _TYPE, HALVES if half else FLOATS)
     return [new.write(stored.read(parameter).astype(np.float16 if half else np.float32).tobytes()), 0]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import ExportError
-from .fingerprints import Fingerprints
+from ..fingerprints import Fingerprints
 from .param import Layer
 from .slots import TAG_FP32, Slot, slots_of
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ...export import contract, modules
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.errors import ExportError
+from ..fingerprints import Fingerprints
 from ..inputs import END_OF_TEXT, TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
-from .fingerprints import Fingerprints
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,75 +15,17 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from ..narrowing import NotAlikeError, carried
 from .layout import LITERAL, PARAMETER, ZEROS, Blob
 from .param import Layer
 from .slots import slots_of
 
-WORTHWHILE: Final = 4  # the real width in units: below, the narrow networks together cost as much as the real one
-_NARROW_HEADS: Final = 2  # one head could be folded away, and the graph would be another
-_POWERS: Final = (0, 1, 2)
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _HEADS_KEY: Final = (
     1  # of MultiHeadAttention, https://github.com/Tencent/ncnn/blob/master/docs/developer-guide/operators.md
 )
-
-
-class NotAlikeError(Exception):
-    """The narrow networks do not tell what the wide one looks like. Never leaves this folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class Narrowing:
-    """A network at two small widths; the real one has `real` units of the same width."""
-
-    widths: tuple[int, int]
-    real: int
-    configs: tuple[dict[str, Any], dict[str, Any]]
-
-
-def narrowing(component: str, config: Mapping[str, Any]) -> Narrowing | None:
-    """How to build `component` narrower, or None when that is impossible or saves nothing."""
-    if "block_out_channels" in config:
-        return _narrow_blocks(component, config)
-    if component.startswith("text_encoder"):
-        return _narrow_encoder(config)
-    return None
-
-
-def _narrow_blocks(component: str, config: Mapping[str, Any]) -> Narrowing | None:
-    """UNet, ControlNet and VAE: channels in units of the normalisation's groups; heads are put right afterwards."""
-    channels, groups = config["block_out_channels"], config.get("norm_num_groups") or 32
-    if any(count % groups for count in channels):
-        return None
-    real = math.gcd(*(count // groups for count in channels))
-    is_unet = component in ("unet", "controlnet")
-    heads = {"attention_head_dim": _NARROW_HEADS, "num_attention_heads": None} if is_unet else {}
-    return _narrowing((1, 2), real, config, {"block_out_channels": [count // real for count in channels]}, heads)
-
-
-def _narrow_encoder(config: Mapping[str, Any]) -> Narrowing | None:
-    """CLIP's text model: fewer heads of the same width, since both stand in its graph."""
-    heads = config["num_attention_heads"]
-    parts = {key: config[key] // heads for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
-    if any(config[key] != part * heads for key, part in parts.items()):
-        return None
-    return _narrowing((2, 3), heads, config, parts, {})
-
-
-def _narrowing(
-    widths: tuple[int, int], real: int, config: Mapping[str, Any], units: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> Narrowing | None:
-    if real < WORTHWHILE * widths[0]:
-        return None
-
-    def at(width: int) -> dict[str, Any]:
-        scaled = {k: [width * n for n in unit] if isinstance(unit, list) else width * unit for k, unit in units.items()}
-        return {**config, **scaled, **fixed}
-
-    return Narrowing(widths, real, (at(widths[0]), at(widths[1])))
 
 
 def widened(narrow: Sequence[Sequence[Layer]], widths: tuple[int, int], real: int) -> tuple[Layer, ...]:
@@ -124,11 +66,7 @@ def _widened_number(one: str, two: str, widths: tuple[int, int], real: int) -> s
         a, b = int(one), int(two)
     except ValueError:
         raise NotAlikeError(f"{one} at width {widths[0]} is {two} at {widths[1]}") from None
-    for power in _POWERS:
-        value, rest = divmod(a * real**power, widths[0] ** power)
-        if a * widths[1] ** power == b * widths[0] ** power and not rest:
-            return str(value)
-    raise NotAlikeError(f"{a} at width {widths[0]} is {b} at {widths[1]}: no power of the width")
+    return str(carried(a, b, widths, real))
 
 
 def with_heads(layers: Sequence[Layer], blobs: Sequence[Blob], heads: Mapping[str, int]) -> tuple[Layer, ...]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 from ...export import contract
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.errors import ExportError
+from .. import narrowing
 from . import layout, narrow, param, pnnx
 from .lower import architecture, lowered, native_inputs, shapes_and_heads, without_weights
 
@@ -88,7 +89,7 @@ class TraceNcnn:
 
     def _converted(self, scratch: Path) -> tuple[_Converted, str]:
         """The graph, from narrow copies of the network where it can be, and why not otherwise."""
-        plan = narrow.narrowing(self.component, self.config)
+        plan = narrowing.narrowing(self.component, self.config)
         if plan is None:
             return _convert(
                 without_weights(self.component, self.config), self.sizes, scratch
@@ -96,14 +97,14 @@ class TraceNcnn:
         copies = [_convert(without_weights(self.component, config), self.sizes, scratch) for config in plan.configs]
         try:
             return self._widened(copies, plan), ""
-        except narrow.NotAlikeError as reason:
+        except narrowing.NotAlikeError as reason:
             note = str(reason)
         return _convert(without_weights(self.component, self.config), self.sizes, scratch), note
 
-    def _widened(self, copies: list[_Converted], plan: narrow.Narrowing) -> _Converted:
+    def _widened(self, copies: list[_Converted], plan: narrowing.Narrowing) -> _Converted:
         shapes, heads = shapes_and_heads(without_weights(self.component, self.config))
         if copies[0].literals != copies[1].literals:
-            raise narrow.NotAlikeError("a constant of the graph depends on its width")
+            raise narrowing.NotAlikeError("a constant of the graph depends on its width")
         layers = narrow.widened([copy.layers for copy in copies], plan.widths, plan.real)
         if self.component in _HEADS_ASIDE:
             layers = narrow.with_heads(layers, copies[0].blobs, heads)

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import pytest
 from diffusette.export.families.family import TAKES_RESIDUALS
-from diffusette.runtimes.ncnn import narrow
+from diffusette.runtimes import narrowing as widths
+from diffusette.runtimes.narrowing import NotAlikeError, narrowing
 from diffusette.runtimes.ncnn.lower import without_weights
-from diffusette.runtimes.ncnn.narrow import NotAlikeError, narrowing, widened
+from diffusette.runtimes.ncnn.narrow import widened
 from diffusette.runtimes.ncnn.param import Layer
 from diffusette.runtimes.ncnn.trace import TraceNcnn, small_sizes
 
@@ -71,7 +72,7 @@ def test_narrow_copies_tell_the_same_bytes_as_the_network_itself(
 ) -> None:
     narrowly, note = traced(component, tmp_path / "narrow")
     assert note == ""
-    monkeypatch.setattr(narrow, "WORTHWHILE", 10**6)
+    monkeypatch.setattr(widths, "WORTHWHILE", 10**6)
     directly, note = traced(component, tmp_path / "direct")
     assert note != ""
     assert narrowly == directly

@@ -69,8 +69,9 @@ class Copies:
             _network(graph, scratch / name, units)
             for graph, name, units in ((real, "real", width), (narrow, "narrow", narrow_width))
         )
-        if [slot.name for slot in self._real.slots] != [slot.name for slot in self._narrow.slots]:
-            raise NotAlikeError("a narrow copy has other weights")
+        places = [[(s.name, s.source, s.permute) for s in side.slots] for side in (self._real, self._narrow)]
+        if places[0] != places[1] or len(self._real.inputs) != len(self._narrow.inputs):
+            raise NotAlikeError("a narrow copy has other weights or inputs")
         _check_alike(ir.load(self._real.file).graph, ir.load(self._narrow.file).graph)
         self.specs = self._real.inputs
         self.inputs = {spec.name: spec.shape for spec in self.specs}
@@ -223,10 +224,12 @@ def _attributes(node: ir.Node) -> dict[str, str]:
 
 
 def _origin(value: ir.Value | None, made: Mapping[Any, Use]) -> Any:
+    import onnx_ir as ir
+
     if value is None or value in made:
         return made.get(value)
-    external = value.is_initializer() and type(value.const_value).__name__ == "ExternalTensor"
-    return value.name if external or value.is_graph_input() else "constant"
+    is_weight = value.is_initializer() and isinstance(value.const_value, ir.ExternalTensor)
+    return value.name if is_weight or value.is_graph_input() else "constant"
 
 
 def _sides(shapes: Mapping[str, tuple[int, ...]]) -> dict[Any, Array]:

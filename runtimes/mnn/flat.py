@@ -69,7 +69,7 @@ def _value(table: Table, place: int, kind: str, where: str) -> Any:
         return np.frombuffer(table.Bytes, _DTYPES[kind], length, target + 4)
     inner = kind[1:-1]
     if inner != "str" and inner not in TABLES:
-        raise UnknownFormError(f"{where}, which is not known here")
+        raise UnknownFormError(f"mnnconvert wrote {where}, which is not known here")
     return [_value(table, target + 4 + 4 * index, inner, where) for index in range(length)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,12 @@ from diffusette.export import modules
 from diffusette.pipeline.artifacts import ComponentSource, TargetModel
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.mnn import convert, narrow
+from diffusette.runtimes.mnn.copies import _check_told_apart
+from diffusette.runtimes.mnn.flat import UnknownFormError, pack, read
+from diffusette.runtimes.mnn.half import cut_to_half
+from diffusette.runtimes.mnn.narrow import learned
 from diffusette.runtimes.mnn.target import MnnTarget
+from diffusette.runtimes.narrowing import NarrowCopy, NotAlikeError, carried, narrow_copy
 from safetensors.numpy import save_file
 
 SIZE: Final = (64, 64)
@@ -101,19 +107,104 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(tmp_path_factory.mktemp("mnn-narrow"))
 
 
+def both_ways(name: str, precision: str, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[TargetModel]:
+    """A model that MNN's converter made of the whole network, and one that it made of narrow copies."""
+    monkeypatch.setattr(convert, "EXTERNAL_ABOVE", 0)
+    directly = shop.build(name, Plan(precision))
+    monkeypatch.setattr(narrow, "EXTERNAL_ABOVE", 0)
+    return [directly, shop.build(name, Plan(precision))]
+
+
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [(n, p) for n in WIDE for p in ("fp32", "fp16", "w8c_afp", "w4g32_afp") if n != "text_encoder" or p[0] == "f"],
+    [
+        pytest.param(name, precision, marks=[] if (name, precision) == ("sd1 unet", "fp16") else pytest.mark.slow)
+        for name in WIDE
+        for precision in ("fp16", "fp32", "w8c_afp", "w4g32_afp")
+        if name != "text_encoder" or precision.startswith("fp")
+    ],
 )
 def test_narrow_copies_tell_the_same_bytes_as_the_network_itself(
     name: str, precision: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "EXTERNAL_ABOVE", 0)
-    directly = shop.build(name, Plan(precision))
-    monkeypatch.setattr(narrow, "EXTERNAL_ABOVE", 0)
-    narrowly = shop.build(name, Plan(precision))
+    directly, narrowly = both_ways(name, precision, shop, monkeypatch)
     assert narrowly.folder != directly.folder
     assert narrowly.notes == directly.notes
     assert [narrowly.files, narrowly.bits_per_weight] == [directly.files, directly.bits_per_weight]
     for file in directly.files:
         assert (narrowly.folder / file).read_bytes() == (directly.folder / file).read_bytes()
+
+
+def test_a_network_that_cannot_be_learned_is_converted_whole_and_says_why(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusette.runtimes.mnn.widen.carried", refused)
+    directly, fallen = both_ways("vae_decoder", "fp32", shop, monkeypatch)
+    assert fallen.notes == ("MNN's converter got the whole network: 32 at one width, 40 at the other",)
+    for file in directly.files:
+        assert (fallen.folder / file).read_bytes() == (directly.folder / file).read_bytes()
+
+
+def refused(*_: object) -> int:
+    raise NotAlikeError("32 at one width, 40 at the other")
+
+
+def test_a_network_that_is_small_or_has_no_unit_is_converted_whole(shop: Shop) -> None:
+    def no_stage(stage: Any) -> Any:
+        raise AssertionError(stage)
+
+    source = shop.source("sd1 unet")
+    assert learned(source, SIZE, Plan("fp32"), no_stage) == (None, "")
+    odd = dataclasses.replace(source, parameters=2**30, config={**UNET, "block_out_channels": [24, 40]})
+    assert learned(odd, SIZE, Plan("fp32"), no_stage) == (None, "its channels have no common unit that is far smaller")
+    text = dataclasses.replace(shop.source("text_encoder"), parameters=2**30)
+    form, reason = learned(text, SIZE, Plan("w8c_afp"), no_stage)
+    assert form is None
+    assert "token embeddings" in reason
+
+
+def test_a_narrow_copy_has_heads_that_widen_to_the_real_ones() -> None:
+    sd15 = {**UNET, "block_out_channels": [320, 640], "norm_num_groups": 32, "attention_head_dim": 8}
+    copy = narrow_copy("unet", sd15)
+    assert copy == NarrowCopy({**sd15, "block_out_channels": [32, 64]}, 1, 10, whole=False)
+    by_level = narrow_copy("unet", {**sd15, "attention_head_dim": [5, 10]})
+    assert by_level is not None
+    assert (by_level.width, by_level.whole, by_level.config["attention_head_dim"]) == (2, True, [1, 2])
+    assert narrow_copy("unet", {**sd15, "block_out_channels": [32, 64]}) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "wide"), [(32, 32, 32), (32, 40, 320), (1024, 1600, 102400), (0, 0, 0), (-1, -1, -1)]
+)
+def test_numbers_are_carried_from_and_to_widths_that_are_no_whole_units(one: int, two: int, wide: int) -> None:
+    widths = (1, Fraction(5, 4))
+    assert carried(one, two, widths, 10) == wide
+    assert carried(one, wide, (1, 10), Fraction(5, 4)) == two
+
+
+def test_a_width_at_which_a_number_is_not_whole_is_none() -> None:
+    with pytest.raises(NotAlikeError, match="2 at width 1 is 20 at 10"):
+        carried(2, 20, (1, 10), Fraction(5, 4))
+
+
+def test_constants_that_only_a_copy_makes_equal_are_told_apart() -> None:
+    real = {(0, 1): np.array([1, 64, 64, 320]), (1, 1): np.array([1, 320, 64, 64])}
+    _check_told_apart({(0, 1): np.array([1, 64, 64, 32]), (1, 1): np.array([1, 32, 64, 64])}, real)
+    with pytest.raises(NotAlikeError, match="two constants"):
+        _check_told_apart({use: np.array([1, 64, 64, 64]) for use in real}, real)
+
+
+@pytest.mark.parametrize("value", [0.1, -0.1, 1 / 3, 65519.0, 7e4, -1e9, 3e-8, 6.1e-5, 0.0, -0.0])
+def test_float16_is_cut_towards_zero(value: float) -> None:
+    half = cut_to_half(np.array([value], np.float32))
+    assert abs(float(half[0])) <= abs(np.float32(value))
+    exact = np.clip(np.float32(value), -65504, 65504)
+    assert abs(np.nextafter(half, np.float16(np.copysign(np.inf, value))).astype(np.float64)[0]) >= abs(exact)
+
+
+def test_a_field_that_is_not_known_ends_the_reading() -> None:
+    net = {"bizCode": "diffusette", "oplists": [{"main_type": 200, "name": "x", "main": {}}], "mnn_uuid": "0"}
+    assert read(pack({**net, "oplists": []}))["oplists"] == []
+    assert read(pack({k: v for k, v in net.items() if k != "oplists"})) == {"bizCode": "diffusette", "mnn_uuid": "0"}
+    with pytest.raises(UnknownFormError):
+        read(pack(net))

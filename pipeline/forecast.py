@@ -20,6 +20,7 @@ from .errors import NoRoom
 from .limits import MIB, memory_available_mib
 
 _REFERENCE_PIXELS: Final = 512 * 512
+_NARROWED_ABOVE: Final = 2**29  # bytes of a component for MNN, where it has narrow copies: runtimes/mnn/narrow.py
 
 
 Share = float | Mapping[str, float]  # the same for every component, or by component (absent: 0)
@@ -67,6 +68,7 @@ COSTS: Final[dict[str, Cost]] = {
     "build ort": Cost(380, 1.0, seconds_base=3, seconds_per_gb=6, disk=1.0),
     "build ort without .ort": Cost(150, seconds_base=2, seconds_per_gb=2, disk=1.0),
     "build mnn": Cost(350, 2.17, seconds_base=2, seconds_per_gb=20, disk=1.0),
+    "build mnn from narrow copies": Cost(420, 0.005, seconds_base=40, seconds_per_gb=4, disk=1.0),
     "build ncnn": Cost(500, _PNNX_MIB, seconds_base=8, seconds_per_gb=_PNNX_SECONDS, disk=1.0),
     # parity runs
     "reference": Cost(
@@ -170,7 +172,12 @@ def forecast(
         rows += ["reference"] if gate else []
         for target in targets:
             mobile = target == "ort" and stored < 2**31  # the .ort format's limit
-            rows.append("build ort without .ort" if target == "ort" and not mobile else f"build {target}")
+            row = f"build {target}"
+            if target == "ort" and not mobile:
+                row += " without .ort"
+            if target == "mnn" and _narrowed(name, precisions[name], fp32):
+                row += " from narrow copies"
+            rows.append(row)
             rows += [f"gate {target}"] if gate else []
             output += stored * (2 if mobile else 1)
         for row in rows:
@@ -179,6 +186,14 @@ def forecast(
                 stages.append(_stage(row, name, fp32 + beside, size))
                 cache += COSTS[row].disk * (fp32 if row.startswith("weights") else stored)
     return Forecast(tuple(stages), int(cache), int(output))
+
+
+def _narrowed(component: str, precision: str, fp32_bytes: int) -> bool:
+    """Whether MNN's converter gets copies of a component: a large one, but no text encoder in codes."""
+    if component == "unet" and precision != "fp16":
+        return fp32_bytes > _NARROWED_ABOVE
+    stored = {"fp32": fp32_bytes, "fp16": fp32_bytes // 2}.get(precision, 0)
+    return stored > _NARROWED_ABOVE
 
 
 def _stage(row: str, component: str, fp32_bytes: int, size: tuple[int, int]) -> StageForecast:

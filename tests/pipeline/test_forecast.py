@@ -31,10 +31,10 @@ def needed(peak_mib: float = 1.0, cache_bytes: int = 0, output_bytes: int = 0) -
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_stable_diffusion_1_5_needs_less_than_eight_gigabytes(sd15: Checkpoint, precision: str) -> None:
+def test_stable_diffusion_1_5_needs_most_where_a_runtime_runs_the_unet(sd15: Checkpoint, precision: str) -> None:
     told = forecast(sd15, TARGETS, dict.fromkeys(SD15, precision), (512, 512), gate=True)
-    assert 7.0 * GIB < told.peak_mib < 8.0 * GIB
-    assert max(told.stages, key=lambda stage: stage.peak_mib).label == "unet build mnn"
+    assert 4.5 * GIB < told.peak_mib < 5.5 * GIB
+    assert max(told.stages, key=lambda stage: stage.peak_mib).label == "unet gate ncnn"
     assert told.run_mib("ort")["unet"] > told.run_mib("ort")["text_encoder"]
 
 

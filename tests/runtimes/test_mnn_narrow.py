@@ -194,6 +194,7 @@ def test_constants_that_only_a_copy_makes_equal_are_told_apart() -> None:
         _check_told_apart({use: np.array([1, 64, 64, 64]) for use in real}, real)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")  # of the next number after the largest
 @pytest.mark.parametrize("value", [0.1, -0.1, 1 / 3, 65519.0, 7e4, -1e9, 3e-8, 6.1e-5, 0.0, -0.0])
 def test_float16_is_cut_towards_zero(value: float) -> None:
     half = cut_to_half(np.array([value], np.float32))

@@ -190,7 +190,7 @@ def forecast(
 
 def _narrowed(component: str, precision: str, fp32_bytes: int) -> bool:
     """Whether MNN's converter gets copies of a component: a large one, but no text encoder in codes."""
-    if component == "unet" and precision != "fp16":
+    if component in ("unet", "controlnet") and precision != "fp16":
         return fp32_bytes > _NARROWED_ABOVE
     stored = {"fp32": fp32_bytes, "fp16": fp32_bytes // 2}.get(precision, 0)
     return stored > _NARROWED_ABOVE

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from diffusette.export import modules
+from diffusette.export.families.family import TAKES_RESIDUALS
 from diffusette.pipeline.artifacts import ComponentSource, TargetModel
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.mnn import convert, narrow
@@ -66,7 +67,14 @@ TEXT: Final[dict[str, Any]] = {
     "max_position_embeddings": 77,
     "hidden_act": "quick_gelu",
 }
+CONTROLNET: Final[dict[str, Any]] = {
+    **{key: value for key, value in UNET.items() if key not in ("sample_size", "out_channels", "up_block_types")},
+    "conditioning_channels": 3,
+    "conditioning_embedding_out_channels": [4, 4, 8, 8],
+}
 WIDE: Final = {
+    "steered unet": ("unet", "sd1", {**UNET, TAKES_RESIDUALS: True}),
+    "controlnet": ("controlnet", "sd1", CONTROLNET),
     "sd1 unet": ("unet", "sd1", UNET),
     "sdxl unet": ("unet", "sdxl", SDXL),
     "vae_decoder": ("vae_decoder", "sd1", VAE),
@@ -121,7 +129,9 @@ def both_ways(name: str, precision: str, shop: Shop, monkeypatch: pytest.MonkeyP
         pytest.param(name, precision, marks=[] if (name, precision) == ("sd1 unet", "fp16") else pytest.mark.slow)
         for name in WIDE
         for precision in ("fp16", "fp32", "w8c_afp", "w4g32_afp")
-        if name != "text_encoder" or precision.startswith("fp")
+        if precision == "fp16"
+        or name in ("sd1 unet", "sdxl unet", "vae_decoder")
+        or (name, precision) == ("text_encoder", "fp32")
     ],
 )
 def test_narrow_copies_tell_the_same_bytes_as_the_network_itself(

@@ -82,6 +82,13 @@ def convert(
     ignore_forecast: Annotated[
         bool, typer.Option("--ignore-forecast", help="Start even if memory or disk will not do by the forecast.")
     ] = False,
+    record_memory: Annotated[
+        bool,
+        typer.Option(
+            "--record-memory",
+            help="Put measured memory into the manifests too: their bytes then differ from run to run.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Convert CHECKPOINT for mobile runtimes, compare each model with PyTorch, and write bundles.
@@ -91,7 +98,7 @@ def convert(
     from ..pipeline.convert import convert as run
     from ..pipeline.sizes import convert_sizes
     from .report import show_conversion, show_sizes
-    from .terminal import TerminalProgress, print_json
+    from .terminal import TerminalProgress, print_json, warn
 
     sizes = [parse_size(text) for text in size or []]
     companions = Companions(
@@ -106,7 +113,7 @@ def convert(
     )
 
     def convert_one(pixels: tuple[int, int] | None, place: Path) -> Conversion:
-        return run(
+        conversion = run(
             checkpoint,
             place,
             recipe=recipe,
@@ -119,8 +126,12 @@ def convert(
             goldens=goldens,
             overwrite=overwrite,
             ignore_forecast=ignore_forecast,
+            record_memory=record_memory,
             progress=TerminalProgress(),
         )
+        for miss in conversion.misses():
+            warn(f"the forecast was wrong by more than 20 %: {miss}")
+        return conversion
 
     if len(dict.fromkeys(sizes)) > 1:
         several = convert_sizes(sizes, output, convert_one)

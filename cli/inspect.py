@@ -91,9 +91,25 @@ def _show_checkpoint(facts: dict[str, Any]) -> None:
         f"  disk   {size_text(needed['output_bytes'])} for the bundles, {size_text(needed['cache_bytes'])} in the cache"
     )
     print(f"  time   {_minutes(needed['seconds'])} (rough: on two cores)")
-    print("\n  the largest stages")
-    for stage in sorted(needed["stages"], key=lambda s: -s["peak_mib"])[:5]:
-        print(f"  {stage['stage']:<28} {stage['peak_mib']:>6} MiB  {_minutes(stage['seconds'])}")
+    print("\n  memory of each stage, MiB (its own process and the programs that it starts), and disk that it leaves")
+    _show_stages(needed["stages"], tuple(facts["components"]))
+
+
+def _show_stages(stages: list[dict[str, Any]], components: tuple[str, ...]) -> None:
+    """A line a stage, a column a component; stages of no component stand in the first."""
+    from .terminal import size_text
+
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for stage in stages:
+        component, _, row = stage["stage"].partition(" ")
+        known = component in components
+        rows.setdefault(row if known else stage["stage"], {})[component if known else ""] = stage
+    print(f"  {'':<18}" + "".join(f"{name:>16}" for name in components) + f"{'disk':>10}")
+    for row, found in rows.items():
+        cells = [f"{found[name]['peak_mib']}" if name in found else "" for name in components]
+        cells[0] = cells[0] or (f"{found['']['peak_mib']}" if "" in found else "")
+        disk = sum(stage["disk_bytes"] for stage in found.values())
+        print(f"  {row:<18}" + "".join(f"{cell:>16}" for cell in cells) + f"{size_text(disk) if disk else '-':>10}")
 
 
 def _show_bundle(facts: dict[str, Any]) -> None:
@@ -107,6 +123,15 @@ def _show_bundle(facts: dict[str, Any]) -> None:
         print(f"  {name:<13} {part['precision']:<5} {size_text(part['bytes']):>8}  takes {inputs}")
     schedules = ", ".join(f"{name} ({', '.join(map(str, steps))})" for name, steps in facts["schedules"].items())
     print(f"  schedules: {schedules}")
+    for kind, peaks in facts["memory"].items():
+        if peaks:
+            told = ", ".join(f"{name} {mib:.0f}" for name, mib in peaks.items())
+            print(f"  memory of a process that runs one component, {kind}, MiB: {told}")
+    if facts["conversion"]:
+        print("  memory of the conversion here, MiB, forecast / measured")
+        for stage in facts["conversion"]:
+            memory = stage["memory_mib"]
+            print(f"  {stage['stage']:<32} {memory['forecast']:>6} / {memory['measured']}")
 
 
 def _show_onnx(facts: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+NAMES: Final = {"sd15": "SD1.5 shapes", "sd21": "SD2.1 shapes", "sdxl": "SDXL shapes"}
 ROOT: Final = Path(__file__).resolve().parents[1]
 PART: Final = re.compile(
     r"(?P<start><!-- generated: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(?P<end><!-- end generated -->)", re.DOTALL
@@ -74,14 +75,21 @@ def tolerances() -> str:
     return table(["gate", "component", "target", "precision", "at least", "because"], components + pictures)
 
 
-def kinds() -> str:
-    """Kinds of checkpoints against targets: what tests/pipeline/test_kinds.py measured last."""
-    spec = importlib.util.spec_from_file_location("kinds", ROOT / "tests" / "kinds.py")
+def _module(path: str) -> Any:
+    """A module of the repository that is not in the package."""
+    file = ROOT / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["kinds"] = module  # dataclasses look their module up
+    sys.modules[file.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
+    return module
+
+
+def kinds() -> str:
+    """Kinds of checkpoints against targets: what tests/pipeline/test_kinds.py measured last."""
+    module = _module("tests/kinds.py")
     from diffusette.runtimes.registry import TARGETS
 
     measured = json.loads((ROOT / "docs" / "kinds.json").read_text())
@@ -96,8 +104,36 @@ def kinds() -> str:
     return table(["kind", "what people call it", *(f"`{target}`" for target in TARGETS)], rows)
 
 
+def forecasts() -> str:
+    """Memory of each stage, forecast and measured, a table a run of docs/measured.json."""
+    checkpoint = _module("tests/pipeline/shapes.py").checkpoint
+    from diffusette.pipeline.forecast import forecast
+    from diffusette.runtimes.registry import TARGETS
+
+    text = ""
+    for run in json.loads((ROOT / "docs" / "measured.json").read_text()):
+        source = checkpoint(run["shapes"])
+        precisions = dict.fromkeys(source.components, run["precision"])
+        told = forecast(source, tuple(TARGETS), precisions, tuple(run["size"]), gate=True)
+        rows: dict[str, dict[str, str]] = {}
+        for stage in told.stages:
+            if stage.label in run["stages"]:
+                measured = run["stages"][stage.label]
+                component, _, row = stage.label.partition(" ")
+                part = component if component in source.components else ""
+                cell = f"{stage.peak_mib:.0f} / {measured['mib']:.0f}, {measured['seconds']:.0f} s"
+                rows.setdefault(row if part else stage.label, {})[part] = cell
+        height, width = run["size"]
+        text += f"\n**{NAMES[run['shapes']]}, {height} x {width}, {run['precision']}**\n\n"
+        parts = ("", *source.components)
+        head = ["stage", "of none", *(f"`{part}`" for part in source.components)]
+        text += table(head, ([row, *(cells.get(part, "") for part in parts)] for row, cells in rows.items()))
+    return text + "\n"
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "cli": commands,
+    "forecasts": forecasts,
     "kinds": kinds,
     "targets": targets,
     "tolerances": tolerances,

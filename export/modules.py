@@ -100,21 +100,13 @@ def _construct(component: str, config: dict[str, Any]) -> nn.Module:
 
 
 def _materialise_buffers(module: nn.Module, construct: Any) -> None:
-    """Give buffers of a meta module the values that the constructor computes on the CPU."""
+    """Give buffers of a meta module the values that the constructor computes on the CPU, where weights stay away."""
     if not any(True for _ in module.buffers()):
         return
     import torch
-    from torch.overrides import TorchFunctionMode
+    from accelerate import init_empty_weights
 
-    class SkipInitialisation(TorchFunctionMode):
-        """Random initialisation of weights that nobody reads would take a minute for a UNet."""
-
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if getattr(function, "__module__", None) == "torch.nn.init":
-                return (kwargs or {}).get("tensor", args[0] if args else None)
-            return function(*args, **(kwargs or {}))
-
-    with SkipInitialisation(), torch.device("cpu"):
+    with torch.device("cpu"), init_empty_weights(include_buffers=False):
         real = dict(construct().named_buffers())
     for name, _ in list(module.named_buffers()):
         owner, _, leaf = name.rpartition(".")

@@ -251,6 +251,19 @@ class Cache:
             raise CheckpointError(f"the checkpoint that this bundle was made from is no longer at {root}", hint=hint)
         return root, self.companions_of(digest)
 
+    def remember_memory(self, manifest: str, stages: list[dict[str, Any]]) -> None:
+        """Note what the stages took that made the bundle whose manifest has that digest."""
+        from .publish import written
+
+        with written(self.root / "memory" / f"{manifest}.json") as file:
+            file.write_text(json.dumps(stages))
+
+    def find_memory(self, manifest: str) -> list[dict[str, Any]]:
+        """What `remember_memory` noted; nothing where the bundle was not converted on this machine."""
+        note = self.root / "memory" / f"{manifest}.json"
+        found: list[dict[str, Any]] = json.loads(note.read_text()) if note.is_file() else []
+        return found
+
     def companions_of(self, digest: str) -> Companions:
         """What was given beside the checkpoint of that digest; nothing where this machine does not know it."""
         from pydantic import TypeAdapter

@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,7 +57,8 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
 
     Returns:
         The artifact's facts (without `folder` and `digest`), and what was measured: `seconds`, `own_peak_mib`
-        (the child itself), `tree_peak_mib` (with this process and the programs that the child started, sampled).
+        (the child itself), `stage_peak_mib` (with the programs that it started, sampled), `tree_peak_mib` (with this
+        process too).
     """
     from pydantic import TypeAdapter
 
@@ -70,14 +72,19 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
         request.write_bytes(TypeAdapter(kind).dump_json(stage))
         (folder / "reply.part").write_bytes(bytes(_REPLY_BYTES))  # room for the last word, even on a full disk
         target = f"{kind.__module__}:{kind.__qualname__}"
-        peak = _supervise(target, folder, into, watch, warm="torch" in kind.tools)
+        peaks = _supervise(target, folder, into, watch, warm="torch" in kind.tools)
         reply = json.loads((folder / "reply.json").read_bytes())
     if "error" in reply:
         error: type[DiffusetteError] = getattr(errors, reply["error"], DiffusetteError)
         raise error(reply["what"], hint=reply["hint"])
     if "bug" in reply:
         raise ChildBug(reply["bug"])
-    measured = {**reply["measured"], "seconds": round(time.monotonic() - started, 2), "tree_peak_mib": round(peak)}
+    measured = {
+        **reply["measured"],
+        "seconds": round(time.monotonic() - started, 2),
+        "tree_peak_mib": round(peaks.together),
+        "stage_peak_mib": round(peaks.started),
+    }
     return reply["facts"], measured
 
 
@@ -91,8 +98,16 @@ def child_environment(temporary: Path) -> dict[str, str]:
     return {**os.environ, **_OFFLINE, "TMPDIR": str(temporary), "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def _supervise(target: str, folder: Path, into: Path, watch: Watch, *, warm: bool) -> float:
-    """Run the child to its end; return the peak memory of its tree and of this process together, in MiB."""
+@dataclass(slots=True)
+class _Peaks:
+    """Highest resident memory that was seen, MiB."""
+
+    started: float = 0.0  # of a child and the programs that it started
+    together: float = 0.0  # of these and of this process
+
+
+def _supervise(target: str, folder: Path, into: Path, watch: Watch, *, warm: bool) -> _Peaks:
+    """Run the child to its end; return the peak memory of its tree."""
     import psutil
 
     log = folder / "log.txt"
@@ -100,13 +115,14 @@ def _supervise(target: str, folder: Path, into: Path, watch: Watch, *, warm: boo
     with log.open("wb") as output:
         process = _start(target, folder, into, lifeline, output.fileno(), warm=warm)
     os.close(lifeline)
-    peak, ours = 0.0, psutil.Process()
+    peaks, ours = _Peaks(), psutil.Process()
     try:
         patience = Patience(process.pid)
         while process.poll() is None:
-            rss = tree_rss_mib(ours)
-            peak = max(peak, rss)
-            watch(rss)
+            started = started_rss_mib(ours)
+            together = started + ours.memory_info().rss / 2**20
+            peaks = _Peaks(max(peaks.started, started), max(peaks.together, together))
+            watch(together)
             if why := patience.ended():
                 raise hang(why, log, target)
             time.sleep(_POLL)
@@ -118,8 +134,8 @@ def _supervise(target: str, folder: Path, into: Path, watch: Watch, *, warm: boo
     _kill_group(process)  # what the child may have left running
     status = process.wait()
     if status != 0 or not (folder / "reply.json").is_file():
-        raise death(status, log, peak, target)
-    return peak
+        raise death(status, log, peaks.together, target)
+    return peaks
 
 
 def _start(
@@ -144,15 +160,15 @@ def _start(
     )
 
 
-def tree_rss_mib(process: Any) -> float:
-    """Resident memory of a psutil process and all its descendants, MiB.
+def started_rss_mib(process: Any) -> float:
+    """Resident memory of all descendants of a psutil process, MiB.
 
     Without the warm process: what it holds is shared with the child that is forked from it, and counted there.
     """
     import psutil
 
     total, idle = 0, warm_pid()
-    for member in [process, *process.children(recursive=True)]:
+    for member in process.children(recursive=True):
         try:
             if member.pid == idle:
                 continue

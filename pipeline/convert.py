@@ -15,6 +15,8 @@ from .artifacts import ALONE, Checkpoint, Companions
 from .bundle import Bundle
 from .cache import CAP, Cache
 from .errors import CheckpointError, UsageError
+from .hashing import sha256_of_file
+from .manifest import MANIFEST
 from .progress import Progress, Silent
 from .recipe import AUTO, Recipe, load_recipe, merged, parameters_of
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .auto import Built
     from .forecast import Forecast
     from .goal import Found, Goal
+    from .hindsight import Compared
+    from .manifest import MemoryEntry
     from .sampling import Sampling
     from .stage import Runner
 
@@ -53,10 +57,15 @@ class Conversion:
     stages: tuple[Mapping[str, Any], ...]
     moved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by adapters: component -> weight -> share
     found: Found | None = None  # what a search chose from
+    compared: tuple[Compared, ...] = ()  # forecast and measured, stage by stage
 
     @property
     def ok(self) -> bool:
         return all(each.ok for each in self.converted)
+
+    def misses(self) -> list[str]:
+        """Stages that took over 20 % more or less than was forecast, in words."""
+        return [miss for stage in self.compared for miss in stage.misses()]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,6 +86,7 @@ class Conversion:
             "peak_mib": round(self.peak_mib),
             "forecast": self.forecast.to_json(),
             "stages": [dict(stage) for stage in self.stages],
+            "compared": [stage.to_json() for stage in self.compared],
             "adapters_moved": {component: dict(moved) for component, moved in self.moved.items()},
         }
 
@@ -95,6 +105,7 @@ def convert(
     goldens: bool = False,
     overwrite: bool = False,
     ignore_forecast: bool = False,
+    record_memory: bool = False,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -110,6 +121,8 @@ def convert(
         gate: compare every model with PyTorch; a bundle that drifted is put at `OUTPUT.rejected`.
         goldens: put golden vectors into each bundle, as `[bundle] goldens = true` in a recipe does.
         overwrite: replace bundles that are already at `output`.
+        record_memory: put what the gates' processes took into the manifests, which are then no longer equal for equal
+            inputs.
     Raises:
         DiffusetteError: see `errors`; nothing at `output` has changed then.
     """
@@ -122,6 +135,7 @@ def convert(
     from .destination import Destination
     from .forecast import forecast, refuse_if_too_small
     from .goldens import with_goldens
+    from .hindsight import Ledger, compared
     from .sampling import recipe_for, sampling_of
     from .search_beside import search_beside
     from .stage import run_stage
@@ -149,6 +163,8 @@ def convert(
         found = search_beside(Path(output), source, chosen, tuple(runtimes.values()), goal, overwrite, cache, progress)
         chosen = found.recipe
     automatic = chosen.quantize.precision == AUTO
+    if record_memory and not gate:
+        raise UsageError("--record-memory needs the gates, which run the models", hint="leave out --no-gate")
     if automatic and not gate:
         raise UsageError("precision auto needs the gates", hint="leave out --no-gate, or name a precision")
     # what auto will take is not known yet; float32 is built in any case, to be raced against
@@ -169,7 +185,7 @@ def convert(
         progress.say(remark)
 
     with cache.used():  # nobody may prune what later stages read
-        run: Runner = partial(run_stage, cache=cache, progress=progress)
+        run = Ledger(partial(run_stage, cache=cache, progress=progress), cache)
         tokenizers, schedules = _accessories(source, chosen, sampling, run)
         plans = calibrated(plans, source, pixels, chosen, run)
         if found:
@@ -183,6 +199,8 @@ def convert(
             built = work.choose(chosen, parameters) if automatic else work.built(chosen, plans, parameters, gate=gate)
             inputs = _pack_inputs(source, built, sampling, runtime, tokenizers, schedules, pixels, needed)
             inputs = replace(inputs, plans=built.plans, shapes=parameters)
+            if record_memory:
+                inputs = replace(inputs, memory=_with_measured(inputs.memory, run.run_mib(name)))
             if chosen.bundle.goldens and (built.parity is None or built.parity.ok):
                 inputs = with_goldens(inputs, cache.root / "work", run)
             proven.append((places[name], inputs, built.parity))
@@ -190,11 +208,21 @@ def convert(
             Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
             for place, inputs, parity in proven
         ]
+        beside = () if automatic else compared(needed, run.taken())  # what `auto` tries is not known beforehand
+        for each in converted if beside else ():
+            digest = sha256_of_file(each.bundle.path / MANIFEST)
+            cache.remember_memory(digest, [stage.to_json() for stage in beside])
     if gone := cache.keep_to_cap():
         progress.say(f"{len(gone)} of the longest unused stages left the cache, which {CAP} limits")
     took = time.monotonic() - started
     peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
-    return Conversion(tuple(converted), needed, took, peak, stages, moved, found)
+    return Conversion(tuple(converted), needed, took, peak, stages, moved, found, beside)
+
+
+def _with_measured(memory: MemoryEntry, measured: Mapping[str, float]) -> MemoryEntry:
+    from .manifest import MemoryEntry
+
+    return MemoryEntry.model_validate({"forecast": memory.forecast, "measured": measured})
 
 
 def _refuse_unsupported(runtime: Target, source: Checkpoint, plans: Mapping[str, Plan]) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import ALONE, Companions
+from .cache import Cache
 from .errors import ModelError
+from .hashing import sha256_of_file
 from .manifest import MANIFEST
 from .recipe import AUTO, load_recipe, merged, parameters_of
 
@@ -128,6 +130,8 @@ def _bundle(path: Path) -> dict[str, Any]:
         "prediction_type": facts.schedule.prediction_type,
         "timestep_spacing": facts.schedule.timestep_spacing,
         "parity": {name: entry.model_dump() for name, entry in facts.parity.items()},
+        "memory": facts.memory.model_dump(),
+        "conversion": Cache.default().find_memory(sha256_of_file(path / MANIFEST)),
     }
 
 

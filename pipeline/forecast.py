@@ -1,126 +1,43 @@
-"""What a conversion will need, told before it starts: peak memory and time of each stage, disk in all.
+"""What a conversion will need, told before it starts: peak memory, disk and time of each stage.
 
-Each row of `COSTS` was fitted to conversions of Stable Diffusion 1.5 shapes at 512 x 512 and of the embedded demo;
-docs/measurements.md has the runs. Memory is linear in the component's float32 weights and in the pixels of the
-picture, because that is what the tools hold: copies of weights, and activations.
+`costs` has the figures; here is what they are multiplied with, from headers and configurations alone.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from ..quantize.scheme import parse_scheme
-from .artifacts import COMPONENTS, Checkpoint
+from ..quantize.scheme import Scheme, parse_scheme
+from .artifacts import COMPONENTS, Checkpoint, ComponentSource
 from .cache import Cache
+from .costs import COSTS, PARENT_MIB, Cost
 from .errors import NoRoom
 from .limits import MIB, memory_available_mib
 
 _REFERENCE_PIXELS: Final = 512 * 512
-_NARROWED_ABOVE: Final = 2**29  # bytes of a component for MNN, where it has narrow copies: runtimes/mnn/narrow.py
-
-
-Share = float | Mapping[str, float]  # the same for every component, or by component (absent: 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """One stage of one component, linear in its float32 weights and in the picture's area."""
-
-    base_mib: float
-    weights: Share = 0.0  # MiB a MiB of float32 weights
-    pixels_mib: Share = 0.0  # MiB at 512 x 512
-    seconds_base: float = 1.0
-    seconds_per_gb: Share = 0.0  # of float32 weights
-    seconds_pixels: Share = 0.0  # at 512 x 512
-    disk: float = 0.0  # times the component's float32 weights, kept in the cache
-
-
-# pnnx runs narrow copies of the model at small sizes: its convolutions' work space is what the VAE costs.
-# A ControlNet has the first half of a UNet: it is taken for as hungry as one, and half as slow.
-_PNNX_MIB: Final = {
-    "text_encoder": 0.8,
-    "text_encoder_2": 0.8,
-    "unet": 0.02,
-    "controlnet": 0.02,
-    "vae_decoder": 4.2,
-    "vae_encoder": 1.8,
-}
-_PNNX_SECONDS: Final = {
-    "text_encoder": 25.0,
-    "text_encoder_2": 25.0,
-    "unet": 8.0,
-    "controlnet": 8.0,
-    "vae_decoder": 220.0,
-    "vae_encoder": 220.0,
-}
-
-COSTS: Final[dict[str, Cost]] = {
-    # stage: what every target starts from
-    "export": Cost(550, 0.03, seconds_base=10, seconds_per_gb=9),
-    "simplify": Cost(390, 0.01, seconds_base=3, seconds_per_gb=1),
-    "weights fp32": Cost(110, 0.05, seconds_base=1, seconds_per_gb=4, disk=1.0),
-    "weights fp16": Cost(110, 0.08, seconds_base=1, seconds_per_gb=4, disk=0.5),
-    # stage, target: what a runtime's own converter holds
-    "build ort": Cost(380, 1.0, seconds_base=3, seconds_per_gb=6, disk=1.0),
-    "build ort without .ort": Cost(150, seconds_base=2, seconds_per_gb=2, disk=1.0),
-    "build mnn": Cost(350, 2.17, seconds_base=2, seconds_per_gb=20, disk=1.0),
-    "build mnn from narrow copies": Cost(420, 0.005, seconds_base=40, seconds_per_gb=4, disk=1.0),
-    "build ncnn": Cost(500, _PNNX_MIB, seconds_base=8, seconds_per_gb=_PNNX_SECONDS, disk=1.0),
-    # parity runs
-    "reference": Cost(
-        500,
-        1.0,
-        {"unet": 330, "controlnet": 330, "vae_decoder": 1050, "vae_encoder": 700},
-        6,
-        3,
-        {"unet": 300, "controlnet": 150, "vae_decoder": 80, "vae_encoder": 40},
-    ),
-    "gate ort": Cost(
-        160,
-        1.15,
-        {"unet": 470, "controlnet": 470, "vae_decoder": 1180, "vae_encoder": 730},
-        1,
-        3,
-        {"unet": 35, "controlnet": 18, "vae_decoder": 18, "vae_encoder": 7},
-    ),
-    "gate mnn": Cost(
-        150,
-        1.2,
-        {"unet": 430, "controlnet": 430, "vae_decoder": 770, "vae_encoder": 460},
-        1,
-        3,
-        {"unet": 35, "controlnet": 18, "vae_decoder": 17, "vae_encoder": 8},
-    ),
-    "gate ncnn": Cost(
-        130,
-        1.2,
-        {"unet": 980, "controlnet": 980, "vae_decoder": 1310, "vae_encoder": 680},
-        1,
-        3,
-        {"unet": 55, "controlnet": 28, "vae_decoder": 70, "vae_encoder": 33},
-    ),
-}
-
-
-_BESIDE_UNET: Final = ("reference", "controlnet")  # PyTorch holds both: each step needs the one, then the other
+_SCALE: Final = 8  # pixels a latent
+_ORT_FORM: Final = 2**31  # bytes that a `.ort` file may have
 
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """One stage of one component."""
+    """One stage. Memory is that of its process and the programs it starts; disk what it leaves in the cache."""
 
     label: str
     peak_mib: float
     seconds: float
+    disk_bytes: int = 0
+    fitted: bool = True  # the figures come from measurements of such stages
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The whole conversion; `peak_mib` is that of its largest stage, since stages run one after the other."""
+    """The whole conversion. Stages run one after the other."""
 
     stages: tuple[StageForecast, ...]
     cache_bytes: int
@@ -128,7 +45,9 @@ class Forecast:
 
     @property
     def peak_mib(self) -> float:
-        return max((stage.peak_mib for stage in self.stages), default=0.0)  # targets of others have no figures
+        """Of the largest stage, with the process that started it."""
+        largest = max((stage.peak_mib for stage in self.stages), default=0.0)
+        return largest + PARENT_MIB if largest else 0.0  # targets of others have no figures
 
     @property
     def seconds(self) -> float:
@@ -146,9 +65,27 @@ class Forecast:
             "output_bytes": self.output_bytes,
             "seconds": round(self.seconds),
             "stages": [
-                {"stage": s.label, "peak_mib": round(s.peak_mib), "seconds": round(s.seconds, 1)} for s in self.stages
+                {
+                    "stage": s.label,
+                    "peak_mib": round(s.peak_mib),
+                    "disk_bytes": s.disk_bytes,
+                    "seconds": round(s.seconds, 1),
+                }
+                for s in self.stages
             ],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What the stages of a component grow with, in MiB unless said otherwise."""
+
+    weights: float  # all, as float32
+    stored: float  # all, as the plan stores them
+    tensor: float  # the largest, as float32
+    read: float  # the largest, as the checkpoint stores it
+    area: float  # of the picture, in squares of 512 pixels
+    scores: float  # the largest matrix of attention scores, as float32
 
 
 def forecast(
@@ -159,53 +96,135 @@ def forecast(
     *,
     gate: bool,
 ) -> Forecast:
-    """Forecast a conversion from headers alone. Times are rough: two busy cores of 2020 were measured."""
-    stages: list[StageForecast] = []
-    cache = output = 0.0
+    """Forecast a conversion from headers alone. Times are rough: two cores of 2020 were measured.
+
+    Args:
+        precisions: the label of each component's plan.
+    """
+    known = tuple(target for target in targets if target in _KNOWN)
+    stages = [_stage(row, cost, _NOTHING, True) for row in _ASIDE if known and (cost := _cost(row))]
+    asked: list[StageForecast] = []
+    output = 0.0
     for name in COMPONENTS:
         if name not in checkpoint.components:
             continue
-        fp32 = checkpoint.components[name].parameters * 4
-        stored = fp32 * parse_scheme(precisions[name].partition("+")[0]).weight_bits / 32
-        onnx = bool({"ort", "mnn"} & set(targets))
-        rows = ["export", "simplify", f"weights {precisions[name]}"] if onnx else []
-        rows += ["reference"] if gate else []
-        for target in targets:
-            mobile = target == "ort" and stored < 2**31  # the .ort format's limit
-            row = f"build {target}"
-            if target == "ort" and not mobile:
-                row += " without .ort"
-            if target == "mnn" and _narrowed(name, precisions[name], fp32):
-                row += " from narrow copies"
-            rows.append(row)
-            rows += [f"gate {target}"] if gate else []
-            output += stored * (2 if mobile else 1)
-        for row in rows:
-            if row in COSTS:  # a target of another package has no figures here
-                beside = checkpoint.components["unet"].parameters * 4 if (row, name) == _BESIDE_UNET else 0
-                stages.append(_stage(row, name, fp32 + beside, size))
-                cache += COSTS[row].disk * (fp32 if row.startswith("weights") else stored)
-    return Forecast(tuple(stages), int(cache), int(output))
+        schemes = [parse_scheme(scheme) for scheme in precisions[name].split("+")]
+        extent = extent_of(checkpoint.components[name], schemes[0], size)
+        fitted = all(scheme.is_float for scheme in schemes) and name not in _NOT_MEASURED
+        for row in _rows(known, schemes, gate, narrowed=_narrowed(name, precisions[name], extent)):
+            if cost := _cost(_special(row, name, precisions[name], extent), name):
+                stages.append(_stage(f"{name} {row}", cost, extent, fitted))
+        if known and gate and (cost := _cost(_REFERENCE, name)):
+            # PyTorch holds a ControlNet and the UNet: each step needs the one, then the other
+            beside = checkpoint.components["unet"].parameters * 4 / MIB if name == "controlnet" else 0.0
+            asked.append(_stage(name, cost, replace(extent, weights=extent.weights + beside), True))
+        forms = {"ort": 2 if _has_ort_form(extent) else 1}
+        output += sum(extent.stored * MIB * forms.get(target, 1) for target in targets)
+    if asked:
+        seconds, disk = sum(stage.seconds for stage in asked), sum(stage.disk_bytes for stage in asked)
+        stages.append(StageForecast(_REFERENCE, max(stage.peak_mib for stage in asked), seconds, disk))
+    return Forecast(tuple(stages), sum(stage.disk_bytes for stage in stages), int(output))
 
 
-def _narrowed(component: str, precision: str, fp32_bytes: int) -> bool:
+_BUILDS: Final = {"ort": ("build-ort",), "mnn": ("mnn",), "ncnn": ("pnnx", "weights ncnn")}
+_NOTHING: Final = Extent(0, 0, 0, 0, 0, 0)
+_KNOWN: Final = frozenset({"ort", "ncnn", "mnn"})  # a target of another package has no figures here
+_ASIDE: Final = ("tokenizer", "schedules")  # stages of no component
+_NARROWED_ABOVE_MIB: Final = 512  # of a component for MNN, where it has narrow copies: runtimes/mnn/narrow.py
+_LIKE: Final = {"text_encoder_2": "text_encoder", "controlnet": "unet"}  # a ControlNet has the first half of a UNet
+_NOT_MEASURED: Final = ("controlnet",)
+_REFERENCE: Final = "reference-probes"  # one stage, which opens one component after the other
+
+
+def _rows(targets: tuple[str, ...], schemes: list[Scheme], gate: bool, *, narrowed: bool) -> Iterator[str]:
+    """Names of the stages of one component, as `stage.place_of` tells them."""
+    if not targets:
+        return
+    names = {scheme.name for scheme in schemes}
+    if "fp16" in names:
+        yield from ("scan", "scan-activations") if gate else ("scan",)
+    if {"ort", "mnn"} & set(targets):
+        yield from ("export", "simplify")
+    if "ort" in targets or ("mnn" in targets and not narrowed):
+        yield "weights"
+    if gate and names != {"fp32"}:
+        yield "rounded-reference"
+    for target in targets:
+        yield from ("mnn-form", "mnn") if target == "mnn" and narrowed else _BUILDS[target]
+        if gate:
+            yield f"gate {target}"
+
+
+def _special(row: str, component: str, precision: str, extent: Extent) -> str:
+    """The row of `COSTS` for a stage that works in two ways."""
+    if row == "build-ort" and not _has_ort_form(extent):
+        return "build-ort without .ort"
+    if row == "mnn" and _narrowed(component, precision, extent):
+        return "mnn from narrow copies"
+    return row
+
+
+def _narrowed(component: str, precision: str, extent: Extent) -> bool:
     """Whether MNN's converter gets copies of a component: a large one, but no text encoder in codes."""
     if component in ("unet", "controlnet") and precision != "fp16":
-        return fp32_bytes > _NARROWED_ABOVE
-    stored = {"fp32": fp32_bytes, "fp16": fp32_bytes // 2}.get(precision, 0)
-    return stored > _NARROWED_ABOVE
+        return extent.weights > _NARROWED_ABOVE_MIB
+    return precision in ("fp32", "fp16") and extent.stored > _NARROWED_ABOVE_MIB
 
 
-def _stage(row: str, component: str, fp32_bytes: int, size: tuple[int, int]) -> StageForecast:
-    cost = COSTS[row]
-    area = size[0] * size[1] / _REFERENCE_PIXELS
+def _has_ort_form(extent: Extent) -> bool:
+    return extent.stored * MIB < _ORT_FORM
 
-    def of(share: Share) -> float:
-        return share.get(component, 0.0) if isinstance(share, Mapping) else share
 
-    memory = cost.base_mib + of(cost.weights) * fp32_bytes / MIB + of(cost.pixels_mib) * area
-    seconds = cost.seconds_base + of(cost.seconds_per_gb) * fp32_bytes / 1e9 + of(cost.seconds_pixels) * area
-    return StageForecast(f"{component} {row}", memory, seconds)
+def extent_of(source: ComponentSource, scheme: Scheme, size: tuple[int, int]) -> Extent:
+    """How large a component is, from its configuration.
+
+    Args:
+        scheme: how most of its weights are stored.
+        size: of the picture, in pixels.
+    """
+    config, weights = source.config, source.parameters * 4 / MIB
+    channels = [int(count) for count in config.get("block_out_channels", ())]
+    if channels:
+        widest = max(channels)
+        # a residual block of the way up takes the block below and the one beside it: twice as many channels
+        tensor = widest * widest * (2 if source.component == "unet" else 1) * 9
+    else:
+        tensor = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0))
+    return Extent(
+        weights=weights,
+        stored=weights * scheme.weight_bits / 32,
+        tensor=tensor * 4 / MIB,
+        read=tensor * (4 if source.dtype == "float32" else 2) / MIB,
+        area=prod(size) / _REFERENCE_PIXELS if channels else 0.0,
+        scores=max(_scores(source, size), default=0) * 4 / MIB,
+    )
+
+
+def _scores(source: ComponentSource, size: tuple[int, int]) -> Iterator[int]:
+    """Numbers in the attention scores of each level that attends to itself: heads x tokens x tokens."""
+    config = source.config
+    channels = config.get("block_out_channels", ())
+    tokens = prod(size) // _SCALE**2  # latents, which is what a UNet's first level sees and a VAE's last
+    if source.component.startswith("vae") and channels:
+        yield tokens**2
+    if source.component in ("unet", "controlnet"):
+        heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
+        for level, kind in enumerate(config.get("down_block_types", ())):
+            if "CrossAttn" in kind:
+                count = heads[level] if isinstance(heads, list | tuple) else heads
+                yield int(count) * (tokens // 4**level) ** 2
+
+
+def _stage(label: str, cost: Cost, extent: Extent, fitted: bool) -> StageForecast:
+    peak = cost.base + cost.weights * extent.weights + cost.stored * extent.stored + cost.tensor * extent.tensor
+    peak += cost.read * extent.read + cost.area * extent.area + cost.scores * extent.scores
+    seconds = cost.seconds + cost.seconds_gb * extent.weights * MIB / 1e9 + cost.seconds_area * extent.area
+    return StageForecast(label, peak, seconds, int(cost.disk * extent.stored * MIB), fitted)
+
+
+def _cost(row: str, component: str = "") -> Cost | None:
+    """The row's figures for a component, or for the one that it is like."""
+    return COSTS.get(row, {}).get(_LIKE.get(component, component))
 
 
 def refuse_if_too_small(needed: Forecast, cache: Path, output: Path) -> None:
@@ -222,7 +241,7 @@ def refuse_if_too_small(needed: Forecast, cache: Path, output: Path) -> None:
     if needed.peak_mib > available:
         largest = max(needed.stages, key=lambda stage: stage.peak_mib)
         raise NoRoom(
-            f"{largest.label} needs about {largest.peak_mib:.0f} MiB of memory, {available:.0f} MiB are available",
+            f"{largest.label} needs about {needed.peak_mib:.0f} MiB of memory, {available:.0f} MiB are available",
             hint=hint,
         )
     held = sum(entry.bytes for entry in Cache(cache).entries())

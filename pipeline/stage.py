@@ -48,12 +48,21 @@ def digest_of(stage: Stage[Any]) -> str:
 
 def label_of(stage: Stage[Any]) -> str:
     """How people see a stage: `unet export`."""
+    more = (getattr(stage, "precision", ""), getattr(stage, "form", ""))
+    return " ".join(word for word in (_component_of(stage), stage.name, *more) if word)
+
+
+def place_of(stage: Stage[Any]) -> str:
+    """What a forecast calls a stage, at any precision: `unet gate ncnn`."""
+    return " ".join(word for word in (_component_of(stage), stage.name, getattr(stage, "runtime", "")) if word)
+
+
+def _component_of(stage: Stage[Any]) -> str:
     component = getattr(stage, "component", None)
     if component is None:
         fields = (getattr(stage, field.name) for field in dataclasses.fields(stage))  # type: ignore[arg-type]
         component = next((value.component for value in fields if hasattr(value, "component")), "")
-    more = (getattr(stage, "precision", ""), getattr(stage, "form", ""))
-    return " ".join(word for word in (component, stage.name, *more) if word)
+    return str(component)
 
 
 def run_stage(stage: Stage[Out], cache: Cache, progress: Progress) -> Out:

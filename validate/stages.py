@@ -44,6 +44,10 @@ class GateComponent:
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = GatedComponent
 
+    @property
+    def runtime(self) -> str:
+        return self.model.target
+
     def key(self) -> Mapping[str, object]:
         model = self.model
         limits = [tolerance("loss", model.component, model.target, model.precision)]

@@ -44,6 +44,7 @@ class WriteNcnn:
     quantized: QuantizedWeights | None = None
 
     name: ClassVar[str] = "weights"
+    runtime: ClassVar[str] = "ncnn"  # the ONNX targets have a stage of that name too
     version: ClassVar[int] = 7
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel

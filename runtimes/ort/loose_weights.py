@@ -77,9 +77,11 @@ def take_weights_out(model: Any) -> tuple[LooseWeight, ...]:
     return tuple(sorted(taken, key=lambda weight: weight.name))
 
 
-def put_weights_back(ort_file: Path, weights: Sequence[LooseWeight], folder: Path) -> None:
+def put_weights_back(ort_file: Path, weights: Sequence[LooseWeight], folder: Path) -> int:
     """Make the inputs `weights` of `ort_file` its initializers, in place, with the values that lie in `folder`.
 
+    Returns:
+        Bytes of the lists that were written anew: what lies in the file twice.
     Raises:
         ModelError: the file has not those inputs, or lists in a way that this module does not know.
     """
@@ -107,6 +109,7 @@ def put_weights_back(ort_file: Path, weights: Sequence[LooseWeight], folder: Pat
                 place = _padded(file, 4)
                 _copy(weight, folder, file)
                 _point(file, start + tensor._tab.Pos + tensor._tab.Offset(_RAW_DATA), place)
+    return len(lists)
 
 
 def _graph(content: Any) -> Any:

@@ -68,17 +68,18 @@ def write_ort(onnx_file: Path, folder: Path, weight_bytes: int) -> tuple[str, ..
         raise ModelError(f"{onnx_file}: ONNX Runtime cannot save it as {ORT_FILE}: {first_line(error)}") from None
     put_in_order(unordered, target)
     unordered.unlink()
+    _write_operators(target, folder / OPERATORS_FILE)  # onnxruntime's tool reads all of the file
+    twice = 0
     if weights:
         hollow.unlink()
-        put_weights_back(target, weights, onnx_file.parent)
-    size = target.stat().st_size
+        twice = put_weights_back(target, weights, onnx_file.parent)
+    size = target.stat().st_size - twice
     # Beside the weights stand nodes and names, seen to take twice the bytes that they take in the .onnx file.
     if not 0 <= size - weight_bytes <= 4 * onnx_file.stat().st_size:
         raise ModelError(
             f"{ORT_FILE} of {onnx_file}: {size} bytes for {weight_bytes} bytes of weights: their precision changed",
             hint="report this as a bug",
         )
-    _write_operators(target, folder / OPERATORS_FILE)
     return (ORT_FILE, OPERATORS_FILE)
 
 

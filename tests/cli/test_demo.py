@@ -35,6 +35,9 @@ def test_a_second_convert_runs_no_stage_and_touches_nothing(command: Command, co
     assert all(stage.get("cached") for stage in answer.json["stages"])
     assert {file: file.stat().st_mtime_ns for file in converted.rglob("*")} == before
     assert [row["gate"] for row in answer.json["bundles"]] == ["passed"] * 3
+    taken = {row["stage"]: row["memory_mib"] for row in answer.json["compared"]}
+    assert {f"{part} gate {target}" for part in COMPONENTS for target in TARGETS} <= taken.keys()
+    assert all(row["measured"] > 20 for row in taken.values())
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -159,6 +162,7 @@ def test_inspect_tells_checkpoint_bundle_and_graph_apart(command: Command, conve
     assert checkpoint["forecast"]["peak_mib"] > 100
     bundle = command("inspect", converted / "ncnn", "--json").json
     assert (bundle["kind"], bundle["target"]["name"]) == ("bundle", "ncnn")
+    assert "unet pnnx" in [stage["stage"] for stage in bundle["conversion"]]
     assert "timestep_embedding" in [tensor["name"] for tensor in bundle["components"]["unet"]["inputs"]]
     graph = command("inspect", converted / "ort" / "unet" / "model.onnx", "--json").json
     assert (graph["kind"], graph["opset"]) == ("onnx", 18)

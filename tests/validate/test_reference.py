@@ -47,6 +47,22 @@ def probes(demo: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Probes
     return ReferenceProbes(demo, SIZE, PLAN).run(tmp_path_factory.mktemp("probes"))
 
 
+def test_it_does_not_depend_on_how_many_threads_pytorch_was_given(
+    demo: Checkpoint, probes: Probes, tmp_path: Path
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = ReferenceProbes(demo, SIZE, PLAN).run(tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    for component in probes.labels:
+        for one, other in zip(probes.read(component), alone.read(component), strict=True):
+            assert all(np.array_equal(one.outputs[name], other.outputs[name]) for name in one.outputs), one.label
+
+
 def test_the_picture_is_the_one_that_diffusers_draws(probes: Probes) -> None:
     import torch
     from diffusers import StableDiffusionPipeline

@@ -121,6 +121,8 @@ def _show_bundle(facts: dict[str, Any]) -> None:
     for name, part in facts["components"].items():
         inputs = ", ".join(f"{i['name']} {i['dtype']}{i['shape']}" for i in part["inputs"])
         print(f"  {name:<13} {part['precision']:<5} {size_text(part['bytes']):>8}  takes {inputs}")
+    if facts["control"]:
+        print("  draws along a picture: generate --control FILE")
     schedules = ", ".join(f"{name} ({', '.join(map(str, steps))})" for name, steps in facts["schedules"].items())
     print(f"  schedules: {schedules}")
     for kind, peaks in facts["memory"].items():

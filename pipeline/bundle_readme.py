@@ -23,6 +23,12 @@ def bundle_readme(manifest: Manifest) -> str:
     for name, entry in manifest.components.items():
         size = mebibytes(sum(file.bytes for file in entry.files))
         lines.append(f"| {name} | {entry.precision} | {entry.bits_per_weight:g} | {size} |")
+    if manifest.control:
+        lines += [
+            "",
+            "It draws along a control picture (`generate --control FILE`): what `controlnet` makes of one is added",
+            "inside the UNet; `control` in the manifest says which output goes where.",
+        ]
     notes = [f"- {name}: {note}" for name, entry in manifest.components.items() for note in entry.notes]
     lines += ["", *notes, ""] if notes else [""]
     lines += [

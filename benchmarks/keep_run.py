@@ -33,7 +33,7 @@ def main() -> None:
         run["stages"][stage["stage"]] = {
             "mib": stage["memory_mib"]["measured"],
             "bytes": stage["disk_bytes"]["measured"],
-            "seconds": stage["seconds"],
+            "cpu_seconds": stage["cpu_seconds"],
         }
     KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 

@@ -105,7 +105,7 @@ def kinds() -> str:
 
 
 def forecasts() -> str:
-    """Memory of each stage, forecast and measured, a table a run of docs/measured.json."""
+    """Memory of each stage, forecast and measured, and processor time, a table a run of docs/measured.json."""
     checkpoint = _module("tests/pipeline/shapes.py").checkpoint
     from diffusette.pipeline.forecast import forecast
     from diffusette.runtimes.registry import TARGETS
@@ -121,7 +121,7 @@ def forecasts() -> str:
                 measured = run["stages"][stage.label]
                 component, _, row = stage.label.partition(" ")
                 part = component if component in source.components else ""
-                cell = f"{stage.peak_mib:.0f} / {measured['mib']:.0f}, {measured['seconds']:.0f} s"
+                cell = f"{stage.peak_mib:.0f} / {measured['mib']:.0f}, {measured['cpu_seconds']:.0f} s"
                 rows.setdefault(row if part else stage.label, {})[part] = cell
         height, width = run["size"]
         text += f"\n**{NAMES[run['shapes']]}, {height} x {width}, {run['precision']}**\n\n"

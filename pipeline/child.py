@@ -56,9 +56,9 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
     """Run `stage.run(into)` in a child process whose working and temporary folder is private and empty.
 
     Returns:
-        The artifact's facts (without `folder` and `digest`), and what was measured: `seconds`, `own_peak_mib`
-        (the child itself), `stage_peak_mib` (with the programs that it started, sampled), `tree_peak_mib` (with this
-        process too).
+        The artifact's facts (without `folder` and `digest`), and what was measured: `seconds`; `cpu_seconds`, with the
+        programs that the child started; `own_peak_mib`, of the child itself; `stage_peak_mib`, with the programs that
+        it started, sampled; `tree_peak_mib`, with this process too.
     """
     from pydantic import TypeAdapter
 
@@ -235,6 +235,12 @@ def own_peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # getrusage(2): bytes on macOS, KiB elsewhere
 
 
+def _cpu_seconds() -> float:
+    """Processor time of this process and of its programs that ended; other work on the machine hardly changes it."""
+    programs = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + programs.ru_utime + programs.ru_stime
+
+
 def die_with_parent() -> None:
     """End this process and all it started as soon as the parent is gone, however it went."""
     if sys.platform == "linux":  # at once, even while native code holds the interpreter lock
@@ -254,7 +260,10 @@ def main(target: str, folder: Path, into: Path) -> None:
     reply: Mapping[str, Any]
     try:
         facts = _run(target, folder, into)
-        reply = {"facts": facts, "measured": {"own_peak_mib": round(own_peak_mib())}}
+        reply = {
+            "facts": facts,
+            "measured": {"own_peak_mib": round(own_peak_mib()), "cpu_seconds": round(_cpu_seconds(), 1)},
+        }
     except DiffusetteError as error:
         # a target of another package may have errors of its own: the parent knows what they derive from
         known = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)

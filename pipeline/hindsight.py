@@ -22,7 +22,7 @@ class Taken:
 
     peak_mib: float  # of the stage's process and the programs that it started
     bytes: int  # of its artifact
-    seconds: float
+    seconds: float  # of processor time
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Compared:
     measured_mib: float
     forecast_bytes: int
     measured_bytes: int
-    seconds: float = 0.0  # measured
+    seconds: float = 0.0  # of processor time, measured
 
     def misses(self) -> Iterator[str]:
         """What was forecast badly, in words."""
@@ -49,7 +49,7 @@ class Compared:
             "stage": self.stage,
             "memory_mib": {"forecast": round(self.forecast_mib), "measured": round(self.measured_mib)},
             "disk_bytes": {"forecast": self.forecast_bytes, "measured": self.measured_bytes},
-            "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.seconds, 1),
         }
 
 
@@ -92,7 +92,7 @@ def _taken(record: Mapping[str, Any]) -> Taken:
     measured = record["measured"]
     # objects of older versions know the peak with the parent only
     peak = max(measured["own_peak_mib"], measured.get("stage_peak_mib", 0.0))
-    return Taken(peak, sum(file["bytes"] for file in record["files"].values()), measured["seconds"])
+    return Taken(peak, sum(file["bytes"] for file in record["files"].values()), measured.get("cpu_seconds", 0.0))
 
 
 def compared(forecast: Forecast, taken: Mapping[str, Taken]) -> tuple[Compared, ...]:

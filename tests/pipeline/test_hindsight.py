@@ -55,8 +55,8 @@ def test_of_stages_with_one_name_the_most_counts(tmp_path: Path) -> None:
     run = ledger(
         tmp_path,
         [
-            {"own_peak_mib": 900, "stage_peak_mib": 1000, "tree_peak_mib": 1100, "seconds": 3.0},
-            {"own_peak_mib": 1200, "stage_peak_mib": 800, "tree_peak_mib": 900, "seconds": 2.0},
+            {"own_peak_mib": 900, "stage_peak_mib": 1000, "tree_peak_mib": 1100, "seconds": 9.0, "cpu_seconds": 3.0},
+            {"own_peak_mib": 1200, "stage_peak_mib": 800, "tree_peak_mib": 900, "seconds": 8.0, "cpu_seconds": 2.0},
         ],
     )
     run(Gate("fp16"))

@@ -126,7 +126,9 @@ class StoredWeights:
 
     def is_rounded(self, name: str) -> bool:
         """Whether `read` gives other values than the checkpoint's."""
-        return self.scheme(name).name != "fp32" or name in self._coded
+        if name in self._coded:
+            return True
+        return self.scheme(name).name not in ("fp32", self._weights.spec(name)[0].replace("float", "fp"))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's shape."""

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,10 @@ from diffusette.validate.reference import (
     TorchSession,
     open_reference,
     round_weights,
+    settle_threads,
 )
 
-from tests.models import poison
+from tests.models import edit_tensors, poison
 
 SIZE = (64, 64)
 CAPTION = "a large red circle on the left, on a blue background"
@@ -133,6 +135,36 @@ def test_rounding_costs_something_but_not_the_model(
     for probe, answers in zip(probes.read(component), rounded.read(), strict=True):
         for name, expected in probe.outputs.items():
             assert 50 < compare(expected, answers[name]).snr_db < 100
+
+
+def test_weights_that_are_float16_already_are_not_asked_about_twice(
+    demo: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(DEMO_FOLDER, tmp_path / "half"))
+    edit_tensors(
+        folder / "vae" / "diffusion_pytorch_model.safetensors",
+        lambda t: {n: a.astype(np.float16) for n, a in t.items()},
+    )
+    half = open_checkpoint(folder).components["vae_decoder"]
+    (tmp_path / "probes").mkdir()
+    feeds = {"latent_sample": np.ones((1, 4, 8, 8), np.float32)}
+    settle_threads()
+    with TorchSession(TorchModel(half, SIZE)) as session:
+        answer = session.run(feeds)
+    arrays = {"feed.latent_sample": feeds["latent_sample"], "output.sample": answer["sample"]}
+    np.savez(tmp_path / "probes" / "vae_decoder-000.npz", allow_pickle=False, **arrays)
+    probes = Probes(tmp_path / "probes", PLAN, SIZE, {"vae_decoder": ("ones",)})
+
+    def rounded(name: str) -> np.ndarray[Any, Any]:
+        (tmp_path / name).mkdir()
+        (answers,) = RoundedReference(probes, half, Plan("fp16"), None).run(tmp_path / name).read()
+        return answers["sample"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredWeights, "is_rounded", lambda self, name: True)
+        np.testing.assert_array_equal(rounded("asked"), answer["sample"])
+    monkeypatch.setattr(TorchSession, "__init__", None)  # nothing can be asked
+    np.testing.assert_array_equal(rounded("known"), answer["sample"])
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "w8c_afp", "w4g64_afp"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
-from collections.abc import Collection, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
@@ -16,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from .artifacts import Checkpoint
 from .errors import RecipeError, UsageError, refuse_unknown
 from .plain_file import read_plain
+from .rules import Rule, plans_by_rules, scheme_name
 from .strict import Location, Strict, parsed
 
 if TYPE_CHECKING:
@@ -31,16 +30,6 @@ SchedulerName = Literal["ddim", "euler", "euler_a", "pndm", "dpmpp_2m", "unipc",
 _SHELF: Final = Path(__file__).parents[1] / "recipes"
 
 
-def _scheme(name: str) -> str:
-    from ..quantize.scheme import parse_scheme
-
-    try:
-        parse_scheme(name)
-    except UsageError as error:
-        raise PydanticCustomError("scheme", "not a scheme", {"hint": error.hint}) from None
-    return name
-
-
 def _precision(name: str) -> str:
     from ..quantize.scheme import KEEP
 
@@ -49,7 +38,7 @@ def _precision(name: str) -> str:
     if name == KEEP:
         hint = {"hint": "fp32 for all; keep is for rules"}
         raise PydanticCustomError("scheme", "a precision is what all components are stored at", hint)
-    return _scheme(name)
+    return scheme_name(name)
 
 
 def _whole_latents(size: tuple[int, int]) -> tuple[int, int]:
@@ -57,15 +46,6 @@ def _whole_latents(size: tuple[int, int]) -> tuple[int, int]:
         hint = "height and width in pixels, e.g. [512, 512]"
         raise PydanticCustomError("size", "both sides must be positive multiples of 8", {"hint": hint})
     return size
-
-
-def _regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        reason = {"reason": str(error), "hint": "escape dots and brackets with a backslash, in 'single quotes'"}
-        raise PydanticCustomError("regex", "not a regular expression: {reason}", reason) from None
-    return pattern
 
 
 def _falling(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -80,7 +60,6 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Scheme = Annotated[str, AfterValidator(_scheme)]
 Precision = Annotated[str, AfterValidator(_precision)]
 Size = Annotated[tuple[int, int], AfterValidator(_whole_latents)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
@@ -98,14 +77,6 @@ class ExportChoice(Strict):
     """`[export]`"""
 
     size: Size | None = None  # height, width in pixels; None: the checkpoint's own
-
-
-class Rule(Strict):
-    """`[[quantize.rules]]`: `match` is compared with the entire `component/module.path`, or that of a parameter."""
-
-    match: Annotated[str, AfterValidator(_regex)]
-    scheme: Scheme
-    why: str = ""
 
 
 class QuantizeChoice(Strict):
@@ -217,42 +188,9 @@ class Recipe(Strict):
         Args:
             parameters: component -> name -> shape of every parameter; `parameters_of` reads them from a checkpoint.
         Raises:
-            RecipeError: a rule matches nothing, or only what every scheme leaves in float32.
+            RecipeError: a rule matches nothing, or only what every scheme leaves in float32, or takes for ever.
         """
-        from ..quantize.plan import plan_of
-
-        rounded = {c: [name for name, shape in shapes.items() if len(shape) > 1] for c, shapes in parameters.items()}
-        chosen = {c: dict.fromkeys(names, self.quantize.precision) for c, names in rounded.items()}
-        for number, rule in enumerate(self.quantize.rules, start=1):
-            matched = [
-                (c, name) for c, shapes in parameters.items() for name in shapes if _matches(rule.match, c, name)
-            ]
-            taken = [(c, name) for c, name in matched if name in chosen[c]]
-            if not taken:
-                self._refuse_rule(number, rule, matched, parameters)
-            for component, name in taken:
-                chosen[component][name] = rule.scheme
-        return {c: plan_of(schemes, parameters[c]) for c, schemes in chosen.items()}
-
-    def _refuse_rule(
-        self, number: int, rule: Rule, matched: Collection[tuple[str, str]], parameters: Mapping[str, Shapes]
-    ) -> NoReturn:
-        where = f"{self.name} [[quantize.rules]] {number}"
-        if matched:
-            component, name = next(iter(matched))
-            raise RecipeError(
-                f"{where}: {rule.match!r} matches only biases and norms, such as {component}/{name}",
-                hint="these stay float32 at every scheme; match a convolution, a linear layer or an embedding",
-            )
-        components = f"COMPONENT/MODULE; components here: {', '.join(parameters)}"
-        part = next((c for c in parameters if rule.match.startswith(f"{c}/")), None)
-        near = get_close_matches(
-            rule.match.replace("\\", ""), [f"{part}/{n.rpartition('.')[0]}" for n in parameters[part]], n=1, cutoff=0.8
-        ) if part else []  # fmt: skip
-        raise RecipeError(
-            f"{where}: {rule.match!r} matches nothing",
-            hint=f"did you mean {near[0]!r}?" if near else f"a rule is compared with the whole of {components}",
-        )
+        return plans_by_rules(self.quantize.precision, self.quantize.rules, self.name, parameters)
 
     def target_options(self, name: str) -> dict[str, Any]:
         """The keys of `[target.NAME]`, as the runtime's constructor takes them."""
@@ -374,12 +312,6 @@ def _table(location: Location) -> str:
     if index is not None:
         return f"[[{names}]] {index + 1}"
     return f"[{names}]" if names else ""
-
-
-def _matches(pattern: str, component: str, parameter: str) -> bool:
-    """Whether a rule takes a parameter: by its own name, or by that of the module that owns it."""
-    names = (f"{component}/{parameter.rpartition('.')[0]}", f"{component}/{parameter}")
-    return any(re.fullmatch(pattern, name) for name in names)
 
 
 def parameters_of(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -70,3 +70,12 @@ def test_only_a_small_plain_file_is_a_recipe(place: str, tmp_path: Path) -> None
     (tmp_path / "holes.toml").touch()
     os.truncate(tmp_path / "holes.toml", 2**43)
     assert isinstance(answer(lambda: load_recipe(tmp_path / place), tmp_path), RecipeError)
+
+
+@pytest.mark.parametrize("pattern", ["unet/(a|a)*b?c", "(.*)*x", "unet/((.+)+)+=", "(.|.)+:", r"(?:[\w./]*)*[?]"])
+def test_no_pattern_holds_a_conversion_up(pattern: str, tmp_path: Path) -> None:
+    text = tomli_w.dumps({"schema": 1, "quantize": {"rules": [{"match": pattern, "scheme": "fp32"}]}})
+    parameters = {"unet": {f"{'a' * 60}.weight": (8, 8)}}
+    error = answer(lambda: parse_recipe(text, "x.toml").plans(parameters), tmp_path)
+    assert isinstance(error, RecipeError)
+    assert ("still undecided" if "a|a" in pattern else "matches nothing") in error.what

@@ -47,8 +47,9 @@ def digest_of(stage: Stage[Any]) -> str:
 
 
 def label_of(stage: Stage[Any]) -> str:
-    """How people see a stage: `unet export`."""
-    more = (getattr(stage, "precision", ""), getattr(stage, "form", ""))
+    """How people see a stage: `unet export`, or `unet gate ort fp16` where it is one runtime's own."""
+    form = getattr(stage, "form", "")
+    more = (getattr(stage, "runtime", ""), getattr(stage, "precision", ""), f".{form}" if form else "")
     return " ".join(word for word in (_component_of(stage), stage.name, *more) if word)
 
 

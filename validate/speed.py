@@ -88,6 +88,10 @@ class MeasureSpeed:
     output: ClassVar[type] = Speed
 
     @property
+    def runtime(self) -> str:
+        return self.model.target
+
+    @property
     def precision(self) -> str:
         return self.model.precision
 

@@ -124,8 +124,11 @@ class GatePictures:
     tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
     output: ClassVar[type] = GatedPictures
 
+    @property
+    def runtime(self) -> str:
+        return next(iter(self.models.values())).target
+
     def key(self) -> Mapping[str, object]:
-        target = next(iter(self.models.values())).target
         return {
             "models": {name: model.digest for name, model in self.models.items()},
             "runtime": self.runtime_version,
@@ -137,7 +140,7 @@ class GatePictures:
             "time_embedding": dict(self.time_embedding),
             "schedule": self.schedule.to_json(),
             "vae": dict(self.vae),
-            "tolerance": asdict(image_tolerance(target, self.precision)),
+            "tolerance": asdict(image_tolerance(self.runtime, self.precision)),
             "threads": self.threads,
         }
 
@@ -146,10 +149,9 @@ class GatePictures:
         from ..runtimes.txt2img.generate import TextToImage, draw
         from ..runtimes.txt2img.tokenizer import PromptTokenizer
 
-        target = next(iter(self.models.values())).target
         painter = TextToImage(
             tokenizer=PromptTokenizer(self.tokenizer, **self.tokenizer_facts),
-            open=lambda name: get_target(target).open(self.models[name], threads=self.threads),
+            open=lambda name: get_target(self.runtime).open(self.models[name], threads=self.threads),
             schedules=(self.schedule,),
             guidance_mode=self.probes.plan.guidance_mode,
             default_guidance=self.probes.plan.guidance,
@@ -170,4 +172,4 @@ class GatePictures:
             result = draw(painter, picture.prompt, keep_trajectory=True, **how)
             return Drawn(result.trajectory, result.image)
 
-        return GatedPictures(into, check_pictures(drawn, self.probes, limit=image_tolerance(target, self.precision)))
+        return GatedPictures(into, check_pictures(drawn, self.probes, limit=image_tolerance(self.runtime, self.precision)))

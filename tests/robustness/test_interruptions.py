@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,15 +27,17 @@ from .conftest import command, environment, listen_to_ctrl_c, tree
 pytestmark = pytest.mark.slow
 
 KILLS: Final = int(os.environ.get("DIFFUSETTE_KILLS", "6"))
+TARGETS: Final = ("ort", "ncnn", "mnn")
+TOOLS: Final = {"pnnx": "bin/pnnx ", "mnnconvert": "diffusette.runtimes.mnn.native"}  # words of their command lines
 SEED: Final = int(os.environ.get("DIFFUSETTE_SEED", random.randrange(2**32)))
 
 
 class Conversion:
     """A running conversion, and the stages that it says it has finished."""
 
-    def __init__(self, checkpoint: Path, output: Path, cache: Path) -> None:
+    def __init__(self, checkpoint: Path, output: Path, cache: Path, *targets: str) -> None:
         self._process = subprocess.Popen(
-            command(checkpoint, output, "--target", "ort"),
+            command(checkpoint, output, *targets),
             env=environment(cache, {"OMP_NUM_THREADS": "1"}),
             text=True,
             stderr=subprocess.PIPE,
@@ -71,6 +74,16 @@ class Conversion:
             except queue.Empty:
                 continue
 
+    def wait_for_child(self, words: str) -> psutil.Process | None:
+        """Until it, or a child of it, runs a program with `words` in its command line; None if that never comes."""
+        while self.lives:
+            for child in self.children():
+                with suppress(psutil.Error):
+                    if words in " ".join(child.cmdline()):
+                        return child
+            time.sleep(0.02)
+        return None
+
     def children(self) -> list[psutil.Process]:
         try:
             return psutil.Process(self.pid).children(recursive=True)
@@ -91,19 +104,19 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes_and_repeats_no_stage
 ) -> None:
     sys.stderr.write(f"DIFFUSETTE_SEED={SEED} DIFFUSETTE_KILLS={KILLS}\n")
     chance = random.Random(SEED)
-    kills, round_number, victims = 0, 0, []
-    while kills < KILLS or round_number == 0:  # as many conversions as it takes
+    round_number, victims = 0, []
+    aims = [*TOOLS, *[""] * (KILLS - len(TOOLS))]  # a native converter each, the rest at random moments
+    chance.shuffle(aims)
+    while aims or round_number == 0:  # as many conversions as it takes
         round_number += 1
         output, cache = tmp_path / f"out-{round_number}", tmp_path / f"cache-{round_number}"
         finished: list[str] = []
         while True:
             conversion = Conversion(tiny_folder, output, cache)
-            while kills < KILLS and conversion.lives:  # it survives the death of a warm process that nobody needed
-                conversion.wait_for_stage(seconds=600)
-                time.sleep(chance.uniform(0, 4))
-                if conversion.lives:
-                    kills += 1
-                    victims.append(kill_somebody(conversion, chance))
+            while aims and conversion.lives:  # it survives the death of a warm process that nobody needed
+                if victim := kill_somebody(conversion, aims[0], chance):
+                    victims.append(victim)
+                    aims.pop(0)
             status = conversion.end()
             said = "".join(conversion.said)
             finished += conversion.finished
@@ -112,16 +125,31 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes_and_repeats_no_stage
                 break
             assert status in (-signal.SIGKILL, 4), said  # it was killed itself, or tells that its child was
             # the kill may also come between the bundle's rename and the end of the process: then it is whole
-            assert not output.exists() or open_bundle(output).verify().ok
+            for bundle in (output / target for target in TARGETS):
+                assert not bundle.exists() or open_bundle(bundle).verify().ok
         assert len(finished) == len(set(finished)), finished  # each kill cost at most the stage that it hit
         assert [path.name for path in (cache / "work").iterdir()] == []
-        assert tree(output) == tree(straight / "ort"), victims
+        for target in TARGETS:
+            assert tree(output / target) == tree(straight / target), victims
         shutil.rmtree(cache)
     assert len(victims) == KILLS
+    assert set(TOOLS) <= set(victims)
 
 
-def kill_somebody(conversion: Conversion, chance: random.Random) -> str:
-    """SIGKILL for the conversion, or for one of its children: the warm process, a stage, a tool that a stage runs."""
+def kill_somebody(conversion: Conversion, aim: str, chance: random.Random) -> str:
+    """SIGKILL for the tool `aim`; or at a random moment for the conversion, or for one of its children: the warm
+    process, a stage, a tool that a stage runs. Returns who it was; nothing if it has ended before."""
+    if aim:
+        tool = conversion.wait_for_child(TOOLS[aim])
+        with suppress(psutil.NoSuchProcess):
+            if tool:
+                tool.kill()
+                return aim
+        return ""
+    conversion.wait_for_stage(seconds=600)
+    time.sleep(chance.uniform(0, 4))
+    if not conversion.lives:
+        return ""
     children = conversion.children()
     if not children or chance.random() < 0.5:
         conversion.signal(signal.SIGKILL)
@@ -136,7 +164,7 @@ def kill_somebody(conversion: Conversion, chance: random.Random) -> str:
 
 
 def test_ctrl_c_stops_at_once_keeps_finished_stages_and_says_so(tiny_folder: Path, tmp_path: Path) -> None:
-    conversion = Conversion(tiny_folder, tmp_path / "out", tmp_path / "cache")
+    conversion = Conversion(tiny_folder, tmp_path / "out", tmp_path / "cache", "--target", "ort")
     conversion.wait_for_stage(seconds=600)
     time.sleep(0.5)
     conversion.signal(signal.SIGINT)
@@ -172,7 +200,9 @@ def test_a_full_disk_is_told_and_with_more_room_two_at_once_go_on_and_share_the_
         kept = [line for line in forced.stderr.splitlines() if line.startswith("+ ")]
 
         subprocess.run(["mount", "-o", "remount,size=64M", str(small)], check=True)
-        both = [Conversion(tiny_folder, tmp_path / name, small / "cache") for name in ("out", "other")]
+        both = [
+            Conversion(tiny_folder, tmp_path / name, small / "cache", "--target", "ort") for name in ("out", "other")
+        ]
         assert [each.end() for each in both] == [0, 0], [each.said for each in both]
         for each in both:
             reused = [line for line in each.said if line.startswith("= ")]

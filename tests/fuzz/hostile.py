@@ -13,14 +13,14 @@ from hypothesis import settings
 
 # The suite is cheap and repeatable in this form; `DIFFUSETTE_FUZZ=100` makes it a hundred times longer, with other
 # cases in each run (docs/robustness.md). What it finds becomes an `@example` or a test of its own.
-TIMES: Final = int(os.environ.get("DIFFUSETTE_FUZZ", "1"))
+TIMES: Final = float(os.environ.get("DIFFUSETTE_FUZZ", "1"))
 
 
 def cases(number: int) -> settings:
     """Run a test on `number` cases, or as many times that as `DIFFUSETTE_FUZZ` says."""
     return settings(
-        max_examples=number * TIMES,
-        derandomize=TIMES == 1,
+        max_examples=max(1, round(number * TIMES)),
+        derandomize=TIMES <= 1,
         database=None,
         deadline=None,  # `guard` has its own, which a busy machine does not break
         print_blob=True,

@@ -172,4 +172,6 @@ class GatePictures:
             result = draw(painter, picture.prompt, keep_trajectory=True, **how)
             return Drawn(result.trajectory, result.image)
 
-        return GatedPictures(into, check_pictures(drawn, self.probes, limit=image_tolerance(self.runtime, self.precision)))
+        return GatedPictures(
+            into, check_pictures(drawn, self.probes, limit=image_tolerance(self.runtime, self.precision))
+        )

@@ -143,6 +143,9 @@ def _read_file(place: Path, unet: ComponentSource, part: Part) -> Given:
     for pattern, what in _STRANGERS[:4]:
         if any(re.search(pattern, name) for name in bare):
             raise CheckpointError(f"{OPTION} {place}: {what}", hint=_HINT)
+    context = next((tensor.shape[-1] for name, tensor in below.items() if name.endswith("attn2.to_k.weight")), None)
+    if context is not None:  # another family's, which is told before anything slow is loaded
+        _refuse_unlike("cross_attention_dim", {"cross_attention_dim": context}, unet.config, place)
     config = {**part.defaults, **{key: unet.config[key] for key in _FROM_UNET if key in unet.config}}
     tensors = controlnet_names(below, layers=_layers(config, place))
     shapes = {tensor.name: tensor.shape for tensor in tensors}
@@ -187,13 +190,7 @@ def _refuse_other(config: Mapping[str, Any], unet: Mapping[str, Any], place: Pat
                 f"{OPTION} {place}: {why} ({key} = {config[key]!r})", hint="it cannot be converted yet"
             )
     for key in _ALIKE:
-        own, other = (_plain(key, each) for each in (config, unet))
-        if own != other:
-            name = _TITLES.get(config["cross_attention_dim"])
-            hint = (
-                f"it was made for {name}" if name and key == "cross_attention_dim" else "it was made for another UNet"
-            )
-            raise CheckpointError(f"{OPTION} {place}: {key} is {own!r}, that of the UNet is {other!r}", hint=hint)
+        _refuse_unlike(key, config, unet, place)
     if config["in_channels"] != unet["out_channels"]:
         raise CheckpointError(
             f"{OPTION} {place}: takes latents of {config['in_channels']} channels, the UNet draws "
@@ -207,6 +204,14 @@ def _refuse_other(config: Mapping[str, Any], unet: Mapping[str, Any], place: Pat
             f"size of latents, an {PIXELS_PER_LATENT}th",
             hint="it cannot be converted yet",
         )
+
+
+def _refuse_unlike(key: str, config: Mapping[str, Any], unet: Mapping[str, Any], place: Path) -> None:
+    own, other = (_plain(key, each) for each in (config, unet))
+    if own != other:
+        name = _TITLES.get(own) if key == "cross_attention_dim" else None
+        hint = f"it was made for {name or 'another UNet'}"
+        raise CheckpointError(f"{OPTION} {place}: {key} is {own!r}, that of the UNet is {other!r}", hint=hint)
 
 
 def _plain(key: str, config: Mapping[str, Any]) -> Any:

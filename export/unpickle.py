@@ -7,8 +7,10 @@ else; under FakeTensorMode no tensor's bytes are read, and each storage says whe
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 _DEPTH: Final = 4  # of dictionaries that tensors may lie in: {"state_dict": {...}}, {"string_to_param": {...}}
@@ -16,6 +18,8 @@ _DEPTH: Final = 4  # of dictionaries that tensors may lie in: {"state_dict": {..
 
 def main(file: str) -> int:
     """Print `{"tensors": [[name, dtype, shape, start, bytes, transposed], ...], "refused": ""}`."""
+    # torch._dynamo, which fake tensors import, looks for a folder to write to, and finds none where nobody may write
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(file).resolve().parent)
     import torch
     from torch._subclasses import FakeTensorMode
 

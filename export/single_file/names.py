@@ -88,12 +88,12 @@ def controlnet_names(stored: Tensors, layers: int) -> tuple[StoredTensor, ...]:
     Raises:
         CheckpointError: a tensor has no place in diffusers' ControlNetModel.
     """
-    from diffusers.loaders import single_file_utils as diffusers
-
     prefix = "control_model." if any(name.startswith("control_model.") for name in stored) else ""
     own = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
     if "controlnet_cond_embedding.conv_in.weight" in own:
         return tuple(replace(tensor, name=name) for name, tensor in own.items())
+    from diffusers.loaders import single_file_utils as diffusers
+
     mapping: Any = diffusers.DIFFUSERS_TO_LDM_MAPPING
     convert_controlnet: Any = diffusers.convert_controlnet_checkpoint
 

@@ -42,6 +42,14 @@ def test_tensors_read_by_offset_are_those_that_torch_saved(tmp_path: Path) -> No
         )
 
 
+def test_the_child_needs_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch asks for one as it is imported, unless the process that started it has found one already."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    torch.save({"weight": torch.ones(2)}, tmp_path / "x.ckpt")
+    assert set(read_pickled(tmp_path / "x.ckpt")) == {"weight"}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
+
+
 def test_a_ckpt_is_the_checkpoint_that_its_safetensors_copy_is(tmp_path: Path) -> None:
     tensors = with_ema(ldm_tensors(original_pipeline("sd1")), lambda values: values * 2)
     write_ldm(tmp_path / "model.safetensors", tensors)

@@ -66,8 +66,10 @@ def narrow_copy(component: str, config: Mapping[str, Any]) -> NarrowCopy | None:
             fitting = all(count % heads == 0 for count in channels)
             fixed: dict[str, Any] = {}
         else:
-            fitting = all(count * width % real == 0 for count in heads)
-            fixed = {"attention_head_dim": [count * width // real for count in heads], "num_attention_heads": None}
+            narrow_heads = [Fraction(count * width, real) for count in heads]
+            levels = zip(narrow_heads, config.get("down_block_types", ()), strict=False)
+            fitting = all(count.denominator == 1 for count, block in levels if "Attn" in block)
+            fixed = {"attention_head_dim": [max(1, int(count)) for count in narrow_heads], "num_attention_heads": None}
         if fitting:
             return NarrowCopy({**config, "block_out_channels": channels, **fixed}, width, real, bool(fixed))
     return None

@@ -48,6 +48,7 @@ class Network:
     slots: tuple[WeightSlot, ...]
     inputs: tuple[TensorSpec, ...]
     constants: Mapping[Use, Array]
+    elements: Mapping[Use, int]  # that a Reshape, which reads such a constant, takes
     width: int
 
 
@@ -85,7 +86,7 @@ class Copies:
         """
         import onnx_ir as ir
 
-        values = {use: self._at(width, self._narrow.constants[use], real) for use, real in self._real.constants.items()}
+        values = {use: self._at(width, use) for use in self._real.constants}
         shapes = {
             slot.source: self._shape(width, old.stored, slot.stored)
             for old, slot in zip(self._narrow.slots, self._real.slots, strict=True)
@@ -114,7 +115,9 @@ class Copies:
         units = (self._narrow.width, self._real.width)
         return tuple(carried(a, b, units, width) for a, b in zip(narrow, real, strict=True))
 
-    def _at(self, width: Width, narrow: Array, real: Array) -> Array:
+    def _at(self, width: Width, use: Use) -> Array:
+        real = self._real.constants[use]
+        narrow = _spelt_out(self._narrow.constants[use], real, self._narrow.elements.get(use, 0))
         if narrow.shape != real.shape:
             raise NotAlikeError(f"a constant has the shape {narrow.shape} in a narrow copy, and really {real.shape}")
         if not np.issubdtype(real.dtype, np.integer):
@@ -147,8 +150,9 @@ def _network(graph: Graph, folder: Path, width: int) -> Network:
     (folder / "hollow").mkdir(parents=True)
     made = write_mnn_graph(_hollow(graph, folder / "hollow"), folder)
     slots = graph.slots()
-    constants = dict(_constants(ir.load(made.file).graph, frozenset(slot.name for slot in slots)))
-    return Network(made.file, slots, made.inputs, constants, width)
+    model = ir.load(made.file)
+    constants = dict(_constants(model.graph, frozenset(slot.name for slot in slots)))
+    return Network(made.file, slots, made.inputs, constants, dict(_elements(model.graph)), width)
 
 
 def _hollow(graph: Graph, folder: Path) -> OnnxModel:
@@ -176,6 +180,22 @@ def _constants(graph: ir.Graph, slots: frozenset[str]) -> Iterator[tuple[Use, Ar
             if value is not None and value.is_initializer() and value.name not in slots:
                 assert value.const_value is not None
                 yield (number, index), value.const_value.numpy()
+
+
+def _elements(graph: ir.Graph) -> Iterator[tuple[Use, int]]:
+    for number, node in enumerate(graph):
+        shape = node.inputs[0].shape if node.op_type == "Reshape" and node.inputs[0] is not None else None
+        if shape is not None and shape.is_static():
+            yield (number, 1), prod(shape.numpy())
+
+
+def _spelt_out(narrow: Array, real: Array, elements: int) -> Array:
+    """A Reshape's sides, the one of -1 as a number if it is one in the real graph: exporters write -1 for a single
+    head, which a narrow copy may have."""
+    rest = prod(int(side) for side in narrow.flat if side != -1)
+    if narrow.shape != real.shape or not elements or rest <= 0 or elements % rest:
+        return narrow
+    return np.where((narrow == -1) & (real != -1), elements // rest, narrow).astype(narrow.dtype)
 
 
 def _put_constants(graph: ir.Graph, values: Mapping[Use, Array]) -> Iterator[tuple[Use, str]]:

@@ -68,7 +68,7 @@ class LearnMnn:
     form: str  # a key of _FLAGS
 
     name: ClassVar[str] = "mnn-form"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx", "onnx-ir", "flatbuffers")
     output: ClassVar[type] = LearnedMnn
 

@@ -48,6 +48,12 @@ SDXL: Final[dict[str, Any]] = {
     "projection_class_embeddings_input_dim": 72,
     "cross_attention_dim": 56,
 }
+SD2: Final[dict[str, Any]] = {
+    **UNET,
+    "block_out_channels": [64, 128],
+    "attention_head_dim": [4, 8],  # of one size: the narrow copy has a single one
+    "use_linear_projection": True,
+}
 VAE: Final[dict[str, Any]] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -76,6 +82,7 @@ WIDE: Final = {
     "steered unet": ("unet", "sd1", {**UNET, TAKES_RESIDUALS: True}),
     "controlnet": ("controlnet", "sd1", CONTROLNET),
     "sd1 unet": ("unet", "sd1", UNET),
+    "sd2 unet": ("unet", "sd2", SD2),
     "sdxl unet": ("unet", "sdxl", SDXL),
     "vae_decoder": ("vae_decoder", "sd1", VAE),
     "text_encoder": ("text_encoder", "sd1", TEXT),
@@ -123,15 +130,23 @@ def both_ways(name: str, precision: str, shop: Shop, monkeypatch: pytest.MonkeyP
     return [directly, shop.build(name, Plan(precision))]
 
 
+FORMS: Final = ("fp16", "fp32", "w8c_afp", "w4g32_afp")
+OTHERS: Final = {
+    "steered unet": "fp32",
+    "controlnet": "fp16",
+    "sd2 unet": "fp16",
+    "sdxl unet": "w8c_afp",
+    "vae_decoder": "w4g32_afp",
+    "text_encoder": "fp32",
+}
+
+
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        pytest.param(name, precision, marks=[] if (name, precision) == ("sd1 unet", "fp16") else pytest.mark.slow)
-        for name in WIDE
-        for precision in ("fp16", "fp32", "w8c_afp", "w4g32_afp")
-        if precision == "fp16"
-        or name in ("sd1 unet", "sdxl unet", "vae_decoder")
-        or (name, precision) == ("text_encoder", "fp32")
+        ("sd1 unet", FORMS[0]),
+        *(pytest.param("sd1 unet", form, marks=pytest.mark.slow) for form in FORMS[1:]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS.items()),
     ],
 )
 def test_narrow_copies_tell_the_same_bytes_as_the_network_itself(
@@ -177,9 +192,14 @@ def test_a_narrow_copy_has_heads_that_widen_to_the_real_ones() -> None:
     sd15 = {**UNET, "block_out_channels": [320, 640], "norm_num_groups": 32, "attention_head_dim": 8}
     copy = narrow_copy("unet", sd15)
     assert copy == NarrowCopy({**sd15, "block_out_channels": [32, 64]}, 1, 10, whole=False)
-    by_level = narrow_copy("unet", {**sd15, "attention_head_dim": [5, 10]})
+    by_level = narrow_copy(
+        "unet", {**sd15, "attention_head_dim": [5, 10], "down_block_types": ["CrossAttnDownBlock2D"] * 2}
+    )
     assert by_level is not None
     assert (by_level.width, by_level.whole, by_level.config["attention_head_dim"]) == (2, True, [1, 2])
+    upper = narrow_copy("unet", {**sd15, "attention_head_dim": [5, 10], "down_block_types": SDXL["down_block_types"]})
+    assert upper is not None
+    assert (upper.width, upper.config["attention_head_dim"]) == (1, [1, 1])
     assert narrow_copy("unet", {**sd15, "block_out_channels": [32, 64]}) is None
 
 

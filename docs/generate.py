@@ -121,7 +121,9 @@ def forecasts() -> str:
                 measured = run["stages"][stage.label]
                 component, _, row = stage.label.partition(" ")
                 part = component if component in source.components else ""
-                cell = f"{stage.peak_mib:.0f} / {measured['mib']:.0f}, {measured['cpu_seconds']:.0f} s"
+                cell = f"{stage.peak_mib:.0f} / {measured['mib']:.0f}"
+                if measured["cpu_seconds"]:
+                    cell += f", {measured['cpu_seconds']:.0f} s"
                 rows.setdefault(row if part else stage.label, {})[part] = cell
         height, width = run["size"]
         text += f"\n**{NAMES[run['shapes']]}, {height} x {width}, {run['precision']}**\n\n"

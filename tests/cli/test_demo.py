@@ -154,6 +154,25 @@ def test_validate_names_the_component_whose_weight_was_tampered_with(
     assert answer.json["failures"][0].startswith(component)
 
 
+def test_what_the_gates_took_enters_the_manifest_on_request_only(
+    command: Command, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = json.loads((converted / "ncnn" / "manifest.json").read_text())
+    assert set(plain["memory"]["forecast"]) == COMPONENTS
+    assert plain["memory"]["measured"] == {}
+    words = ("--target", "ncnn", "--precision", "fp16", "--record-memory")
+    monkeypatch.setattr("diffusette.pipeline.hindsight.TOLERANCE", 0.0)
+    monkeypatch.setattr("diffusette.pipeline.hindsight._NO_MATTER_MIB", 0.0)
+    answer = command("convert", "demo", "-o", tmp_path / "b", *words)
+    assert answer.code == 0, answer.err
+    assert "warning: the forecast was wrong by more than 20 %: unet pnnx: " in answer.err
+    told = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert set(told["memory"].pop("measured")) == COMPONENTS
+    del plain["memory"]["measured"]
+    assert told["memory"] == plain["memory"]
+    assert command("verify", tmp_path / "b").code == 0
+
+
 def test_inspect_tells_checkpoint_bundle_and_graph_apart(command: Command, converted: Path) -> None:
     checkpoint = command("inspect", "demo", "--json").json
     assert checkpoint["kind"] == "checkpoint"

@@ -80,6 +80,7 @@ def test_what_is_no_checkpoint_is_said_so(command: Command, tmp_path: Path) -> N
         (["--target", "tflite"], 2, "one of: ort, ncnn, mnn"),
         (["--precision", "w3c_afp"], 4, "it runs: fp32, fp16"),
         (["--precision", "auto", "--no-gate"], 2, "needs the gates"),
+        (["--record-memory", "--no-gate"], 2, "--record-memory needs the gates"),
         (["--precision", "fp61"], 2, "fp16"),
         (["--size", "512"], 2, "HEIGHTxWIDTH"),
         (["--size", "500x512"], 2, "multiples of 8"),

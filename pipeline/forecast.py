@@ -219,7 +219,7 @@ def _stage(label: str, cost: Cost, extent: Extent, fitted: bool) -> StageForecas
     peak = cost.base + cost.weights * extent.weights + cost.stored * extent.stored + cost.tensor * extent.tensor
     peak += cost.read * extent.read + cost.area * extent.area + cost.scores * extent.scores
     seconds = cost.seconds + cost.seconds_gb * extent.weights * MIB / 1e9 + cost.seconds_area * extent.area
-    return StageForecast(label, peak, seconds, int(cost.disk * extent.stored * MIB), fitted)
+    return StageForecast(label, max(peak, cost.least), seconds, int(cost.disk * extent.stored * MIB), fitted)
 
 
 def _cost(row: str, component: str = "") -> Cost | None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..pipeline.artifacts import Companions
 from ..pipeline.disk import parse_bytes
 from ..pipeline.errors import UsageError
 from .options import (
@@ -20,9 +19,8 @@ from .options import (
     TokenizerFolder,
     Vae,
     VaeDecoder,
-    parse_adapter,
+    companions,
     parse_size,
-    single_controlnet,
 )
 
 if TYPE_CHECKING:
@@ -101,16 +99,7 @@ def convert(
     from .terminal import TerminalProgress, print_json, warn
 
     sizes = [parse_size(text) for text in size or []]
-    companions = Companions(
-        vae=vae,
-        vae_decoder=vae_decoder,
-        controlnet=single_controlnet(controlnet),
-        tokenizer=tokenizer,
-        config=config,
-        prediction=prediction,
-        ema=ema,
-        adapters=tuple(map(parse_adapter, adapter or ())),
-    )
+    beside = companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter)
 
     def convert_one(pixels: tuple[int, int] | None, place: Path) -> Conversion:
         conversion = run(
@@ -121,7 +110,7 @@ def convert(
             precision=precision,
             goal=_goal(bits, budget, min_snr, precision),
             size=pixels,
-            companions=companions,
+            companions=beside,
             gate=not no_gate,
             goldens=goldens,
             overwrite=overwrite,

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..pipeline.artifacts import Companions
 from .options import (
     Adapters,
     Config,
@@ -17,9 +16,8 @@ from .options import (
     TokenizerFolder,
     Vae,
     VaeDecoder,
-    parse_adapter,
+    companions,
     parse_size,
-    single_controlnet,
 )
 
 
@@ -50,16 +48,7 @@ def inspect(
         targets=tuple(target or ()),
         precision=precision,
         size=parse_size(size) if size else None,
-        companions=Companions(
-            vae=vae,
-            vae_decoder=vae_decoder,
-            controlnet=single_controlnet(controlnet),
-            tokenizer=tokenizer,
-            config=config,
-            prediction=prediction,
-            ema=ema,
-            adapters=tuple(map(parse_adapter, adapter or ())),
-        ),
+        companions=companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter),
         gate=not no_gate,
     )
     if as_json:

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from ..pipeline.artifacts import Companions
 from ..pipeline.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
@@ -77,6 +78,29 @@ def single_controlnet(given: list[Path] | None) -> Path | None:
         names = ", ".join(map(str, given))
         raise UsageError(f"--controlnet was given {len(given)} times ({names})", hint="a bundle holds one ControlNet")
     return given[0] if given else None
+
+
+def companions(
+    vae: Path | None,
+    vae_decoder: Path | None,
+    controlnet: list[Path] | None,
+    tokenizer: Path | None,
+    config: Path | None,
+    prediction: str | None,
+    ema: bool,
+    adapter: list[str] | None,
+) -> Companions:
+    """What these options give beside a checkpoint."""
+    return Companions(
+        vae=vae,
+        vae_decoder=vae_decoder,
+        controlnet=single_controlnet(controlnet),
+        tokenizer=tokenizer,
+        config=config,
+        prediction=prediction,
+        ema=ema,
+        adapters=tuple(map(parse_adapter, adapter or ())),
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:

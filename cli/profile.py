@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from ..pipeline.errors import UsageError
-from .options import Json, Threads
+from .options import (
+    Adapters,
+    Config,
+    Controlnet,
+    Ema,
+    Json,
+    Prediction,
+    Threads,
+    TokenizerFolder,
+    Vae,
+    VaeDecoder,
+    companions,
+)
 
 
 def profile(
@@ -22,32 +34,45 @@ def profile(
         str | None,
         typer.Option("--reference", help="The checkpoint, for --vs torch and --ops. [default: where it was converted]"),
     ] = None,
+    adapter: Adapters = None,
+    vae: Vae = None,
+    vae_decoder: VaeDecoder = None,
+    controlnet: Controlnet = None,
+    tokenizer: TokenizerFolder = None,
+    config: Config = None,
+    prediction: Prediction = None,
+    ema: Ema = False,
     form: Annotated[str | None, typer.Option("--form", help="Another form of the models, such as ort.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Measure each component of BUNDLE in a process of its own: latency, load time, peak memory, size on disk."""
+    """Measure each component of BUNDLE in a process of its own: latency, load time, peak memory, size on disk.
+
+    With --vs torch or --ops on another machine than the one that converted, give with --reference what was given then.
+    """
     from ..pipeline.bundle import open_bundle
     from ..pipeline.measure import busy, measure_bundle
     from ..pipeline.measure_ops import profile_ops
+    from ..pipeline.origin import Origin
     from .report import show_profile
     from .terminal import TerminalProgress, print_json, warn
 
     if versus not in (None, "torch"):
         raise UsageError(f"--vs {versus!r} is not known", hint="--vs torch")
     opened, progress = open_bundle(bundle), TerminalProgress()
+    origin = Origin(reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter))
     report = measure_bundle(
         opened,
         runs=runs,
         threads=threads,
         versus_torch=versus == "torch",
-        reference=reference,
+        reference=origin,
         form=form,
         progress=progress,
     )
     if ops:
         report = replace(
             report,
-            ops=profile_ops(opened, runs=runs, threads=threads, reference=reference, form=form, progress=progress),
+            ops=profile_ops(opened, runs=runs, threads=threads, reference=origin, form=form, progress=progress),
         )
     if (load := busy()) is not None:
         warn(f"the machine was busy with other work (load {load:.1f}): trust ratios more than milliseconds")

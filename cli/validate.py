@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from ..pipeline.errors import UsageError
-from .options import Json, Threads
+from .options import (
+    Adapters,
+    Config,
+    Controlnet,
+    Ema,
+    Json,
+    Prediction,
+    Threads,
+    TokenizerFolder,
+    Vae,
+    VaeDecoder,
+    companions,
+)
 
 
 def validate(
@@ -17,6 +29,14 @@ def validate(
         str | None,
         typer.Option("--reference", help="The checkpoint it was made from. [default: where it was converted]"),
     ] = None,
+    adapter: Adapters = None,
+    vae: Vae = None,
+    vae_decoder: VaeDecoder = None,
+    controlnet: Controlnet = None,
+    tokenizer: TokenizerFolder = None,
+    config: Config = None,
+    prediction: Prediction = None,
+    ema: Ema = False,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also run every module by itself, and name those that go wrong.")
     ] = False,
@@ -50,11 +70,13 @@ def validate(
 ) -> int:
     """Run every component of BUNDLE on inputs from PyTorch's own denoising trajectory and compare.
 
-    Exits with 5 when one drifted past its tolerance, the worst first; with 6 when a file is damaged.
+    Exits with 5 when one drifted past its tolerance, the worst first; with 6 when a file is damaged. On another machine
+    than the one that converted, give with --reference what was given then: --adapter, --vae and so on.
     """
     from ..pipeline.bundle import open_bundle
     from ..pipeline.check import PictureChoice, check_bundle, layers_of
     from ..pipeline.measure import quick_profile
+    from ..pipeline.origin import Origin
     from ..pipeline.page_file import refuse_unwritable_page, write_page
     from ..validate.page import parity_page
     from ..validate.pictures import Shown
@@ -67,6 +89,7 @@ def validate(
         raise UsageError("--beside adds columns to the page's map of layers", hint="add --layers and --html FILE")
     if html is not None:
         refuse_unwritable_page(html)
+    origin = Origin(reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter))
     others = [open_bundle(other) for other in beside or ()]
     opened = open_bundle(bundle)
     shown: list[Shown] = []
@@ -74,7 +97,7 @@ def validate(
     chosen = (seeds, scheduler, steps) != (1, None, None)
     report, remarks = check_bundle(
         opened,
-        reference=reference,
+        reference=origin,
         image=image,
         oracle_prompts=prompts,
         choice=PictureChoice(seeds, scheduler, steps) if chosen else None,
@@ -84,8 +107,8 @@ def validate(
         progress=progress,
     )
     if html is not None:
-        profile = quick_profile(opened, speed, reference=reference, threads=threads, progress=progress)
-        columns = layers_of(others, reference=reference, threads=threads, progress=progress)
+        profile = quick_profile(opened, speed, reference=origin, threads=threads, progress=progress)
+        columns = layers_of(others, reference=origin, threads=threads, progress=progress)
         page = parity_page(report.to_json(), opened.manifest, shown, profile, command_line(), columns)
         write_page(html, page)
     for remark in remarks:

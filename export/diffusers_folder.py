@@ -1,10 +1,10 @@
-"""The layout of a diffusers folder: model_index.json, a folder a component, weights whole, sharded or by variant."""
+"""The layout of a diffusers folder: model_index.json, a folder a component with its config.json."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,13 +13,9 @@ from ..pipeline.artifacts import PIPELINE_SETTINGS
 from ..pipeline.errors import CheckpointError
 from ..pipeline.plain_file import read_plain
 from .families import Headers
-from .file_kind import FOLDER, SAFE_COPY
-from .safetensors_file import read_header
+from .file_kind import FOLDER
 
 INDEX: Final = "model_index.json"
-# transformers and diffusers save under these names (their WEIGHTS_NAME constants)
-_STEMS: Final = ("diffusion_pytorch_model", "model")
-_PICKLES: Final = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
 _TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "vocab.json",
@@ -28,8 +24,6 @@ _TOKENIZER_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_LONGEST_NAME: Final = 255  # characters of a file's name, NAME_MAX of limits.h
-_VARIANTS: Final = ("", "fp16", "bf16")  # the full-precision file first
 _CONFIG_FILES: Final = {"scheduler": "scheduler_config.json"}  # every other component: config.json
 
 
@@ -49,12 +43,6 @@ class _ModelIndex(BaseModel):
         }
 
 
-class _ShardIndex(BaseModel):
-    """A `*.safetensors.index.json`."""
-
-    weight_map: dict[str, str]  # tensor name -> file name
-
-
 def read_headers(root: Path) -> Headers:
     """Read model_index.json and every config that it points at. No weight file is touched.
 
@@ -65,7 +53,7 @@ def read_headers(root: Path) -> Headers:
     try:
         index = _ModelIndex.model_validate(read_json(file))
     except ValidationError as error:
-        raise CheckpointError(f"{file}: not a diffusers index: {_first(error)}", hint=FOLDER) from error
+        raise CheckpointError(f"{file}: not a diffusers index: {first_problem(error)}", hint=FOLDER) from error
     parts = index.parts()
     for part in parts:
         if not part.isidentifier():
@@ -118,67 +106,11 @@ def find_tokenizer_files(folder: Path) -> list[Path]:
     return found
 
 
-def find_weights(folder: Path) -> tuple[tuple[Path, ...], Path | None]:
-    """The safetensors files of one component, and the shard index that names them if there is one.
-
-    The full-precision file wins over an `fp16` variant beside it.
-
-    Raises:
-        CheckpointError: there are none, only pickles, or shards are missing or lie outside `folder`.
-    """
-    for variant in _VARIANTS:
-        for stem in _STEMS:
-            dotted = f".{variant}" if variant else ""
-            whole = folder / f"{stem}{dotted}.safetensors"
-            index = folder / f"{stem}.safetensors.index{dotted}.json"
-            if whole.is_file() and index.is_file():
-                raise CheckpointError(
-                    f"{folder}: holds both {whole.name} and {index.name}", hint="delete the older one"
-                )
-            if whole.is_file():
-                return (whole,), None
-            if index.is_file():
-                return _shards(folder, index), index
-    for pickle in (*_PICKLES, *(path.name for path in sorted(folder.glob("*.bin")))):
-        if (folder / pickle).is_file():
-            raise CheckpointError(f"{folder / pickle}: weights in a Python pickle", hint=SAFE_COPY)
-    links = [path.name for path in folder.iterdir() if path.is_symlink() and not path.exists()]
-    if links:
-        raise CheckpointError(f"{folder}: {links[0]} is a link to a file that is gone", hint="download it again")
-    raise CheckpointError(f"{folder}: no weights (*.safetensors) in it", hint="download the folder again")
-
-
-def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
-    try:
-        weight_map = _ShardIndex.model_validate(read_json(index)).weight_map
-    except ValidationError as error:
-        raise CheckpointError(f"{index}: not a shard index: {_first(error)}", hint="download the file again") from error
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        if shard in ("", ".", "..") or PurePosixPath(shard).name != shard or PureWindowsPath(shard).name != shard:
-            raise CheckpointError(
-                f"{index}: shard {shard!r} lies outside its folder", hint="the file was tampered with"
-            )
-        if len(shard) > _LONGEST_NAME or not (folder / shard).is_file():
-            raise CheckpointError(
-                f"{folder / shard!s:.4096}: shard is missing, {index.name} names it", hint="download it too"
-            )
-    found = {name: shard for shard in shards for name in read_header(folder / shard)}
-    wrong = sorted(name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
-        raise CheckpointError(
-            f"{index}: {len(wrong)} tensors are not where it says: {name!r} in {weight_map.get(name)}, "
-            f"found in {found.get(name)}",
-            hint="the shards belong to another version of the index: download both again",
-        )
-    return tuple(folder / shard for shard in shards)
-
-
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Of all that pydantic finds wrong, the first, with its place."""
     problem = error.errors()[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

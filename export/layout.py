@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.artifacts import Companions, StoredTensor
-from .diffusers_folder import INDEX, config_file, find_tokenizer_files, find_weights, read_headers
+from .diffusers_folder import INDEX, config_file, find_tokenizer_files, read_headers
 from .families import Headers, recognise
 from .safetensors_file import read_header
+from .weight_files import FolderWeights, find_weights, remarks_on_variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +70,23 @@ def read_folder(root: Path, given: Companions) -> Layout:
             configs={**headers.configs, "vae": config},
         )
     family, _ = recognise(headers, str(root))
-    weights: dict[str, PartWeights] = {}
+    stored: dict[str, FolderWeights] = {}
     places = {INDEX: root / INDEX}
     tokenizer = given.tokenizer or root / "tokenizer"
     files = [config_file(root, "scheduler")]
     for part in dict.fromkeys(part.folder for part in family.components.values()):
         if part == "vae" and given.vae is not None:
             continue  # it is taken from there
-        found, index = find_weights(root / part)
-        weights[part] = read_parts(found)
-        files += [config_file(root, part), *found, *([index] if index else ())]
+        stored[part] = find_weights(root / part)
+        files += [config_file(root, part), *stored[part].places]
+    weights = {part: read_parts(found.files) for part, found in stored.items()}
     places |= {file.relative_to(root).as_posix(): file for file in files}
     places |= {f"tokenizer/{file.name}": file for file in find_tokenizer_files(tokenizer)}
     second = root / "tokenizer_2" if "tokenizer_2" in family.signature.parts else None
     places |= {f"tokenizer_2/{file.name}": file for file in find_tokenizer_files(second)} if second else {}
     shapes = {part: {tensor.name: tensor.shape for tensor in found.tensors} for part, found in weights.items()}
-    return Layout(root, replace(headers, tensors=shapes), weights, places, tokenizer, second)
+    remarks = remarks_on_variants(stored)
+    return Layout(root, replace(headers, tensors=shapes), weights, places, tokenizer, second, remarks)
 
 
 def read_parts(files: tuple[Path, ...]) -> PartWeights:

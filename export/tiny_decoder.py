@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..pipeline.errors import CheckpointError
-from .diffusers_folder import find_weights, read_json
+from .diffusers_folder import read_json
 from .graph import architecture
 from .layout import PartWeights, read_parts
+from .weight_files import find_weights
 
 CLASS: Final = "AutoencoderTiny"
 OPTION: Final = "--vae-decoder"
@@ -48,6 +49,6 @@ def read_tiny_decoder(place: Path, latent_channels: int) -> tuple[dict[str, Any]
         )
     # diffusers derives this name, which other autoencoders have, from the decoder's own
     levels = {"block_out_channels": raw["decoder_block_out_channels"]}
-    files, index = find_weights(place)
-    places = {f"vae_decoder/{each.name}": each for each in (file, *files, *([index] if index else ()))}
-    return {**_DEFAULTS, **architecture(raw), **levels}, read_parts(files), places
+    found = find_weights(place)
+    places = {f"vae_decoder/{each.name}": each for each in (file, *found.places)}
+    return {**_DEFAULTS, **architecture(raw), **levels}, read_parts(found.files), places

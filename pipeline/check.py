@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtimes.txt2img.generate import draw
@@ -16,8 +15,9 @@ from ..validate.stages import worst_form
 from .bundle import Bundle
 from .cache import Cache
 from .calibrate import calibrated
-from .errors import BundleError, CheckpointError, UsageError
+from .errors import BundleError, UsageError
 from .gate import ask_pytorch, ask_rounded, coarsest, pictures_are_cheap
+from .origin import Origin, open_reference_checkpoint
 from .progress import Progress
 from .recipe import parse_recipe
 from .sessions import opener, painter
@@ -39,34 +39,10 @@ class PictureChoice:
     steps: int | None = None
 
 
-def open_reference_checkpoint(bundle: Bundle, reference: str | None, cache: Cache) -> Checkpoint:
-    """The checkpoint that `bundle` was made from: `reference`, else where this machine converted it.
-
-    Raises:
-        CheckpointError: it is unknown here, or it is another one than the bundle's.
-    """
-    from ..export.checkpoint import open_checkpoint
-
-    wanted = bundle.manifest.provenance.checkpoint
-    place: str | Path
-    if reference is None:
-        place, beside = cache.find_source(wanted)
-    else:  # what was given beside it is only known where it was converted
-        place, beside = reference, cache.companions_of(wanted)
-    checkpoint = open_checkpoint(place, companions=beside, memo=cache.memo)
-    if checkpoint.digest != wanted:
-        raise CheckpointError(
-            f"{place} is not the checkpoint that {bundle.path} was made from: its digest is "
-            f"{checkpoint.digest[:12]}, the manifest says {wanted[:12]}",
-            hint="name the right one with --reference, or convert this one",
-        )
-    return checkpoint
-
-
 def check_bundle(
     bundle: Bundle,
     *,
-    reference: str | None = None,
+    reference: Origin | str | None = None,
     image: bool | None = None,
     oracle_prompts: int | None = None,
     choice: PictureChoice | None = None,
@@ -79,6 +55,7 @@ def check_bundle(
     """Compare every component, and pictures where asked for or cheap; return the report and remarks for people.
 
     Args:
+        reference: the checkpoint, with what was given beside it; None: where this machine converted it.
         choice: other pictures than the gate's.
         keep: is handed PyTorch's and the bundle's version of each picture, for those who want to show them.
     Raises:
@@ -137,7 +114,7 @@ def check_bundle(
 
 
 def layers_of(
-    bundles: Sequence[Bundle], *, reference: str | None, threads: int, progress: Progress
+    bundles: Sequence[Bundle], *, reference: Origin | None, threads: int, progress: Progress
 ) -> dict[str, list[dict[str, Any]]]:
     """Layers of each bundle as `validate --layers --json` says them, by runtime, or by folder where two have one."""
     targets = [bundle.manifest.target.name for bundle in bundles]

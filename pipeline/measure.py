@@ -23,6 +23,7 @@ from .sessions import opener
 if TYPE_CHECKING:
     from ..runtimes.protocol import Array, Feeds, Session
     from .artifacts import Checkpoint, TensorSpec
+    from .origin import Origin
 
 QUICK_RUNS = 5
 TORCH = "diffusette.validate.reference:open_reference"
@@ -40,7 +41,7 @@ def measure_bundles(
     runs: int = 5,
     threads: int = 2,
     versus_torch: bool = False,
-    reference: str | None = None,
+    reference: Origin | str | None = None,
     form: str | None = None,
     components: Sequence[str] | None = None,
     cache: Cache | None = None,
@@ -63,7 +64,7 @@ def measure_bundles(
     models = [{name: bundle.model(name, form) for name in timed} for bundle in bundles]
     checkpoint = None
     if versus_torch:
-        from .check import open_reference_checkpoint
+        from .origin import open_reference_checkpoint
 
         checkpoint = open_reference_checkpoint(bundles[0], reference, cache or Cache.default())
     profiles: list[list[ComponentProfile]] = [[] for _ in bundles]
@@ -88,15 +89,15 @@ def measure_bundles(
 
 
 def quick_profile(
-    bundle: Bundle, wanted: bool | None, *, reference: str | None, threads: int, progress: Progress
+    bundle: Bundle, wanted: bool | None, *, reference: Origin | None, threads: int, progress: Progress
 ) -> dict[str, Any] | None:
     """A few runs next to PyTorch, as `profile --json` says them; None where they are not wanted.
 
     Args:
         wanted: None: where they take seconds.
     """
-    from .check import open_reference_checkpoint
     from .gate import pictures_are_cheap
+    from .origin import open_reference_checkpoint
 
     if wanted is None:
         checkpoint = open_reference_checkpoint(bundle, reference, Cache.default())

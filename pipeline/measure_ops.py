@@ -14,10 +14,10 @@ from ..runtimes.taps import Tapped, inherit_modules
 from ..validate.op_profile import OpProfile, TimeOps
 from .bundle import Bundle
 from .cache import Cache
-from .check import open_reference_checkpoint
 from .child import run_in_child
 from .errors import CheckpointError, UsageError
 from .measure import random_feeds
+from .origin import Origin, open_reference_checkpoint
 from .progress import Progress
 from .publish import scratch_folder
 from .stage import Runner, run_stage
@@ -31,7 +31,7 @@ def profile_ops(
     *,
     runs: int,
     threads: int,
-    reference: str | None = None,
+    reference: Origin | str | None = None,
     form: str | None = None,
     cache: Cache | None = None,
     progress: Progress,
@@ -70,11 +70,11 @@ def profile_ops(
     return tuple(profiles)
 
 
-def _checkpoint(bundle: Bundle, reference: str | None, cache: Cache) -> Checkpoint | None:
+def _checkpoint(bundle: Bundle, reference: Origin | str | None, cache: Cache) -> Checkpoint | None:
     try:
         return open_reference_checkpoint(bundle, reference, cache)
     except CheckpointError:
-        if reference is not None:
+        if reference not in (None, Origin()):
             raise
         return None
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ...pipeline.errors import CheckpointError
-from ..diffusers_folder import INDEX, find_weights, read_json
+from ..diffusers_folder import INDEX, read_json
 from ..layout import Layout, PartWeights, read_parts
 from ..pickled_file import is_pickled
 from ..stored_file import read_stored
+from ..weight_files import find_weights
 from .names import VAE_PREFIXES, vae_names, vae_tensors
 from .shapes import vae_config
 
@@ -33,9 +34,9 @@ def read_vae(place: Path, replaced: Mapping[str, Any]) -> Apart:
     """
     if place.is_dir():
         folder = place / "vae" if (place / INDEX).is_file() else place
-        files, index = find_weights(folder)
-        places = {f"vae/{file.name}": file for file in (*files, *([index] if index else ()), folder / "config.json")}
-        return read_json(folder / "config.json"), read_parts(files), places
+        found = find_weights(folder)
+        places = {f"vae/{file.name}": file for file in (*found.places, folder / "config.json")}
+        return read_json(folder / "config.json"), read_parts(found.files), places
     stored = vae_tensors(read_stored(place)[0])
     if not stored:
         raise CheckpointError(f"--vae {place}: no tensor of a VAE in it", hint="give a VAE's folder or file")

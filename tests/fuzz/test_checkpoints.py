@@ -180,7 +180,7 @@ def describe(path: Path) -> None:
 @example(index={"weight_map": {"a": "one\0.safetensors"}})
 @example(index={"weight_map": {"a": "a" * 300}})
 def test_shard_indexes_of_any_content(index: Any, tmp_path: Path) -> None:
-    from diffusette.export.diffusers_folder import find_weights
+    from diffusette.export.weight_files import find_weights
 
     for name in ("one", "two"):
         raw_safetensors(

@@ -19,11 +19,12 @@ from diffusette.export.families.variant import variant_of
 from diffusette.pipeline import child, sessions
 from diffusette.pipeline.artifacts import Companions
 from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.check import check_bundle, open_reference_checkpoint
+from diffusette.pipeline.check import check_bundle
 from diffusette.pipeline.convert import convert
 from diffusette.pipeline.draw import draw_with_bundle
 from diffusette.pipeline.errors import MissingTool, UsageError
 from diffusette.pipeline.goldens import replay_goldens
+from diffusette.pipeline.origin import open_reference_checkpoint
 from diffusette.pipeline.progress import Silent
 from diffusette.pipeline.recipe import Recipe, ScheduleChoice, load_recipe
 from diffusette.pipeline.sampling import recipe_for

@@ -107,9 +107,13 @@ def parse_size(text: str) -> tuple[int, int]:
     """`512x768` -> (512, 768): height, then width, in pixels.
 
     Raises:
-        UsageError: another form.
+        UsageError: another form, or sides that no latent has.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise UsageError(f"--size {text!r} is not HEIGHTxWIDTH in pixels", hint="for example --size 512x512")
-    return int(match[1]), int(match[2])
+    height, width = int(match[1]), int(match[2])
+    # a recipe is checked for the same; here, so that of several sizes the last is refused before the first is made
+    if any(side <= 0 or side % 8 for side in (height, width)):
+        raise UsageError(f"--size {text}: both sides must be positive multiples of 8", hint="such as --size 512x512")
+    return height, width

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+# Threads that wait shall sleep. By default they spin, and where tests run beside each other two spinning threads of
+# ncnn take the cores that the thread they wait for would need: pictures took fifty times as long. Read when libgomp is
+# loaded, so before anything else is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from diffusette.export.checkpoint import open_checkpoint

@@ -156,6 +156,14 @@ KINDS: Final[dict[str, Kind]] = {
         "DDIMScheduler",
         {**_BETAS, "prediction_type": "epsilon", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     ),
+    "sdxl-inpainting": Kind(
+        "SDXL for inpainting, nine channels",
+        "sdxl",
+        "StableDiffusionXLInpaintPipeline",
+        {"in_channels": 9},
+        "EulerDiscreteScheduler",
+        {**_BETAS, "steps_offset": 1, "timestep_spacing": "leading"},
+    ),
 }
 
 

@@ -179,12 +179,13 @@ def _bare(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def original_pipeline(kind: str = "sd1", vocabulary: int = 681) -> Any:
+def original_pipeline(kind: str = "sd1", vocabulary: int = 681, **changes: Any) -> Any:
     """A tiny random pipeline of widths that the original code can say: 8 heads or 64 channels a head, 32 groups.
 
     Args:
         kind: sd1, sd2 or sdxl.
         vocabulary: rows of the token embeddings; 681 is the demo's tokenizer.
+        changes: of the UNet's configuration.
     """
     from importlib import import_module
 
@@ -229,7 +230,7 @@ def original_pipeline(kind: str = "sd1", vocabulary: int = 681) -> Any:
     from types import SimpleNamespace
 
     pipeline = SimpleNamespace(
-        unet=diffusers.UNet2DConditionModel(**unet),
+        unet=diffusers.UNet2DConditionModel(**(unet | changes)),
         vae=diffusers.AutoencoderKL(
             block_out_channels=(32, 32, 32, 64),
             down_block_types=("DownEncoderBlock2D",) * 4,

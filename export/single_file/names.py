@@ -20,6 +20,8 @@ EMA: Final = "model_ema."
 CLIP_PREFIXES: Final = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 OPEN_CLIP_PREFIXES: Final = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
 VAE_PREFIXES: Final = ("first_stage_model.", "vae.")
+# the guidance scale's projection of latent consistency models, which diffusers' converter does not know
+_CONDITION: Final = (f"{UNET}time_embed.cond_proj.weight", "time_embedding.cond_proj.weight")
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -77,7 +79,9 @@ def unet_names(stored: Tensors, config: Mapping[str, Any], *, ema: bool = False)
     own = {name: tensor for name, tensor in stored.items() if name.startswith(UNET)}
     if ema:
         own = {name: _averaged(name, stored) for name in own}
-    return _run(lambda stands: convert(stands, dict(config)), own, "UNet")
+    condition = own.pop(_CONDITION[0], None)
+    found = _run(lambda stands: convert(stands, dict(config)), own, "UNet")
+    return found if condition is None else (*found, replace(condition, name=_CONDITION[1]))
 
 
 def controlnet_names(stored: Tensors, layers: int) -> tuple[StoredTensor, ...]:

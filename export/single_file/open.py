@@ -165,7 +165,7 @@ def _stated(folder: Path, kind: str, where: str) -> tuple[dict[str, dict[str, An
 def _derived(stored: Tensors, kind: str, evidence: Evidence, where: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     unet, assumed = unet_config(_below(stored, UNET), where)
     unet |= evidence.unet
-    scheduler, says = scheduler_config(kind, evidence, where)
+    scheduler, says = scheduler_config(kind, evidence, where, consistent="time_cond_proj_dim" in unet)
     configs = {"unet": unet, "scheduler": scheduler}
     if kind == "sd2":
         prefix = OPEN_CLIP_PREFIXES[0]

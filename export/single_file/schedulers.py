@@ -23,13 +23,23 @@ _OWN: Final[Mapping[str, Mapping[str, Any]]] = {
     "sd2": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False},
     "sdxl": {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "linear", "timestep_spacing": "leading"},
 }
+# the defaults of diffusers' LCMScheduler, spelled out
+_CONSISTENT: Final[Mapping[str, Any]] = {
+    "_class_name": "LCMScheduler",
+    "original_inference_steps": 50,
+    "timestep_spacing": "leading",
+    "clip_sample": False,
+}
 
 
-def scheduler_config(kind: str, evidence: Evidence, where: str) -> tuple[dict[str, Any], str]:
+def scheduler_config(
+    kind: str, evidence: Evidence, where: str, *, consistent: bool = False
+) -> tuple[dict[str, Any], str]:
     """scheduler_config.json of a single file, and the words for how its prediction type is known.
 
     Args:
         kind: "sd1", "sd2" or "sdxl".
+        consistent: its UNet reads the guidance scale, as those of latent consistency models do.
     Raises:
         CheckpointError: an SD 2.x file does not say whether it predicts noise or velocity: both exist in equal shapes.
     """
@@ -43,12 +53,12 @@ def scheduler_config(kind: str, evidence: Evidence, where: str) -> tuple[dict[st
         )
     else:
         prediction, says = "epsilon", "assumed: as every checkpoint of its family that does not say otherwise"
-    config = {**_TRAINED, **_OWN[kind], "prediction_type": prediction}
+    config = {**_TRAINED, **(_CONSISTENT if consistent else _OWN[kind]), "prediction_type": prediction}
     if evidence.betas is not None:
         config |= {"beta_start": evidence.betas[0], "beta_end": evidence.betas[1]}
     if evidence.zero_snr:  # "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al. 2024)
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if kind == "sd1":  # PNDM cannot rescale
+        if kind == "sd1" and not consistent:  # PNDM cannot rescale
             config |= {"_class_name": "DDIMScheduler", "clip_sample": False}
             del config["skip_prk_steps"]
     return config, f"prediction {prediction} ({says})"

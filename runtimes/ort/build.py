@@ -12,6 +12,7 @@ from ...pipeline.disk import copy_file
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch
 from .mobile import why_absent, write_ort
+from .optimum_outputs import add_second_names
 from .steady_norms import steady_norms
 
 FORMS: Final = ("onnx", "ort")
@@ -85,11 +86,13 @@ class BuildOrt:
 
 
 def write_batched(static: Any, file: Path) -> None:
-    """Free the batch of `static` (an `onnx.ModelProto` without its weights) and write it to `file`."""
+    """Free the batch of `static` (an `onnx.ModelProto` without weights), add optimum's names, write it to `file`."""
     import onnx
     import onnx_ir as ir
 
     inferred = onnx.shape_inference.infer_shapes(static, strict_mode=True, data_prop=True)
     model = ir.from_proto(inferred)
     free_batch(model)
-    onnx.save(ir.to_proto(model), str(file))
+    batched = ir.to_proto(model)
+    add_second_names(batched)
+    onnx.save(batched, str(file))

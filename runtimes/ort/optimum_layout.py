@@ -1,4 +1,4 @@
-"""The small files that make a bundle a folder which optimum's `ORTStableDiffusionPipeline` opens.
+"""The small files that make a bundle a folder which optimum's `ORTStableDiffusion(XL)Pipeline` opens.
 
 optimum-onnx 0.1.0 reads, beside each component's `model.onnx`: `model_index.json`, a `config.json` a component,
 the scheduler's config, and a tokenizer. It runs with transformers 4, whose CLIPTokenizer needs `vocab.json` and
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...export.families import reference_pipeline
+from ...export.families.family import STATES
+from ...export.families.variant import reads_zeros_for_empty
 from ...pipeline.artifacts import Checkpoint
 from ...pipeline.errors import CheckpointError
 
 # Paths of the author's disk, and versions. A UNet of diffusers < 0.9 with sample_size < 64 is "corrected" to 64
 # by diffusers' own pipeline (StableDiffusionPipeline.__init__), which would break small pictures.
-_LEFT_OUT: Final = {"_name_or_path", "_diffusers_version", "transformers_version"}
+_LEFT_OUT: Final = {"_name_or_path", "_diffusers_version", "transformers_version", STATES}
 # OpenAI's CLIP; every SD 1.x tokenizer has them.
 _SPECIAL_TOKENS: Final = {
     "bos_token": "<|startoftext|>",
@@ -42,25 +44,29 @@ def write_layout(checkpoint: Checkpoint, into: Path, size: tuple[int, int] | Non
 def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dict[str, bytes]:
     """Path -> content of each file, sorted by path. Equal checkpoints give equal bytes.
 
-    None for Stable Diffusion XL: optimum's pipeline wants every hidden state of both text encoders as an output, and a
-    phone's bundle holds the two that are used (docs/decisions/0021). None with a ControlNet either: none of optimum's
-    pipelines feeds a UNet with what that adds.
+    None with a ControlNet: none of optimum's pipelines feeds a UNet with what that adds.
+
+    Stable Diffusion XL's text encoders are said to have one layer: optimum asks a graph for as many hidden states as
+    there are layers, and these give the one that is used (`optimum_outputs`, docs/decisions/0021).
 
     Args:
         size: height and width in pixels that the graphs were exported for; None when it is the checkpoint's own.
     """
-    if {"text_encoder_2", "controlnet"} & set(checkpoint.components):
+    if "controlnet" in checkpoint.components:
         return {}
+    is_xl = "text_encoder_2" in checkpoint.components
     configs = {f"{name}/config.json": dict(source.config) for name, source in checkpoint.components.items()}
     if size is not None and "unet/config.json" in configs:
         configs["unet/config.json"]["sample_size"] = [side // checkpoint.vae_scale for side in size]
+    if is_xl:
+        for name in ("text_encoder", "text_encoder_2"):
+            configs[f"{name}/config.json"]["num_hidden_layers"] = 1
     configs["scheduler/scheduler_config.json"] = dict(checkpoint.scheduler)
     configs["model_index.json"] = {
         "_class_name": reference_pipeline(checkpoint),
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
+        **(_xl_entries(checkpoint) if is_xl else {"requires_safety_checker": False, "safety_checker": [None, None]}),
         "scheduler": ["diffusers", checkpoint.scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -70,12 +76,23 @@ def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) ->
     public = {
         path: {key: value for key, value in config.items() if key not in _LEFT_OUT} for path, config in configs.items()
     }
-    files = {path: _json(config) for path, config in public.items()} | _tokenizer(checkpoint)
+    files = {path: _json(config) for path, config in public.items()}
+    for part, folder in (("tokenizer", checkpoint.tokenizer), ("tokenizer_2", checkpoint.tokenizer_2)):
+        if folder is not None:
+            found = _tokenizer(folder, checkpoint.words)
+            files |= {f"{part}/{name}": content for name, content in found.items()}
     return dict(sorted(files.items()))
 
 
-def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
-    folder = checkpoint.tokenizer
+def _xl_entries(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "force_zeros_for_empty_prompt": reads_zeros_for_empty(checkpoint),
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+
+
+def _tokenizer(folder: Path, words: tuple[str, ...]) -> dict[str, bytes]:
     config = {
         **_SPECIAL_TOKENS,
         **_special_tokens(folder),
@@ -83,11 +100,11 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
         "model_max_length": _MAX_TOKENS,
     }
     vocabulary, merges = _vocabulary(folder)
-    return {
-        "tokenizer/tokenizer_config.json": _json(config),
-        "tokenizer/vocab.json": vocabulary,
-        "tokenizer/merges.txt": merges,
-    }
+    files = {"tokenizer_config.json": _json(config), "vocab.json": vocabulary, "merges.txt": merges}
+    if words:  # of textual inversions, behind all others
+        first = len(json.loads(vocabulary))
+        files["added_tokens.json"] = _json({word: first + number for number, word in enumerate(words)})
+    return files
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

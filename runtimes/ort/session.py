@@ -12,6 +12,7 @@ from ...pipeline.errors import BundleError, FeedError, ToolCrashed
 from ..protocol import Array, Feeds
 from .external_data import read_graph
 from .free_batch import BATCH
+from .optimum_outputs import SECOND_NAME
 
 _DTYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 # ONNX Runtime widens float16 and integer weights when it loads a graph: as fast as float32, but both copies are in
@@ -47,8 +48,9 @@ class OrtSession:
             ("inputs", model.inputs, self._session.get_inputs()),
             ("outputs", model.outputs, self._session.get_outputs()),
         ):
-            real = tuple(_spec(argument) for argument in found)
-            if real != promised:
+            real = tuple(_spec(argument) for argument in found if argument.name != SECOND_NAME)
+            # they are fed and read by name: the order is optimum's
+            if sorted(real, key=_name) != sorted(promised, key=_name):
                 raise BundleError(f"{file}: its {kind} are {_list(real)}, the manifest says {_list(promised)}")
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -139,6 +141,10 @@ def _too_large_to_widen(model: Any) -> bool:
 def _spec(argument: Any) -> TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else -1 for dim in argument.shape)
     return TensorSpec(argument.name, _DTYPES.get(argument.type, argument.type), shape)
+
+
+def _name(spec: TensorSpec) -> str:
+    return spec.name
 
 
 def _list(specs: tuple[TensorSpec, ...]) -> str:

@@ -14,6 +14,7 @@ from ...pipeline.errors import ToolCrashed, UsageError
 from ..protocol import Array, Feeds
 from ..taps import Node, Wiring, boundaries
 from .external_data import read_graph
+from .optimum_outputs import SECOND_NAME
 from .session import first_line, ort_errors, session_options
 
 _MADE = ".made"  # what a tensor's own node computes, where others read a feed of that name
@@ -37,7 +38,11 @@ def onnx_file(model: TargetModel) -> Path:
 def read_wiring(model: TargetModel) -> Wiring:
     """Nodes carry the module that they came from as metadata, from the export on."""
     graph = read_graph(onnx_file(model)).graph
-    nodes = tuple(Node(node.op_type, module_of(node), tuple(node.input), tuple(node.output)) for node in graph.node)
+    nodes = tuple(
+        Node(node.op_type, module_of(node), tuple(node.input), tuple(node.output))
+        for node in graph.node
+        if node.name != SECOND_NAME
+    )
     return Wiring(nodes, boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name))
 
 

@@ -85,6 +85,8 @@ def test_what_is_no_checkpoint_is_said_so(command: Command, tmp_path: Path) -> N
         (["--size", "512"], 2, "HEIGHTxWIDTH"),
         (["--size", "500x512"], 2, "multiples of 8"),
         (["--size", "64x64", "--size", "96"], 2, "is not HEIGHTxWIDTH"),
+        (["--size", "64x64", "--size", "96x100"], 2, "--size 96x100: both sides must be positive multiples of 8"),
+        (["--size", "64x64", "--size", "0x64"], 2, "--size 0x64: both sides"),
         (["-r", "sd1-fp61"], 2, "did you mean"),
         (["--prezision", "fp16"], 2, "--precision"),
     ],

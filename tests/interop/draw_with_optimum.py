@@ -1,4 +1,4 @@
-"""Run by the interop environment: draw with optimum's ORTStableDiffusionPipeline from a folder of ours.
+"""Run by the interop environment: draw with optimum's pipeline from a folder of ours, whose class it names.
 
     python draw_with_optimum.py FOLDER REQUEST.json OUT.npz
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from optimum.onnxruntime import ORTStableDiffusionPipeline
+from optimum.onnxruntime import ORTDiffusionPipeline
 
 
 def main(folder: str, request: str, out: str) -> None:
     wanted = json.loads(Path(request).read_text())
     torch.set_num_threads(1)
-    pipeline = ORTStableDiffusionPipeline.from_pretrained(folder)
+    pipeline = ORTDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     result = pipeline(
         wanted["prompt"],

@@ -1,0 +1,155 @@
+"""Cells of the tables in docs/kinds.md: a checkpoint on a runtime, converted, gated, validated and drawn with.
+
+All runtimes of a row are converted by one command, and stages and sessions run in this process: what their own
+processes are for is tested elsewhere, and starting some hundred of them would take most of the time.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from diffusette.export.families.variant import variant_of
+from diffusette.pipeline import child, gate, sessions
+from diffusette.pipeline.artifacts import ALONE, Companions
+from diffusette.pipeline.bundle import Bundle
+from diffusette.pipeline.cache import Cache
+from diffusette.pipeline.check import check_bundle
+from diffusette.pipeline.convert import Conversion, convert
+from diffusette.pipeline.draw import draw_with_bundle
+from diffusette.pipeline.errors import MissingTool
+from diffusette.pipeline.origin import open_reference_checkpoint
+from diffusette.pipeline.progress import Silent
+from diffusette.pipeline.recipe import Recipe, ScheduleChoice, load_recipe
+from diffusette.pipeline.sampling import recipe_for
+from diffusette.runtimes.registry import TARGETS, get_target, open_model
+from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
+from diffusette.validate.probes import probe_canvas
+from pydantic import TypeAdapter
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+WRITE: Final = "DIFFUSETTE_WRITE_KINDS"
+SIZE: Final = (64, 64)
+
+
+def _in_this_process(stage: Any, into: Path, work: Path, watch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`child.run_in_child` without the child; stages still go through JSON, as they do on their way to one."""
+    kind: Any = TypeAdapter(type(stage))
+    artifact = kind.validate_json(kind.dump_json(stage)).run(into)
+    facts = TypeAdapter(stage.output).dump_python(artifact, mode="json")
+    return {name: fact for name, fact in facts.items() if name not in ("folder", "digest")}, {"tree_peak_mib": 0}
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Run stages and sessions in this process, on one thread."""
+    import diffusers  # noqa: F401 - so that the collector need not look at them again
+    import transformers  # noqa: F401
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "run_in_child", _in_this_process)
+        patch.setattr(sessions, "open_isolated", lambda _, model, threads, **__: open_model(model, threads))
+        patch.setattr(gate, "THREADS", 1)
+        # the reference collects garbage after each model, which with all of PyTorch in memory takes a second each time
+        gc.collect()
+        gc.freeze()
+        yield
+        gc.unfreeze()
+
+
+def lean_recipe(checkpoint: Path, companions: Companions = ALONE) -> Recipe:
+    """The recipe that is taken for `checkpoint`, without the further schedules: compiling thirty takes seconds."""
+    found = load_recipe(recipe_for(checkpoint, companions))
+    lean = found.schedule.model_copy(update={"also": ()})
+    assert isinstance(lean, ScheduleChoice)
+    return found.model_copy(update={"schedule": lean})
+
+
+def runtimes() -> tuple[str, ...]:
+    """Those that are installed."""
+
+    def is_there(name: str) -> bool:
+        try:
+            get_target(name).require()
+        except MissingTool:
+            return False
+        return True
+
+    return tuple(name for name in TARGETS if is_there(name))
+
+
+@dataclass
+class Rows:
+    """Converts each row once, for all runtimes; one cache for all, so that rows share what they have in common."""
+
+    cache: Cache
+    folder: Path
+    done: dict[str, Conversion] = field(default_factory=dict)
+
+    def bundle(
+        self,
+        row: str,
+        target: str,
+        make: Callable[[Path], tuple[Path, Companions]],
+        size: tuple[int, int] | None = None,
+    ) -> Bundle:
+        """The bundle of one cell, which has passed its gate.
+
+        Args:
+            make: writes the checkpoint of `row` into a folder, and says what to give to `convert`.
+            size: height and width in pixels, where the checkpoint says more than tests have time for.
+        """
+        if target not in runtimes():
+            pytest.skip(f"{target} is not installed")
+        if row not in self.done:
+            place = self.folder / row
+            place.mkdir()
+            checkpoint, given = make(place)
+            self.done[row] = convert(
+                checkpoint,
+                place / "out",
+                recipe=lean_recipe(checkpoint, given),
+                targets=runtimes(),
+                size=size,
+                companions=given,
+                cache=self.cache,
+            )
+        found = next(c for c in self.done[row].converted if c.bundle.manifest.target.name == target)
+        assert found.ok, found.parity.failures() if found.parity else None
+        return found.bundle
+
+
+def check_cell(bundle: Bundle, cache: Cache) -> dict[str, float]:
+    """Validate `bundle` with pictures, and draw with it, telling neither anything.
+
+    Returns:
+        What docs/kinds.md shows: SNR of the UNet and PSNR of pictures, in dB.
+    """
+    report, _ = check_bundle(bundle, threads=1, cache=cache, progress=Silent())
+    assert report.ok
+    assert report.image is not None
+    canvas = probe_canvas(SIZE) if bundle.manifest.conditioning.input_channels == INPAINTING_CHANNELS else None
+    drawing = draw_with_bundle(bundle, "a red star", seed=3, canvas=canvas, threads=1, progress=Silent())
+    assert drawing.image.shape == (*SIZE, 3)
+    assert np.ptp(drawing.image) > 0.01
+    variant = variant_of(open_reference_checkpoint(bundle, None, cache))
+    assert (drawing.steps, drawing.guidance) == (variant.steps, variant.guidance)
+    losses = {part.component: part.loss.snr_db for part in report.components if part.loss}
+    return {"unet_db": round(losses["unet"], 1), "picture_db": round(report.image.psnr_db, 1)}
+
+
+def note(record: str, row: str, target: str, found: dict[str, float]) -> None:
+    """Write what a cell that passed has measured to docs/`record`.json, when asked to measure for docs/kinds.md."""
+    if os.environ.get(WRITE):
+        file = DOCS / f"{record}.json"
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        known.setdefault(row, {})[target] = found
+        file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -7,14 +7,15 @@ With --check nothing is written, and the exit status is 1 when a part is stale.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import Final
 
 NAMES: Final = {"sd15": "SD1.5 shapes", "sd21": "SD2.1 shapes", "sdxl": "SDXL shapes"}
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -75,38 +76,63 @@ def tolerances() -> str:
     return table(["gate", "component", "target", "precision", "at least", "because"], components + pictures)
 
 
-def _module(path: str) -> Any:
-    """A module of the repository that is not in the package."""
-    file = ROOT / path
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def of_tests(name: str) -> ModuleType:
+    """The module `tests.NAME`, whose folder is a package for its imports alone."""
+    if "tests" not in sys.modules:
+        package = ModuleType("tests")
+        package.__path__ = [str(ROOT / "tests")]
+        sys.modules["tests"] = package
+    return importlib.import_module(f"tests.{name}")
+
+
+def measured(record: str, row: str) -> list[str]:
+    """A cell for each target: what `docs/RECORD.json` says."""
+    from diffusette.runtimes.registry import TARGETS
+
+    found = json.loads((ROOT / "docs" / f"{record}.json").read_text()).get(row, {})
+    return [
+        f"{found[target]['unet_db']:g} / {found[target]['picture_db']:g}" if target in found else "not measured yet"
+        for target in TARGETS
+    ]
+
+
+def columns() -> list[str]:
+    from diffusette.runtimes.registry import TARGETS
+
+    return [f"`{target}`" for target in TARGETS]
 
 
 def kinds() -> str:
     """Kinds of checkpoints against targets: what tests/pipeline/test_kinds.py measured last."""
-    module = _module("tests/kinds.py")
-    from diffusette.runtimes.registry import TARGETS
+    tests = of_tests("kinds")
+    titles = {name: kind.title for name, kind in tests.KINDS.items()}
+    titles |= {name: title for name, (_, title) in tests.CONTROLLED.items()}
+    rows = [[f"`{name}`", title, *measured("kinds", name)] for name, title in titles.items()]
+    return table(["kind", "what people call it", *columns()], rows)
 
-    measured = json.loads((ROOT / "docs" / "kinds.json").read_text())
 
-    def cell(kind: str, target: str) -> str:
-        found = measured.get(kind, {}).get(target)
-        return f"{found['unet_db']:g} / {found['picture_db']:g}" if found else "not measured yet"
+def layouts() -> str:
+    """Layouts of checkpoints against targets: what tests/pipeline/test_inputs.py measured last."""
+    return _inputs(merged=False)
 
-    titles = {name: kind.title for name, kind in module.KINDS.items()}
-    titles |= {name: title for name, (_, title) in module.CONTROLLED.items()}
-    rows = [[f"`{name}`", title, *(cell(name, target) for target in TARGETS)] for name, title in titles.items()]
-    return table(["kind", "what people call it", *(f"`{target}`" for target in TARGETS)], rows)
+
+def adapters() -> str:
+    """Adapters against targets: what tests/pipeline/test_inputs.py measured last."""
+    return _inputs(merged=True)
+
+
+def _inputs(merged: bool) -> str:
+    rows = [
+        [row.title, row.base, *measured("inputs", name)]
+        for name, row in of_tests("inputs").INPUTS.items()
+        if row.merged == merged
+    ]
+    return table(["given", "model", *columns()], rows)
 
 
 def forecasts() -> str:
     """Memory of each stage, forecast and measured, and processor time, a table a run of docs/measured.json."""
-    checkpoint = _module("tests/pipeline/shapes.py").checkpoint
+    checkpoint = of_tests("pipeline.shapes").checkpoint
     from diffusette.pipeline.forecast import forecast
     from diffusette.runtimes.registry import TARGETS
 
@@ -134,9 +160,11 @@ def forecasts() -> str:
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {
+    "adapters": adapters,
     "cli": commands,
     "forecasts": forecasts,
     "kinds": kinds,
+    "layouts": layouts,
     "targets": targets,
     "tolerances": tolerances,
 }

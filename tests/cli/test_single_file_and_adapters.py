@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_single_file_with_lora_and_oft_converts_and_validates_on_every_target(
-    made: Path, tmp_path: Path, command: Command
+    made: Path, tmp_path: Path, command: Command, cache: Path
 ) -> None:
     given = ["--tokenizer", str(DEMO_FOLDER / "tokenizer"), "--size", "64x64", "--json"]
     given += ["--adapter", f"{made / 'style.safetensors'}:0.6", "--adapter", str(made / "turned")]
@@ -50,6 +50,20 @@ def test_a_single_file_with_lora_and_oft_converts_and_validates_on_every_target(
     answer = command("validate", tmp_path / "out/ort", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["ok"]
+    # a machine that does not know where it was converted
+    (cache / "sources" / f"{manifest['provenance']['checkpoint']}.json").unlink()
+    elsewhere = ["validate", tmp_path / "out/ort", "--reference", made / "model.safetensors", *given[:2]]
+    answer = command(*elsewhere)
+    assert answer.code == 4
+    assert "--adapter style.safetensors:0.6 --adapter turned/adapter_model.safetensors:1" in " ".join(
+        answer.err.split()
+    )
+    answer = command(*elsewhere, *given[5:], "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["ok"]
+    answer = command("profile", *elsewhere[1:], *given[5:], "--vs", "torch", "--runs", 1, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["components"]["unet"]["torch"]
 
 
 @pytest.mark.slow

@@ -57,7 +57,9 @@ def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) ->
     is_xl = "text_encoder_2" in checkpoint.components
     configs = {f"{name}/config.json": dict(source.config) for name, source in checkpoint.components.items()}
     if size is not None and "unet/config.json" in configs:
-        configs["unet/config.json"]["sample_size"] = [side // checkpoint.vae_scale for side in size]
+        height, width = (side // checkpoint.vae_scale for side in size)
+        # SDXL's pipeline multiplies it, so it must be a number there; other shapes have to be named to it in the call
+        configs["unet/config.json"]["sample_size"] = height if height == width else [height, width]
     if is_xl:
         for name in ("text_encoder", "text_encoder_2"):
             configs[f"{name}/config.json"]["num_hidden_layers"] = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -12,17 +11,16 @@ import numpy as np
 import pytest
 from diffusette.export.families.sd1 import SD1
 from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.errors import BundleError, CheckpointError, FeedError, ModelError, RecipeError, ToolCrashed
+from diffusette.pipeline.errors import BundleError, FeedError, ModelError, RecipeError, ToolCrashed
 from diffusette.runtimes.ort import mobile, session
 from diffusette.runtimes.ort.build import BuildOrt
 from diffusette.runtimes.ort.loose_weights import put_weights_back, take_weights_out
-from diffusette.runtimes.ort.optimum_layout import layout_files, write_layout
 from diffusette.runtimes.ort.ort_file import schema
 from diffusette.runtimes.ort.session import OrtSession
 from diffusette.runtimes.ort.target import OrtTarget
 from onnx import TensorProto
 
-from .workshop import SIZE, Array, Workshop, snr_db
+from .workshop import Array, Workshop, snr_db
 
 # Seen: 121 to 136 dB at fp32, 118 to 128 dB at fp16 against PyTorch with the same rounded weights.
 COMPONENTS: Final = tuple(SD1.components)  # of the demo
@@ -307,45 +305,3 @@ def test_cut_external_data_is_reported(copy: TargetModel) -> None:
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(BundleError, match=f"has {data.stat().st_size}"):
         OrtSession(copy, threads=1)
-
-
-# -- optimum's small files
-
-
-def test_optimum_finds_a_configuration_beside_every_component(demo_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    written = write_layout(demo_checkpoint, tmp_path, (128, 64))
-    assert list(written) == sorted(f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*") if f.is_file())
-    assert {f"{name}/config.json" for name in COMPONENTS} < set(written)
-    index = json.loads((tmp_path / "model_index.json").read_bytes())
-    assert index["_class_name"] == "StableDiffusionPipeline"
-    assert index["scheduler"] == ["diffusers", demo_checkpoint.scheduler["_class_name"]]
-    assert json.loads((tmp_path / "unet" / "config.json").read_bytes())["sample_size"] == [16, 8]
-    assert json.loads((tmp_path / "vae_decoder" / "config.json").read_bytes())["scaling_factor"] == 0.40502
-
-
-def test_nothing_private_and_no_version_gets_into_the_layout(demo_checkpoint: Checkpoint) -> None:
-    unet = demo_checkpoint.components["unet"]
-    private = dataclasses.replace(unet, config={**unet.config, "_name_or_path": "/home/someone/model"})
-    checkpoint = dataclasses.replace(demo_checkpoint, components={**demo_checkpoint.components, "unet": private})
-    content = b"".join(layout_files(checkpoint).values())
-    assert b"someone" not in content
-    assert b"_version" not in content
-
-
-def test_old_tokenizer_files_are_made_of_tokenizer_json(demo_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    old = layout_files(demo_checkpoint)
-    shutil.copyfile(demo_checkpoint.tokenizer / "tokenizer.json", tmp_path / "tokenizer.json")
-    new = layout_files(dataclasses.replace(demo_checkpoint, tokenizer=tmp_path))
-    assert json.loads(new["tokenizer/vocab.json"]) == json.loads(old["tokenizer/vocab.json"])
-    assert new["tokenizer/merges.txt"].split() == old["tokenizer/merges.txt"].split()
-    assert new["tokenizer/tokenizer_config.json"] == old["tokenizer/tokenizer_config.json"]
-
-
-def test_a_tokenizer_that_is_none_is_refused(demo_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordLevel"}}')
-    with pytest.raises(CheckpointError, match=r"byte-pair tokenizer\.json"):
-        layout_files(dataclasses.replace(demo_checkpoint, tokenizer=tmp_path))
-
-
-def test_the_target_hands_these_files_to_the_bundle(demo_checkpoint: Checkpoint) -> None:
-    assert OrtTarget().assets(demo_checkpoint, SIZE) == layout_files(demo_checkpoint, SIZE)

@@ -16,12 +16,13 @@ from typing import Any, Final
 from ..pipeline.artifacts import ComponentSource
 from ..pipeline.errors import CheckpointError
 from .contract import PIXELS_PER_LATENT, layers_of
-from .diffusers_folder import INDEX, find_weights, read_json
+from .diffusers_folder import INDEX, read_json
 from .families import Part
 from .families.family import TAKES_RESIDUALS
 from .graph import architecture
 from .layout import PartWeights, read_parts
 from .stored_file import read_stored
+from .weight_files import find_weights
 
 CLASS: Final = "ControlNetModel"
 OPTION: Final = "--controlnet"
@@ -123,9 +124,9 @@ def _read_folder(place: Path, part: Part) -> Given:
         raise CheckpointError(
             f"{file}: 'layers_per_block' is {raw['layers_per_block']!r}, a number of layers is needed", hint=_HINT
         )
-    files, index = find_weights(folder)
-    places = {f"controlnet/{each.name}": each for each in (file, *files, *([index] if index else ()))}
-    return {**part.defaults, **architecture(raw)}, read_parts(files), places, ()
+    found = find_weights(folder)
+    places = {f"controlnet/{each.name}": each for each in (file, *found.places)}
+    return {**part.defaults, **architecture(raw)}, read_parts(found.files), places, ()
 
 
 def _read_file(place: Path, unet: ComponentSource, part: Part) -> Given:

@@ -32,6 +32,7 @@ from diffusette.pipeline.recipe import Recipe, ScheduleChoice, load_recipe
 from diffusette.pipeline.sampling import recipe_for
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
 from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
+from diffusette.runtimes.txt2img.control import Control
 from diffusette.validate.probes import probe_canvas
 from pydantic import TypeAdapter
 
@@ -92,6 +93,7 @@ class Rows:
 
     cache: Cache
     folder: Path
+    goldens: bool = False  # whether bundles get golden vectors
     done: dict[str, Conversion] = field(default_factory=dict)
 
     def bundle(
@@ -120,6 +122,7 @@ class Rows:
                 targets=runtimes(),
                 size=size,
                 companions=given,
+                goldens=self.goldens,
                 cache=self.cache,
             )
         found = next(c for c in self.done[row].converted if c.bundle.manifest.target.name == target)
@@ -127,9 +130,11 @@ class Rows:
         return found.bundle
 
 
-def check_cell(bundle: Bundle, cache: Cache) -> dict[str, float]:
+def check_cell(bundle: Bundle, cache: Cache, control: Control | None = None) -> dict[str, float]:
     """Validate `bundle` with pictures, and draw with it, telling neither anything.
 
+    Args:
+        control: for a bundle with a ControlNet, what to draw along.
     Returns:
         What docs/kinds.md shows: SNR of the UNet and PSNR of pictures, in dB.
     """
@@ -137,7 +142,9 @@ def check_cell(bundle: Bundle, cache: Cache) -> dict[str, float]:
     assert report.ok
     assert report.image is not None
     canvas = probe_canvas(SIZE) if bundle.manifest.conditioning.input_channels == INPAINTING_CHANNELS else None
-    drawing = draw_with_bundle(bundle, "a red star", seed=3, canvas=canvas, threads=1, progress=Silent())
+    drawing = draw_with_bundle(
+        bundle, "a red star", seed=3, canvas=canvas, control=control, threads=1, progress=Silent()
+    )
     assert drawing.image.shape == (*SIZE, 3)
     assert np.ptp(drawing.image) > 0.01
     variant = variant_of(open_reference_checkpoint(bundle, None, cache))

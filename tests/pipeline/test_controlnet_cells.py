@@ -1,0 +1,62 @@
+"""Every family with a ControlNet, on every runtime. docs/kinds.md shows what is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+from diffusette.pipeline.artifacts import Companions
+from diffusette.pipeline.cache import Cache
+from diffusette.pipeline.draw import draw_with_bundle
+from diffusette.pipeline.errors import UsageError
+from diffusette.pipeline.goldens import replay_goldens
+from diffusette.pipeline.progress import Silent
+from diffusette.runtimes.registry import TARGETS
+from diffusette.runtimes.txt2img.control import Control
+from diffusette.validate.probes import probe_control
+
+from ..kinds import CONTROLLED, tiny_controlnet
+from .cells import SIZE, Rows, check_cell, note, one_process
+
+CELLS: Final = [(kind, target) for kind in CONTROLLED for target in TARGETS]
+# Every target once, and the one that is given SDXL's numbers in another form than its UNet; the others are much alike.
+OFTEN: Final = {*(("sd1-controlnet", target) for target in TARGETS), ("sdxl-controlnet", "ncnn")}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+    with one_process():
+        yield Rows(Cache(tmp_path_factory.mktemp("cache")), tmp_path_factory.mktemp("rows"), goldens=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [pytest.param(*cell, marks=pytest.mark.slow if cell in OFTEN else pytest.mark.full) for cell in CELLS],
+)
+def test_a_checkpoint_with_a_controlnet_converts_validates_and_follows_pictures(
+    kind: str, target: str, rows: Rows, kind_folder: Callable[[str], Path]
+) -> None:
+    def make(place: Path) -> tuple[Path, Companions]:
+        base, _ = CONTROLLED[kind]
+        tiny_controlnet(base).save_pretrained(place / "controlnet")
+        return kind_folder(base), Companions(controlnet=place / "controlnet")
+
+    bundle = rows.bundle(kind, target, make)
+    edges = probe_control(SIZE)
+    found = check_cell(bundle, rows.cache, control=edges)
+    assert {"controlnet", "unet"} <= set(bundle.components)
+    pictures = [
+        draw_with_bundle(bundle, "a red star", seed=3, control=control, progress=Silent()).image
+        for control in (edges, Control(1 - edges.picture), Control(None, 0.0))
+    ]
+    assert all(np.abs(one - other).max() > 0.02 for one, other in combinations(pictures, 2))
+    with pytest.raises(UsageError, match="draws along a control picture"):
+        draw_with_bundle(bundle, "a red star", progress=Silent())
+    _, checks = replay_goldens(bundle, progress=Silent())
+    assert all(check.ok for check in checks)
+    assert (bundle.path / "goldens" / "control.png").is_file()
+    note("kinds", kind, target, found)

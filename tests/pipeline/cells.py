@@ -46,7 +46,8 @@ def _in_this_process(stage: Any, into: Path, work: Path, watch: Any) -> tuple[di
     kind: Any = TypeAdapter(type(stage))
     artifact = kind.validate_json(kind.dump_json(stage)).run(into)
     facts = TypeAdapter(stage.output).dump_python(artifact, mode="json")
-    return {name: fact for name, fact in facts.items() if name not in ("folder", "digest")}, {"tree_peak_mib": 0}
+    measured = {"tree_peak_mib": 0, "own_peak_mib": 0}  # nothing of this process would tell
+    return {name: fact for name, fact in facts.items() if name not in ("folder", "digest")}, measured
 
 
 @contextmanager
@@ -95,6 +96,9 @@ class Rows:
     folder: Path
     goldens: bool = False  # whether bundles get golden vectors
     done: dict[str, Conversion] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (self.cache.root / "work").mkdir()  # the child's, which would make it
 
     def bundle(
         self,

@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, Final
 
 WORTHWHILE: Final = 4  # the real width in units: below, the narrow networks together cost as much as the real one
 _NARROW_HEADS: Final = 2  # one head could be folded away, and the graph would be another
 _POWERS: Final = (1, 2)
+_TEXT: Final = 1021  # width of the text that a narrow UNet takes: a prime, so that no layer of it is as wide
 
 Width = int | Fraction
 
@@ -49,17 +51,20 @@ class NarrowCopy:
     width: int
     real: int
     whole: bool  # between the two it can only have a whole number of units: its heads are of one size
+    aliases: Mapping[int, int]  # a number that is no other, and the real one that it stands for whatever the width
 
 
 def narrow_copy(component: str, config: Mapping[str, Any]) -> NarrowCopy | None:
     """The narrowest network that `component` is a widening of, heads included; None if that saves nothing."""
     if component.startswith("text_encoder"):
         plan = _narrow_encoder(config)
-        return NarrowCopy(plan.configs[0], plan.widths[0], plan.real, True) if plan else None
+        return NarrowCopy(plan.configs[0], plan.widths[0], plan.real, True, {}) if plan else None
     if "block_out_channels" not in config or (units := _units(config)) is None:
         return None
     real = config["block_out_channels"][0] // units[0]
     heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 1
+    text = config.get("cross_attention_dim")
+    aliased = {"cross_attention_dim": _TEXT} if isinstance(text, int) else {}
     for width in range(1, real // WORTHWHILE + 1):
         channels = [unit * width for unit in units]
         if isinstance(heads, int):
@@ -71,7 +76,8 @@ def narrow_copy(component: str, config: Mapping[str, Any]) -> NarrowCopy | None:
             fitting = all(count.denominator == 1 for count, block in levels if "Attn" in block)
             fixed = {"attention_head_dim": [max(1, int(count)) for count in narrow_heads], "num_attention_heads": None}
         if fitting:
-            return NarrowCopy({**config, "block_out_channels": channels, **fixed}, width, real, bool(fixed))
+            made = {**config, "block_out_channels": channels, **fixed, **aliased}
+            return NarrowCopy(made, width, real, bool(fixed), {_TEXT: int(text)} if aliased and text else {})
     return None
 
 
@@ -116,14 +122,16 @@ def _narrowing(
     return Narrowing(widths, real, (at(widths[0]), at(widths[1])))
 
 
-def carried(one: int, two: int, widths: tuple[Width, Width], wanted: Width) -> int:
+def carried(
+    one: int, two: int, widths: tuple[Width, Width], wanted: Width, aliases: Mapping[int, int] = MappingProxyType({})
+) -> int:
     """The number at width `wanted` that is `one` and `two` at `widths`: as the power of the width that fits both.
 
     Raises:
         NotAlikeError: none does, or it would be no whole number.
     """
     if one == two:
-        return one
+        return aliases.get(one, one)
     for power in _POWERS:
         value = one * Fraction(wanted, widths[0]) ** power
         if one * Fraction(widths[1], widths[0]) ** power == two and value.denominator == 1:

@@ -57,13 +57,24 @@ class Copies:
 
     Args:
         real: at `width`; `narrow`: the same architecture, exported at `narrow_width`.
+        aliases: numbers of narrow copies, whatever their width, and the real ones for them.
         scratch: an empty folder.
     Raises:
         NotAlikeError: the two graphs differ in more than numbers.
     """
 
-    def __init__(self, real: Graph, width: int, narrow: Graph, narrow_width: int, scratch: Path) -> None:
+    def __init__(
+        self,
+        real: Graph,
+        width: int,
+        narrow: Graph,
+        narrow_width: int,
+        aliases: Mapping[int, int],
+        scratch: Path,
+    ) -> None:
         import onnx_ir as ir
+
+        self.aliases = aliases
 
         self._scratch = scratch
         self._real, self._narrow = (
@@ -112,8 +123,12 @@ class Copies:
         return Copy(folder / "model.onnx", fingerprints, constants)
 
     def _shape(self, width: Width, narrow: tuple[int, ...], real: tuple[int, ...]) -> tuple[int, ...]:
-        units = (self._narrow.width, self._real.width)
-        return tuple(carried(a, b, units, width) for a, b in zip(narrow, real, strict=True))
+        return tuple(self._number(width, a, b) for a, b in zip(narrow, real, strict=True))
+
+    def _number(self, width: Width, narrow: int, real: int) -> int:
+        if self.aliases.get(narrow) == real:
+            return narrow
+        return carried(narrow, real, (self._narrow.width, self._real.width), width)
 
     def _at(self, width: Width, use: Use) -> Array:
         real = self._real.constants[use]
@@ -124,8 +139,7 @@ class Copies:
             return real  # no float decides the form of a graph
         if width == self._narrow.width:
             return narrow
-        units = (self._narrow.width, self._real.width)
-        numbers = [carried(int(a), int(b), units, width) for a, b in zip(narrow.flat, real.flat, strict=True)]
+        numbers = [self._number(width, int(a), int(b)) for a, b in zip(narrow.flat, real.flat, strict=True)]
         return np.array(numbers, real.dtype).reshape(real.shape)
 
     def _stub(self, width: Width, old: WeightSlot, slot: WeightSlot, fingerprints: Fingerprints, data: Any) -> Any:

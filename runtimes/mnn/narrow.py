@@ -65,22 +65,28 @@ class LearnMnn:
     width: int  # of `graph`, in units of its width
     narrow_width: int
     whole: bool  # see `NarrowCopy`
+    aliases: Mapping[int, int]
     form: str  # a key of _FLAGS
 
     name: ClassVar[str] = "mnn-form"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx", "onnx-ir", "flatbuffers")
     output: ClassVar[type] = LearnedMnn
 
     def key(self) -> Mapping[str, object]:
         key = {"graph": self.graph.digest, "narrow": self.narrow.digest, "form": self.form}
-        return {**key, "widths": [self.width, self.narrow_width], "whole": self.whole}
+        return {
+            **key,
+            "widths": [self.width, self.narrow_width],
+            "whole": self.whole,
+            "aliases": sorted(self.aliases.items()),
+        }
 
     def run(self, into: Path) -> LearnedMnn:
         scratch = into / "scratch"
         scratch.mkdir()
         try:
-            copies = Copies(self.graph, self.width, self.narrow, self.narrow_width, scratch)
+            copies = Copies(self.graph, self.width, self.narrow, self.narrow_width, self.aliases, scratch)
             model = self._learn(copies)
         except (NotAlikeError, UnknownFormError, ToolCrashed) as reason:
             return LearnedMnn(into, self.graph.component, note=str(reason))
@@ -140,5 +146,5 @@ def learned(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Run
         narrow = run(SimplifyGraph(run(ExportGraph(source.component, source.family, copy.config, size))))
     except ModelError as error:
         return None, f"a narrow copy could not be exported: {error}"
-    made = run(LearnMnn(graph, narrow, copy.real, copy.width, copy.whole, form))
+    made = run(LearnMnn(graph, narrow, copy.real, copy.width, copy.whole, copy.aliases, form))
     return (None, made.note) if made.note else (made, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,6 +45,7 @@ class _Carry:
 
     widths: tuple[Width, Width]
     real: int
+    aliases: Mapping[int, int]
 
     def value(self, where: str, one: Any, two: Any) -> Any:
         """Tables, lists and numbers at the real width, in plain values."""
@@ -60,11 +61,11 @@ class _Carry:
             if len(one) != len(two):
                 raise NotAlikeError(f"{where} has {len(one)} entries at one width, {len(two)} at the other")
             return [self.value(where, a, b) for a, b in zip(one, two, strict=True)]
-        if one == two:
+        if one == two and not isinstance(one, int):
             return one
         if not isinstance(one, int):
             raise NotAlikeError(f"{where} is {one!r} at one width, {two!r} at the other")
-        return carried(one, two, self.widths, self.real)
+        return carried(one, two, self.widths, self.real, self.aliases)
 
 
 def widened(
@@ -79,7 +80,7 @@ def widened(
     Raises:
         NotAlikeError: what cannot be carried on, or a weight that is not a whole parameter.
     """
-    carry = _Carry(widths, real)
+    carry = _Carry(widths, real, copies.aliases)
     sides = [converted.net["oplists"] for converted in formed]
     held = [_held(converted) for converted in plain]
     names = [[op.get("name") for op in converted.net["oplists"]] for converted in (*plain, *formed)]
@@ -88,7 +89,7 @@ def widened(
     operations = []
     for one, two, pieces in zip(*sides, held[0], strict=True):
         where, kind = repr(one.get("name")), MAINS.get(one["main_type"], "")
-        op = carry.value(where, *({key: op[key] for key in op if key != "main"} for op in (one, two)))
+        op = _equal(where, *({key: op[key] for key in op if key != "main"} for op in (one, two)))
         mains = [op["main"] for op in (one, two) if "main" in op]
         if kind == "Blob":
             op["main"] = _constant(op["name"], mains, bool(pieces), carry, formed)
@@ -99,8 +100,19 @@ def widened(
         operations.append({"op": op, "pieces": pieces})
     _check(operations, copies)
     apart = ("oplists", "mnn_uuid")  # that one is random
-    net = carry.value("the model", *({k: v for k, v in c.net.items() if k not in apart} for c in formed))
+    net = _equal("the model", *({k: v for k, v in c.net.items() if k not in apart} for c in formed))
     return {**net, "mnn_uuid": "0" * len(formed[0].net["mnn_uuid"])}, operations
+
+
+def _equal(where: str, one: Values, two: Values) -> Values:
+    """A table whose numbers are indices: they are the same at any width."""
+    plain = [
+        {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in table.items()}
+        for table in (one, two)
+    ]
+    if plain[0] != plain[1]:
+        raise NotAlikeError(f"{where} is wired otherwise at the other width")
+    return plain[0]
 
 
 def _held(converted: Converted) -> list[list[Piece]]:

@@ -191,7 +191,8 @@ def test_a_network_that_is_small_or_has_no_unit_is_converted_whole(shop: Shop) -
 def test_a_narrow_copy_has_heads_that_widen_to_the_real_ones() -> None:
     sd15 = {**UNET, "block_out_channels": [320, 640], "norm_num_groups": 32, "attention_head_dim": 8}
     copy = narrow_copy("unet", sd15)
-    assert copy == NarrowCopy({**sd15, "block_out_channels": [32, 64]}, 1, 10, whole=False)
+    config = {**sd15, "block_out_channels": [32, 64], "cross_attention_dim": 1021}
+    assert copy == NarrowCopy(config, 1, 10, whole=False, aliases={1021: 24})
     by_level = narrow_copy(
         "unet", {**sd15, "attention_head_dim": [5, 10], "down_block_types": ["CrossAttnDownBlock2D"] * 2}
     )
@@ -210,6 +211,11 @@ def test_numbers_are_carried_from_and_to_widths_that_are_no_whole_units(one: int
     widths = (1, Fraction(5, 4))
     assert carried(one, two, widths, 10) == wide
     assert carried(one, wide, (1, 10), Fraction(5, 4)) == two
+
+
+def test_a_number_that_stands_for_another_is_put_back() -> None:
+    assert carried(1021, 1021, (1, 2), 10, {1021: 768}) == 768
+    assert carried(1020, 1020, (1, 2), 10, {1021: 768}) == 1020
 
 
 def test_a_width_at_which_a_number_is_not_whole_is_none() -> None:

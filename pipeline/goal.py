@@ -49,7 +49,7 @@ class MenuRow:
     psnr_db: float | None  # of pictures, the median; None where drawing takes too long
     chosen: bool
     measured: bool = True  # else `snr_db` is what the losses of layers add up to
-    unet_ms: Mapping[str, float] = field(default_factory=dict)  # target -> a call, median, where it was measured
+    unet_ms: Mapping[str, float] = field(default_factory=dict)  # target -> a call there, where it was measured
     plans: Mapping[str, Plan] = field(default_factory=dict)  # component -> its own, where GPTQ has rounded it
 
     def to_json(self) -> dict[str, Any]:

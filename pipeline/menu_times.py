@@ -39,6 +39,6 @@ def with_times(
     for runtime in runtimes:
         models = tuple(runtime.build(unet, size, row.plans["unet"], run) for row in found.menu)
         timed = run(MeasureTimes(models, probes, facts, runtime.version(), machine(), THREADS))
-        for ms, value in zip(times, timed.median_ms, strict=True):
+        for ms, value in zip(times, timed.ms, strict=True):
             ms[runtime.name] = value
     return replace(found, menu=tuple(replace(row, unet_ms=ms) for row, ms in zip(found.menu, times, strict=True)))

@@ -17,8 +17,8 @@ SEED: Final = 1000
 
 _THOROUGH: Final = 12  # prompts where a UNet call takes milliseconds: 192 calls, every third step of 20 and the last
 _FRUGAL: Final = 2  # prompts where it takes many seconds: 20 calls, 8 of which are kept
-VAE_SIDE: Final = 32
-"""Rows and columns of latents of the VAE's samples where calls take seconds: the middle of a picture of 512 x 512."""
+VAE_SIDE: Final = 16
+"""Rows and columns of latents of the VAE's samples where calls take seconds: 128 x 128 pixels of the middle."""
 
 _TOGETHER: Final = 4  # prompts that one stage draws, where that takes seconds
 

@@ -22,10 +22,10 @@ ROUNDS: Final = 9  # in which every model runs once, after a warm-up
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Median milliseconds of each model over the rounds in which it did not wait for a processor, if there were any."""
+    """Milliseconds of each model: the median of rounds in which it did not wait for a processor, else the least."""
 
     folder: Path
-    median_ms: tuple[float, ...]
+    ms: tuple[float, ...]
     digest: str = ""
 
 
@@ -41,7 +41,7 @@ class MeasureTimes:
     threads: int
 
     name: ClassVar[str] = "times"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ()
     output: ClassVar[type] = Times
 
@@ -71,4 +71,5 @@ class MeasureTimes:
                         every[number].append(session.last_seconds)
                         if session.last_waited <= CALM * session.last_seconds:
                             calm[number].append(session.last_seconds)
-        return Times(into, tuple(1e3 * median(some or whole) for some, whole in zip(calm, every, strict=True)))
+        # other work only ever adds to a time
+        return Times(into, tuple(1e3 * (median(c) if c else min(e)) for c, e in zip(calm, every, strict=True)))

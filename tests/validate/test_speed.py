@@ -105,8 +105,27 @@ def test_the_processor_says_what_it_has_for_integers(line: str, unit: str | None
     assert int8_unit(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_where_two_threads_are_disturbed_one_is_raced(
+    alone: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[int] = []
+
+    def open_session(_: str, model: Any, *, threads: int, timed: bool) -> Any:
+        opened.append(threads)
+        return Disturbed("a", [9, *[0.02 if threads == 2 or not alone else 0.002] * 60], [])
+
+    monkeypatch.setattr(speed, "native_feeds", lambda *_: FEEDS)
+    monkeypatch.setattr(speed, "open_isolated", open_session)
+    probes: Any = SimpleNamespace(read=lambda _: iter([SimpleNamespace(feeds=FEEDS)]))
+    model: Any = SimpleNamespace(component="unet", forms={})
+    raced = speed.MeasureSpeed(model, model, probes, {}, "1", "here", 2).run(tmp_path)
+    assert opened == [2, 2, 1, 1]
+    assert (raced.threads, raced.calm, raced.ratio) == (1, alone, 1.0)
+
+
 def test_models_of_a_menu_are_timed_in_calm_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spans = {"a": [9, *[0.002, 0.09] * 5], "b": [9, *[0.05] * 10]}
+    spans = {"a": [9, *[0.002, 0.09] * 5], "b": [9, *[0.05] * 4, 0.04, *[0.06] * 5]}
     monkeypatch.setattr(times, "SETTLE", 0.0)
     monkeypatch.setattr(times, "native_feeds", lambda *_: FEEDS)
     monkeypatch.setattr(times, "open_isolated", lambda _, model, **__: Disturbed(model, spans[model], []))
@@ -117,4 +136,4 @@ def test_models_of_a_menu_are_timed_in_calm_rounds(monkeypatch: pytest.MonkeyPat
 
     models: Any = (Model("a"), Model("b"))
     found = times.MeasureTimes(models, probes, {}, "1", "here", 2).run(tmp_path)
-    assert found.median_ms == pytest.approx((2.0, 50.0))  # `b` had to wait in every round
+    assert found.ms == pytest.approx((2.0, 40.0))  # `b` had to wait in every round

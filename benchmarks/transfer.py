@@ -63,7 +63,7 @@ def fine_tune(folder: Path, steps: int) -> None:
         [scene.caption for scene in scenes], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
     with torch.no_grad():
-        sample = torch.from_numpy(pictures / 127.5 - 1).permute(0, 3, 1, 2)
+        sample: Any = torch.from_numpy(pictures / 127.5 - 1).permute(0, 3, 1, 2)
         scale = pipeline.vae.config.scaling_factor
         latents = torch.cat([pipeline.vae.encode(part).latent_dist.mean * scale for part in sample.split(BATCH)])
         told = torch.cat([pipeline.text_encoder(part).last_hidden_state for part in ids.split(BATCH)])
@@ -80,7 +80,7 @@ def fine_tune(folder: Path, steps: int) -> None:
         answer = unet(noise_of.add_noise(latents[some], noise, times), times, told[some]).sample
         loss = torch.nn.functional.mse_loss(answer, noise)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}", file=sys.stderr)
@@ -120,7 +120,7 @@ def agreement(found: dict[str, Any], shapes: Any) -> float:
     ours, theirs = (each.recipe.plans(shapes) for each in found.values())
     places = [(part, name, shape) for part, each in shapes.items() for name, shape in each.items() if len(shape) > 1]
     same = sum(ours[part].scheme(name, shape) == theirs[part].scheme(name, shape) for part, name, shape in places)
-    return round(same / len(places), 3)
+    return float(round(same / len(places), 3))
 
 
 class Progress(Silent):

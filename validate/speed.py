@@ -109,8 +109,8 @@ class MeasureSpeed:
         }
 
     def run(self, into: Path) -> Speed:
-        # Of two threads one waits for the other, wherever that one is; one alone may be calm where two are not. Calls of
-        # seconds are not repeated: no turn of theirs is without other work, and all have their share of it.
+        # Of two threads one waits for the other, wherever that one is; one alone may be calm where two are not. Calls
+        # of seconds are not repeated: no turn of theirs is without other work, and all have their share of it.
         for threads in dict.fromkeys((self.threads, 1)):
             ours, theirs, calm = self._race(threads)
             if calm or min(ours) > _LONG:

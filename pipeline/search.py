@@ -143,7 +143,7 @@ def _until_snr(bench: Bench, wanted: float) -> Chosen:
             part = max(short, key=lambda name: short[name])
             raise UsageError(
                 f"--min-snr {wanted:g} cannot be met: {part} has {measured[part]:.1f} dB with every layer at its best",
-                hint=f"--min-snr {floor(10 * measured[part]) / 10:.1f} or less, or --precision fp16",
+                hint=f"--min-snr {floor(10 * measured[part]) / 10:.1f} or less, or --precision fp32",
             )
         for part, gap in short.items():
             aims[part] += gap + 0.2

@@ -1,124 +1,83 @@
-"""Ranges of what enters each layer along real trajectories: what activations at 8 bits need to be scaled by.
+"""Ranges of what enters and leaves each layer along real trajectories: what activations of 8 bits are scaled by.
 
-Values stream through a histogram of fixed size a layer, whose span doubles when a value falls outside: no tensor is
-kept. Peers that add every activation as an output of the graph were seen at hundreds of gigabytes.
+Peers that add every activation as an output of the graph were seen at hundreds of gigabytes; here values stream into
+histograms. A stage observes the samples of a few prompts, so that an interrupted calibration goes on with the next.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..pipeline.artifacts import ComponentSource
 from ..pipeline.errors import ModelError
+from ..pipeline.stage import Runner
+from .histogram import Histogram, Method
 from .samples import Samples
 
-Method = Literal["minmax", "percentile", "mse"]
+Side = Literal["input", "output"]
 
-_BINS: Final = 2048  # of a histogram, symmetric around zero
-_PERCENT: Final = 99.99  # of values that "percentile" covers
-_LEVELS: Final = 255  # steps of 8 bits
-_CLIPS: Final = np.linspace(1.0, 0.2, 41)  # shares of the full range that "mse" tries
-_FILE: Final = "ranges.json"
+_HISTOGRAMS: Final = "histograms.npz"
+_STEPS: Final = "timesteps.json"
+_RANGES: Final = "ranges.json"
 
-
-class Histogram:
-    """Counts of streamed values in `_BINS` bins over [-span, span], and their exact extremes."""
-
-    def __init__(self) -> None:
-        self.span = 0.0
-        self.low, self.high = np.inf, -np.inf
-        self.counts: NDArray[np.int64] = np.zeros(_BINS, np.int64)
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count finite `values`, of any shape."""
-        low, high = float(values.min()), float(values.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        peak = max(abs(low), abs(high))
-        if self.span == 0.0 and peak > 0:
-            self.span = peak
-        while peak > self.span > 0:
-            # twice the span: two old bins make a new one, in the middle half
-            half = self.counts.reshape(-1, 2).sum(1)
-            self.counts = np.zeros(_BINS, np.int64)
-            self.counts[_BINS // 4 : _BINS // 4 * 3] = half
-            self.span *= 2
-        self.counts += np.histogram(values, _BINS, (-self.span or -1.0, self.span or 1.0))[0]
-
-    def range(self, method: Method) -> tuple[float, float]:
-        """Least and greatest value to represent, zero among them (padding is zero and must stay exact)."""
-        low, high = min(self.low, 0.0), max(self.high, 0.0)
-        if method == "minmax" or self.span == 0.0:
-            return low, high
-        edges = np.linspace(-self.span, self.span, _BINS + 1)
-        if method == "percentile":
-            share = np.cumsum(self.counts) / self.counts.sum()
-            tail = (1 - _PERCENT / 100) / 2
-            first, last = int(np.searchsorted(share, tail, "right")), int(np.searchsorted(share, 1 - tail))
-            return max(low, min(float(edges[first]), 0.0)), min(high, max(float(edges[last + 1]), 0.0))
-        centres = (edges[:-1] + edges[1:]) / 2
-        errors = [self._error(centres, low * clip, high * clip) for clip in _CLIPS]
-        clip = float(_CLIPS[int(np.argmin(errors))])
-        return low * clip, high * clip
-
-    def _error(self, centres: NDArray[np.float64], low: float, high: float) -> float:
-        """Sum of squared errors of 8 bits over [low, high]; within a bin, a step's own rounding counts as uniform."""
-        step = (high - low) / _LEVELS
-        outside = centres - np.clip(centres, low, high)
-        return float((self.counts * (outside**2 + step**2 / 12)).sum())
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class InputRanges:
-    """`ranges.json`: module path -> method -> [low, high], and `timesteps`: timestep -> [low, high]."""
+class ObservedInputs:
+    """`histograms.npz`: of each layer's input, and of convolutions' outputs; `timesteps.json`: extremes by timestep."""
 
     folder: Path
     component: str
     digest: str = ""
 
-    def read(self, method: Method = "mse") -> dict[str, tuple[float, float]]:
-        """Module path -> range of its input."""
-        return {path: (entry[method][0], entry[method][1]) for path, entry in self._entries().items()}
+    def histograms(self) -> dict[str, Histogram]:
+        """`input:MODULE` or `output:MODULE` -> its histogram."""
+        found = {}
+        with np.load(self.folder / _HISTOGRAMS, allow_pickle=False) as stored:
+            names = [str(name) for name in stored["names"]]
+            for name, counts, (span, low, high) in zip(names, stored["counts"], stored["spans"], strict=True):
+                histogram = Histogram()
+                histogram.counts, histogram.span = counts, float(span)
+                histogram.low, histogram.high = float(low), float(high)
+                found[name] = histogram
+        return found
 
-    def by_timestep(self) -> dict[str, dict[float, tuple[float, float]]]:
-        """Module path -> timestep -> extremes there; empty for components that have no timestep."""
-        return {
-            path: {float(t): (low, high) for t, (low, high) in entry["timesteps"].items()}
-            for path, entry in self._entries().items()
-        }
-
-    def _entries(self) -> Mapping[str, Any]:
-        entries: Mapping[str, Any] = json.loads((self.folder / _FILE).read_bytes())
-        return entries
+    def by_timestep(self) -> dict[str, dict[float, Range]]:
+        """Module path -> timestep -> extremes of its input there; empty for components that have no timestep."""
+        stored = json.loads((self.folder / _STEPS).read_bytes())
+        return {path: {float(t): (low, high) for t, (low, high) in steps.items()} for path, steps in stored.items()}
 
 
 @dataclass(frozen=True)
 class ObserveInputs:
-    """Run a component along its samples and note the ranges of every linear layer's and convolution's input."""
+    """Run a component along its samples and count what enters every linear layer and convolution."""
 
     source: ComponentSource
     samples: Samples
+    form: str = ""  # which part of the samples of how many, for people
 
     name: ClassVar[str] = "observe"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
-    output: ClassVar[type] = InputRanges
+    output: ClassVar[type] = ObservedInputs
 
     def key(self) -> Mapping[str, object]:
         return {
             "component": self.source.component,
             "source": self.source.digest,
-            "samples": self.samples.digest,
+            "samples": list(self.samples.digests),
         }
 
-    def run(self, into: Path) -> InputRanges:
+    def run(self, into: Path) -> ObservedInputs:
         import torch
+        from torch import nn
 
         from ..export import modules
         from .calibrated import bare
@@ -126,31 +85,101 @@ class ObserveInputs:
 
         wrapped = modules.load(self.source)
         layers = weighted_modules(bare(wrapped))
-        seen = {path: Histogram() for path in layers}
-        steps: dict[str, dict[float, tuple[float, float]]] = {path: {} for path in layers}
+        seen: dict[str, Histogram] = {}
+        steps: dict[str, dict[float, Range]] = {}
         now: list[float] = []
 
-        def see(path: str, layer: Any, x: Any) -> None:
+        def count(side: Side, path: str, x: Any) -> None:
             values = x.detach().numpy()
-            if not np.isfinite(values).all():
-                raise ModelError(f"{self.source.component}/{path} is fed NaN or infinity along calibration samples")
-            seen[path].add(values)
-            for t in now:
-                low, high = steps[path].get(t, (np.inf, -np.inf))
-                steps[path][t] = min(low, float(values.min())), max(high, float(values.max()))
+            try:
+                seen.setdefault(f"{side}:{path}", Histogram()).add(values)
+            except ValueError as error:
+                raise ModelError(
+                    f"{self.source.component}/{path} meets {error} at its {side} along calibration samples",
+                    hint="the checkpoint's weights are damaged or overflow; no conversion can mend them",
+                ) from None
+            if side == "input":
+                for t in now:
+                    low, high = steps.setdefault(path, {}).get(t, (np.inf, -np.inf))
+                    steps[path][t] = min(low, float(values.min())), max(high, float(values.max()))
 
-        with torch.no_grad(), watched(layers, see):
+        def after(path: str) -> Any:
+            return lambda layer, inputs, output: count("output", path, output)
+
+        convolutions = {path: layer for path, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+        handles = [layer.register_forward_hook(after(path)) for path, layer in convolutions.items()]
+        with torch.no_grad(), watched(layers, lambda path, layer, x: count("input", path, x)):
             for feeds in self.samples.feeds(self.source.component):
                 now[:] = [float(feeds["timestep"])] if "timestep" in feeds else []
                 run_once(wrapped, feeds)
-        methods: tuple[Method, ...] = ("minmax", "percentile", "mse")
-        entries = {
-            path: {
-                **{method: list(seen[path].range(method)) for method in methods},
-                "timesteps": {f"{t:g}": list(extremes) for t, extremes in sorted(steps[path].items())},
-            }
-            for path in layers
-            if np.isfinite(seen[path].low)  # a layer that nothing runs through has no range
-        }
-        (into / _FILE).write_text(json.dumps(entries, indent=1) + "\n")
-        return InputRanges(into, self.source.component)
+        for handle in handles:
+            handle.remove()
+        np.savez_compressed(
+            into / _HISTOGRAMS,
+            allow_pickle=False,
+            names=np.array(list(seen)),
+            counts=np.array([each.counts for each in seen.values()]),
+            spans=np.array([[each.span, each.low, each.high] for each in seen.values()]),
+        )
+        (into / _STEPS).write_text(json.dumps({p: {f"{t:g}": e for t, e in s.items()} for p, s in steps.items()}))
+        return ObservedInputs(into, self.source.component)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRanges:
+    """`ranges.json`: module path -> `input` (and `output` of a convolution) -> [low, high], and who chose it."""
+
+    folder: Path
+    component: str
+    method: str
+    digest: str = ""
+
+    def read(self, side: Side = "input") -> dict[str, Range]:
+        """Module path -> the range of its input or output; without layers that nothing ran through."""
+        stored = json.loads((self.folder / _RANGES).read_bytes())
+        return {path: (entry[side][0], entry[side][1]) for path, entry in stored.items() if side in entry}
+
+
+@dataclass(frozen=True)
+class ChooseRanges:
+    """One range for every layer's input and every convolution's output, from all that was observed."""
+
+    component: str
+    observed: tuple[ObservedInputs, ...]
+    method: Method
+
+    name: ClassVar[str] = "ranges"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
+    output: ClassVar[type] = LayerRanges
+
+    def key(self) -> Mapping[str, object]:
+        observed = [each.digest for each in self.observed]
+        return {"component": self.component, "observed": observed, "method": self.method}
+
+    def run(self, into: Path) -> LayerRanges:
+        entries: dict[str, dict[str, list[float]]] = {}
+        for name, histogram in merged_histograms(self.observed).items():
+            side, _, path = name.partition(":")
+            entries.setdefault(path, {})[side] = list(histogram.range(self.method))
+        (into / _RANGES).write_text(json.dumps(entries, indent=1) + "\n")
+        return LayerRanges(into, self.component, self.method)
+
+
+def merged_histograms(observed: Iterable[ObservedInputs]) -> dict[str, Histogram]:
+    """What all of `observed` saw, added up."""
+    merged: dict[str, Histogram] = {}
+    for each in observed:
+        for name, histogram in each.histograms().items():
+            merged.setdefault(name, Histogram()).merge(histogram)
+    return merged
+
+
+def layer_ranges(source: ComponentSource, samples: Samples, method: Method, run: Runner) -> LayerRanges:
+    """The ranges of a component's layers along `samples`, from the cache or fresh; a stage a folder of samples."""
+    parts = samples.by_folder(source.component)
+    observed = tuple(
+        run(ObserveInputs(source, part, form=f"{number}/{len(parts)}" if len(parts) > 1 else ""))
+        for number, part in enumerate(parts, start=1)
+    )
+    return run(ChooseRanges(source.component, observed, method))

@@ -64,6 +64,13 @@ class Samples:
                 feeds = {name: middle(array, side) for name, array in feeds.items()}
             yield feeds
 
+    def by_folder(self, component: str) -> tuple[Samples, ...]:
+        """These samples cut into those of each folder that has any of `component`."""
+        parts = [Samples((folder,), (digest,)) for folder, digest in zip(self.folders, self.digests, strict=True)]
+        held = tuple(part for part in parts if next(part.folders[0].glob(f"{component}-*.npz"), None))
+        self.files(component)  # raises where there are none at all
+        return held
+
     def weight(self, feeds: Feeds) -> float:
         """What an error in the answer to `feeds` counts."""
         return dict(self.weights).get(float(feeds["timestep"]), 1.0) if "timestep" in feeds else 1.0

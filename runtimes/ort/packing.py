@@ -187,8 +187,9 @@ def apply(model: Any, packings: Mapping[str, Packed]) -> None:
             if each.output[0] not in made:  # layers of one input share its rounding
                 nodes.append(each)
                 made.add(each.output[0])
+    used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in packings]
-    kept += [tensor for packed in packings.values() for tensor in packed.initializers]
+    kept += [tensor for packed in packings.values() for tensor in packed.initializers if tensor.name in used]
     if any(NIBBLES in node.input for node in nodes):
         byte = np.arange(256)
         kept.append(numpy_helper.from_array(np.stack([byte & 15, byte >> 4], 1).astype(np.float32) - 8, NIBBLES))

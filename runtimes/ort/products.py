@@ -28,14 +28,7 @@ def integer_products(slot: WeightSlot, codes: Codes, uses: Sequence[tuple[Any, i
     Raises:
         ExportError: another operator uses the weight, or its codes are in groups.
     """
-    kinds = {node.op_type for node, index in uses if index == 1}
-    if len(kinds) != 1 or not kinds <= {"Conv", "MatMul", "Gemm"} or codes.scales.shape[1] != 1:
-        raise ExportError(
-            f"weight {slot.source!r} is used by {', '.join(sorted({node.op_type for node, _ in uses}))}, "
-            "for which no product of integers is known",
-            hint='keep its activations in float: a recipe rule with scheme = "w8c_afp"',
-        )
-    conv = kinds == {"Conv"}
+    conv = refuse_other_uses(slot, codes, uses)
     shifted = (codes.values.astype(np.int16) + _MIDDLE).astype(np.uint8)
     scales = codes.scales[:, 0]
     packed = Packed()
@@ -47,7 +40,7 @@ def integer_products(slot: WeightSlot, codes: Codes, uses: Sequence[tuple[Any, i
         made: list[Any] = []
         x = node.input[0]
         quantized = [f"{x}.u8", f"{x}.u8.scale", f"{x}.u8.zero"]
-        made.append(_node("DynamicQuantizeLinear", [x], quantized, f"{x}.u8", node))
+        made.append(make_node("DynamicQuantizeLinear", [x], quantized, f"{x}.u8", node))
         add = partial(add_node, made, f"{slot.name}.use{number}", node)
         places = [quantized[0], weight.name, quantized[2], middle.name]
         sums = add("ConvInteger" if conv else "MatMulInteger", places)
@@ -57,19 +50,36 @@ def integer_products(slot: WeightSlot, codes: Codes, uses: Sequence[tuple[Any, i
         bias = node.input[2] if len(node.input) > 2 else ""
         wide = add("Cast", [sums], to=_FLOAT)
         if not bias:
-            made.append(_node("Mul", [wide, both], list(node.output), node.name, node))
+            made.append(make_node("Mul", [wide, both], list(node.output), node.name, node))
         else:
             scaled = add("Mul", [wide, both])
             if conv:
                 shape = store(f"{slot.name}.bias_shape{number}", np.array([1, -1, 1, 1], np.int64), "INT64")
                 packed.initializers.append(shape)
                 bias = add("Reshape", [bias, shape.name])
-            made.append(_node("Add", [scaled, bias], list(node.output), node.name, node))
+            made.append(make_node("Add", [scaled, bias], list(node.output), node.name, node))
         packed.consumers[node.name] = made
     return packed
 
 
-def _node(op: str, inputs: list[str], outputs: list[str], name: str, origin: Any) -> Any:
+def refuse_other_uses(slot: WeightSlot, codes: Codes, uses: Sequence[tuple[Any, int]]) -> bool:
+    """Whether convolutions use the weight, and not matrix products.
+
+    Raises:
+        ExportError: neither does, or both do, or its codes are in groups.
+    """
+    kinds = {node.op_type for node, index in uses if index == 1}
+    if len(kinds) != 1 or not kinds <= {"Conv", "MatMul", "Gemm"} or codes.scales.shape[1] != 1:
+        raise ExportError(
+            f"weight {slot.source!r} is used by {', '.join(sorted({node.op_type for node, _ in uses}))}, "
+            "for which no product of integers is known",
+            hint='keep its activations in float: a recipe rule with scheme = "w8c_afp"',
+        )
+    return kinds == {"Conv"}
+
+
+def make_node(op: str, inputs: list[str], outputs: list[str], name: str, origin: Any) -> Any:
+    """A node that belongs to the module of `origin`."""
     from onnx import helper
 
     node = helper.make_node(op, inputs, outputs, name=name)

@@ -10,7 +10,7 @@ from ..quantize.islands import ScanWeights, with_islands
 from ..runtimes.inputs import time_embedding_facts
 from ..validate.speed import SLOWER, MeasureSpeed, Speed, int8_unit, whole_ratio
 from ..validate.tolerances import AUTO_IMAGE_DB, image_tolerance
-from .calibrate import calibrated
+from .calibrate import calibrated, ranged
 from .errors import UsageError
 from .gate import THREADS, ask_pytorch, prove
 from .manifest import SpeedEntry
@@ -91,6 +91,7 @@ class OneTarget:
         """The models of `plans`; with `gate` also their parity, and the speed of those with integers."""
         probes = ask_pytorch(self.source, self.size, self.run) if gate else None
         plans, remarks = self.within_float16(plans, parameters, probes)
+        plans = ranged(plans, self.source, self.runtime, self.size, recipe, self.run)
         models = _noted(self.build(plans), remarks)
         if probes is None:
             return Built(recipe, plans, models, None)
@@ -110,6 +111,7 @@ class OneTarget:
             label, last = f"{self.runtime.name} {settled.quantize.precision}", number == len(tried)
             plans = calibrated(plans, self.source, self.size, settled, self.run)
             plans, remarks = self.within_float16(plans, parameters, probes)
+            plans = ranged(plans, self.source, self.runtime, self.size, settled, self.run)
             models = _noted(self.build(plans), remarks)
             speeds = self.race({part: model for part, model in models.items() if model.precision != "fp32"}, probes)
             default = {part: forms[""] for part, forms in speeds.items()}

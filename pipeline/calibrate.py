@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .artifacts import Checkpoint
+from .errors import UnsupportedPrecision
 from .recipe import Recipe
 from .stage import Runner
 
 if TYPE_CHECKING:
     from ..quantize.plan import Plan
     from ..quantize.samples import Samples
+    from ..runtimes.protocol import Target
 
 
 def draw_samples(checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner) -> Samples:
@@ -37,3 +39,39 @@ def calibrated(
         return dict(plans)
     samples = draw_samples(checkpoint, size, recipe, run)
     return {part: plan if plan.is_float else replace(plan, samples=samples) for part, plan in plans.items()}
+
+
+def refuse_activations(target: Target, recipe: Recipe, plans: Mapping[str, Plan]) -> None:
+    """Refuse a way of rounding activations that `target` does not have, before anything is built.
+
+    Raises:
+        UnsupportedPrecision: the recipe asks for it, and a scheme has activations of 8 bits.
+    """
+    wanted = recipe.quantize.activations
+    if wanted and wanted not in target.activations and any(_rounds_activations(plan) for plan in plans.values()):
+        raise UnsupportedPrecision(
+            f"target {target.name!r} has no {wanted} rounding of activations",
+            hint=f"[quantize] activations: {', '.join(target.activations) or 'neither'}; or leave the key out",
+        )
+
+
+def ranged(
+    plans: Mapping[str, Plan], checkpoint: Checkpoint, target: Target, size: tuple[int, int], recipe: Recipe, run: Runner
+) -> dict[str, Plan]:
+    """`plans`, those with activations of 8 bits with the ranges that `target` rounds them over, if it does."""
+    from ..quantize.ranges import layer_ranges
+
+    way = recipe.quantize.activations or next(iter(target.activations), None)
+    if way != "static" or not any(_rounds_activations(plan) for plan in plans.values()):
+        return dict(plans)
+    samples, method = draw_samples(checkpoint, size, recipe, run), recipe.calibrate.ranges
+    return {
+        part: replace(plan, ranges=layer_ranges(checkpoint.components[part], samples, method, run))
+        if _rounds_activations(plan)
+        else plan
+        for part, plan in plans.items()
+    }
+
+
+def _rounds_activations(plan: Plan) -> bool:
+    return any(scheme.activation_bits == 8 for scheme in plan.schemes)

@@ -131,7 +131,7 @@ def convert(
     from ..runtimes.checks import refuse_schemes
     from ..runtimes.registry import TARGETS, get_target
     from .auto import OneTarget
-    from .calibrate import calibrated
+    from .calibrate import calibrated, refuse_activations
     from .destination import Destination
     from .forecast import forecast, refuse_if_too_small
     from .goldens import with_goldens
@@ -171,6 +171,7 @@ def convert(
     plans = (chosen.settled("fp32") if automatic else chosen).plans(parameters)
     for runtime in runtimes.values():
         _refuse_unsupported(runtime, source, plans)
+        refuse_activations(runtime, chosen, plans)
     precisions = {part: plan.label for part, plan in plans.items()}
     pixels = chosen.size_for(source)
     root = Path(os.path.realpath(output))

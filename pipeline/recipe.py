@@ -80,10 +80,11 @@ class ExportChoice(Strict):
 
 
 class QuantizeChoice(Strict):
-    """`[quantize]`: a scheme for all, then rules in order, of which the last match wins; and how codes are rounded."""
+    """`[quantize]`: a scheme for all, then rules in order, of which the last match wins; and how numbers are rounded."""
 
     precision: Precision = "fp16"
     rounding: Literal["nearest", "gptq"] = "nearest"  # to integer codes
+    activations: Literal["static", "dynamic"] | None = None  # to 8 bits; None: as the target does best
     rules: tuple[Rule, ...] = ()
 
 
@@ -91,6 +92,8 @@ class CalibrateChoice(Strict):
     """`[calibrate]`: what methods that look at activations run the model on."""
 
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None  # bundled
+    prompts_file: Annotated[str, Field(min_length=1)] | None = None  # a prompt a line; beside the recipe
+    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "percentile"  # of static activations
 
 
 class OrtChoice(Strict):
@@ -243,7 +246,38 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}", hint=hint) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path}: not UTF-8 at byte {error.start}", hint="save it as UTF-8") from None
-    return parse_recipe(text, path.name)
+    return _with_prompts(parse_recipe(text, path.name), path.parent)
+
+
+def _with_prompts(recipe: Recipe, folder: Path) -> Recipe:
+    """`recipe` with the prompts of its file in place of the file's name: a bundle's recipe must stand for itself."""
+    import tomli_w
+
+    name = recipe.calibrate.prompts_file
+    if name is None:
+        return recipe
+    where = f"{recipe.name} [calibrate]"
+    if recipe.calibrate.prompts is not None:
+        raise RecipeError(f"{where}: both prompts and prompts_file", hint="leave one of them out")
+    file = folder / name
+    try:
+        lines = read_plain(file, MAX_BYTES).decode().splitlines()
+    except OSError as error:
+        raise RecipeError(
+            f"{where}: prompts_file {name!r} cannot be read: {error.strerror}",
+            hint=f"a text file with a prompt a line, at {file}; without the key, bundled prompts serve",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{where}: {name!r} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise RecipeError(f"{where}: prompts_file {name!r} has no prompts", hint="write one a line")
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    del data["calibrate"]["prompts_file"]
+    data["calibrate"]["prompts"] = prompts
+    changed = Recipe.model_validate_json(json.dumps(data))
+    changed._name, changed._text = recipe.name, f"# {recipe.name} with the prompts of its file\n" + tomli_w.dumps(data)
+    return changed
 
 
 def parse_recipe(text: str, name: str) -> Recipe:
@@ -279,7 +313,8 @@ def merged(
     data = recipe.model_dump(mode="json", exclude_none=True)
     options = []
     if precision is not None:
-        data["quantize"] = {"precision": precision}
+        kept = {"activations": recipe.quantize.activations} if recipe.quantize.activations else {}
+        data["quantize"] = {"precision": precision, **kept}
         options.append(("quantize", f"--precision {precision}"))
     if size is not None:
         data["export"]["size"] = list(size)

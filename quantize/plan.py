@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
+from .ranges import LayerRanges
 from .samples import Samples
 from .scheme import Scheme, parse_scheme
 
@@ -30,6 +31,7 @@ class Plan:
     default: str
     exceptions: tuple[tuple[str, str], ...] = ()
     samples: Samples | None = None  # codes are rounded for the least output error along these; None: to the nearest
+    ranges: LayerRanges | None = None  # by which activations of 8 bits are rounded; None: by their own, as they come
     # further schemes that a search has had rounded in the same passes: they change no value, only what is at hand
     rounded_with: tuple[str, ...] = ()
 

@@ -45,6 +45,8 @@ class Target(Protocol):
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]  # schemes that this runtime really executes, proven by tests
+    # how activations of 8 bits are rounded, the default first: "static" over calibrated ranges, "dynamic" as they come
+    activations: ClassVar[tuple[str, ...]]
     mixes_floats: ClassVar[bool]  # whether float16 and float32 weights may stand side by side in one model
     families: ClassVar[tuple[str, ...]]
     tools: ClassVar[tuple[str, ...]]  # distributions that have a part in its files; their versions are in the manifest

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from ..pipeline.errors import MissingTool
 from .scenes import knows, oracle_prompts
 
 GENERAL: Final = (
@@ -37,7 +38,13 @@ def calibration_prompts(digests: Iterable[str], count: int) -> tuple[str, ...]:
     """`count` prompts to calibrate with, none of which a gate uses: neutral ones, or captions of the demo's world."""
     if knows(digests):
         return tuple(scene.caption for scene in oracle_prompts(count, seed=_CALIBRATION_SEED))
-    shelf = _SHELF.read_text("utf-8").splitlines()
+    try:
+        shelf = _SHELF.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise MissingTool(
+            f"the bundled calibration prompts cannot be read: {_SHELF}: {error.strerror}",
+            hint="install diffusette again, or name prompts in a recipe's [calibrate]",
+        ) from None
     return tuple(shelf[index % len(shelf)] for index in range(count))
 
 

@@ -26,6 +26,7 @@ class MnnTarget:
     precisions: ClassVar[tuple[str, ...]] = (
         "fp32", "fp16", "w8c_afp", "w8c_a8", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp",
     )  # fmt: skip
+    activations: ClassVar[tuple[str, ...]] = ("dynamic",)
     mixes_floats: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (

@@ -29,6 +29,7 @@ class NcnnTarget:
     precisions: ClassVar[tuple[str, ...]] = (
         "fp32", "fp16", "w8c_afp", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp",
     )  # fmt: skip
+    activations: ClassVar[tuple[str, ...]] = ()
     mixes_floats: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")

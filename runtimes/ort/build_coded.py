@@ -19,6 +19,7 @@ from ...quantize.quantized import QuantizedWeights, StoredWeights
 from .build import FORMS, write_batched
 from .mobile import why_absent, write_ort
 from .packing import Packed, apply, pack
+from .static_products import NOTE, static_products
 from .steady_norms import steady_norms
 
 _INLINE_BELOW: Final = 1024  # bytes, as in export/onnx_model.py
@@ -40,7 +41,7 @@ class BuildCoded:
     forms: tuple[str, ...] = FORMS
 
     name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime", "numpy")
     output: ClassVar[type] = TargetModel
 
@@ -54,6 +55,7 @@ class BuildCoded:
             "source": self.source.digest,
             "plan": self.plan.key(),
             "codes": self.quantized.digest if self.quantized else None,
+            "ranges": self.plan.ranges.digest if self.plan.ranges else None,
             "forms": list(self.forms),
         }
 
@@ -73,7 +75,8 @@ class BuildCoded:
         weights.check({slot.source: slot.stored for slot in slots})
         with (folder / DATA_FILE).open("wb") as data:
             writer = _Writer(data)
-            packings = {slot.name: _packed(slot, weights, static, writer) for slot in slots}
+            packer = _Packer(weights, static, slots, writer)
+            packings = {slot.name: packer.packed(slot) for slot in slots}
         for model, file in ((static, staged), (batched, onnx_file)):
             apply(model, packings)
             del model.graph.value_info[:]
@@ -85,6 +88,7 @@ class BuildCoded:
     def _finished(self, into: Path, staged: Path, stored: int, numbers: int) -> TargetModel:
         folder = staged.parent
         note = why_absent(stored, staged.stat().st_size) if "ort" in self.forms else ""
+        calibrated = (NOTE,) if self.plan.ranges else ()
         written: dict[str, tuple[str, ...]] = {}
         for form in self.forms:
             if form == "onnx" or note:
@@ -107,7 +111,7 @@ class BuildCoded:
             outputs=self.graph.outputs,
             bits_per_weight=round(8 * stored / numbers, 3),
             forms=files,
-            notes=(note,) if note else (),
+            notes=(*calibrated, note) if note else calibrated,
         )
 
 
@@ -154,22 +158,53 @@ def with_placeholders(model: Any, slots: tuple[WeightSlot, ...]) -> Any:
     return model
 
 
-def _packed(slot: WeightSlot, weights: StoredWeights, model: Any, writer: _Writer) -> Packed:
-    from onnx import TensorProto, helper
+class _Packer:
+    """Packs one weight after the other for the nodes of `model` that use it."""
 
-    scheme = weights.scheme(slot.source)
-    if not scheme.is_float:
-        uses = [
-            (node, place) for node in model.graph.node for place, name in enumerate(node.input) if name == slot.name
-        ]
-        return pack(slot, weights.codes(slot.source), scheme, uses, writer.store)
-    array = weights.read(slot.source)
-    if slot.permute:
-        array = array.transpose(slot.permute)
-    array = array.reshape(slot.shape)
-    if scheme.name == "fp32":
-        return Packed([writer.store(slot.name, array, "FLOAT")])
-    tensor = writer.store(f"{slot.name}.fp16", array.astype(np.float16), "FLOAT16")  # exact: they are rounded already
-    return Packed(
-        [tensor], [helper.make_node("Cast", [tensor.name], [slot.name], f"{slot.name}.cast", to=TensorProto.FLOAT)]
-    )
+    def __init__(self, weights: StoredWeights, model: Any, slots: tuple[WeightSlot, ...], writer: _Writer) -> None:
+        self._weights, self._writer = weights, writer
+        self._slots = {slot.name: slot for slot in slots}
+        self._uses: dict[str, list[tuple[Any, int]]] = {}
+        for node in model.graph.node:
+            for place, name in enumerate(node.input):
+                self._uses.setdefault(name, []).append((node, place))
+        ranges = weights.plan.ranges
+        self._entering = ranges.read("input") if ranges else {}
+        self._leaving = ranges.read("output") if ranges else {}
+
+    def packed(self, slot: WeightSlot) -> Packed:
+        scheme, uses = self._weights.scheme(slot.source), self._uses.get(slot.name, [])
+        if self._is_static(slot):
+            module, codes = slot.source.removesuffix(".weight"), self._weights.codes(slot.source)
+            entering, leaving = self._entering[module], self._leaving.get(module)
+            return static_products(slot, codes, entering, leaving, uses, self._writer.store, self._bias)
+        if not scheme.is_float:
+            return pack(slot, self._weights.codes(slot.source), scheme, uses, self._writer.store)
+        if uses and all(node.op_type == "Conv" and place == 2 and self._feeds_static(node) for node, place in uses):
+            return Packed()  # the convolutions hold it in int32
+        return self._float(slot, half=scheme.name == "fp16")
+
+    def _is_static(self, slot: WeightSlot) -> bool:
+        """Whether the activations of a weight's layer are rounded over a calibrated range; an embedding has none."""
+        scheme = self._weights.scheme(slot.source)
+        return scheme.activation_bits == 8 and slot.source.removesuffix(".weight") in self._entering
+
+    def _feeds_static(self, convolution: Any) -> bool:
+        return self._is_static(self._slots[convolution.input[1]])
+
+    def _bias(self, name: str) -> NDArray[np.float32]:
+        return self._weights.read(self._slots[name].source)
+
+    def _float(self, slot: WeightSlot, *, half: bool) -> Packed:
+        from onnx import TensorProto, helper
+
+        array = self._weights.read(slot.source)
+        if slot.permute:
+            array = array.transpose(slot.permute)
+        array = array.reshape(slot.shape)
+        if not half:
+            return Packed([self._writer.store(slot.name, array, "FLOAT")])
+        # exact: they are rounded already
+        tensor = self._writer.store(f"{slot.name}.fp16", array.astype(np.float16), "FLOAT16")
+        cast = helper.make_node("Cast", [tensor.name], [slot.name], f"{slot.name}.cast", to=TensorProto.FLOAT)
+        return Packed([tensor], [cast])

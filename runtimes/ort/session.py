@@ -121,6 +121,8 @@ def session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    # int8 weights where the processor adds pairs of products in 16 bits: as uint8, which does not saturate
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_free_dimension_override_by_name(BATCH, 1)
     return options
 

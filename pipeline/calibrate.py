@@ -56,12 +56,17 @@ def refuse_activations(target: Target, recipe: Recipe, plans: Mapping[str, Plan]
 
 
 def ranged(
-    plans: Mapping[str, Plan], checkpoint: Checkpoint, target: Target, size: tuple[int, int], recipe: Recipe, run: Runner
+    plans: Mapping[str, Plan],
+    checkpoint: Checkpoint,
+    target: Target,
+    size: tuple[int, int],
+    recipe: Recipe,
+    run: Runner,
 ) -> dict[str, Plan]:
     """`plans`, those with activations of 8 bits with the ranges that `target` rounds them over, if it does."""
     from ..quantize.ranges import layer_ranges
 
-    way = recipe.quantize.activations or next(iter(target.activations), None)
+    way = recipe.quantize.activations or "".join(target.activations[:1])
     if way != "static" or not any(_rounds_activations(plan) for plan in plans.values()):
         return dict(plans)
     samples, method = draw_samples(checkpoint, size, recipe, run), recipe.calibrate.ranges

@@ -80,7 +80,7 @@ class ExportChoice(Strict):
 
 
 class QuantizeChoice(Strict):
-    """`[quantize]`: a scheme for all, then rules in order, of which the last match wins; and how numbers are rounded."""
+    """`[quantize]`: a scheme for all, then rules in order, of which the last match wins; and how to round."""
 
     precision: Precision = "fp16"
     rounding: Literal["nearest", "gptq"] = "nearest"  # to integer codes

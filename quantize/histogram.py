@@ -18,7 +18,9 @@ BINS: Final = 4096  # of a histogram, symmetric around zero
 PERCENT: Final = 99.999  # of values that "percentile" covers
 _LEVELS: Final = 255  # steps of 8 bits
 _CLIPS: Final = np.linspace(1.0, 0.2, 41)  # shares of the full range that "mse" tries
-_ENTROPY_BINS: Final = 512  # ONNX Runtime's search takes a quarter of a second a tensor with 1024, and less than 0.1 with 512
+_ENTROPY_BINS: Final = (
+    512  # ONNX Runtime's search takes a quarter of a second a tensor with 1024, and less than 0.1 with 512
+)
 _ENTROPY_LEVELS: Final = 128  # its default
 
 

@@ -23,8 +23,8 @@ from .products import make_node, refuse_other_uses
 Range = tuple[float, float]
 
 NOTE: Final = (
-    "activations are rounded over calibrated ranges; on x86 processors without VNNI an app has to set ONNX Runtime's "
-    "session option session.x64quantprecision to 1 and load the .onnx form, or sums of products saturate"
+    "static: activations are rounded over calibrated ranges; on x86 processors without VNNI an app has to set ONNX "
+    "Runtime's session option session.x64quantprecision to 1 and load the .onnx form, or sums of products saturate"
 )
 
 _LEVELS: Final = 255

@@ -42,7 +42,7 @@ class OrtTarget:
         "w4c_afp",
         "w8c_a8",
     )
-    activations: ClassVar[tuple[str, ...]] = ("static", "dynamic")
+    activations: ClassVar[tuple[str, ...]] = ("dynamic", "static")
     mixes_floats: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (

@@ -11,7 +11,8 @@ from typing import get_args
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource
-from diffusette.pipeline.errors import RecipeError, UsageError
+from diffusette.pipeline.calibrate import refuse_activations
+from diffusette.pipeline.errors import RecipeError, UnsupportedPrecision, UsageError
 from diffusette.pipeline.recipe import (
     Compiled,
     Recipe,
@@ -22,6 +23,7 @@ from diffusette.pipeline.recipe import (
     shipped_recipes,
 )
 from diffusette.quantize.plan import Plan
+from diffusette.runtimes.registry import get_target
 from pydantic import BaseModel
 
 PARAMETERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
@@ -306,3 +308,39 @@ def test_the_page_about_recipes_lists_every_shipped_recipe() -> None:
 @pytest.mark.parametrize("block", re.findall(r"```toml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL))
 def test_recipes_in_the_docs_are_valid(block: str) -> None:
     assert parse_recipe(block, "docs/recipes.md").to_toml() == block
+
+
+def test_a_file_of_prompts_becomes_part_of_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('schema = 1\n[calibrate]\nprompts_file = "prompts.txt"\nranges = "mse"\n')
+    with pytest.raises(
+        RecipeError, match=r"mine.toml \[calibrate\]: prompts_file 'prompts.txt' cannot be read"
+    ) as caught:
+        load_recipe(file)
+    assert str(tmp_path / "prompts.txt") in caught.value.hint
+    (tmp_path / "prompts.txt").write_text("\n  \n")
+    with pytest.raises(RecipeError, match="has no prompts"):
+        load_recipe(file)
+    (tmp_path / "prompts.txt").write_text("a red star\n\n a blue disc \n")
+    found = load_recipe(file)
+    assert found.calibrate.prompts == ("a red star", "a blue disc")
+    assert parse_recipe(found.to_toml(), "bundle").calibrate == found.calibrate
+    assert found.calibrate.ranges == "mse"
+    file.write_text('schema = 1\n[calibrate]\nprompts_file = "prompts.txt"\nprompts = ["a"]\n')
+    with pytest.raises(RecipeError, match="both prompts and prompts_file"):
+        load_recipe(file)
+
+
+def test_how_activations_are_rounded_outlives_a_precision_of_the_command_line() -> None:
+    asked = recipe('[quantize]\nactivations = "static"\n')
+    assert merged(asked, precision="w8c_a8").quantize.activations == "static"
+
+
+def test_a_rounding_of_activations_that_the_target_lacks_is_refused_with_those_that_it_has() -> None:
+    asked = recipe('[quantize]\nprecision = "w8c_a8"\nactivations = "static"\n')
+    plans = asked.plans(PARAMETERS)
+    refuse_activations(get_target("ort"), asked, plans)
+    with pytest.raises(UnsupportedPrecision, match="'mnn' has no static rounding of activations") as caught:
+        refuse_activations(get_target("mnn"), asked, plans)
+    assert "dynamic" in caught.value.hint
+    refuse_activations(get_target("mnn"), asked, {"unet": Plan("w8c_afp")})

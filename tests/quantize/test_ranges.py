@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export import contract, modules
+from diffusette.export import modules
 from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.quantize.ranges import Histogram, ObserveInputs
+from diffusette.pipeline.errors import ModelError
+from diffusette.quantize.histogram import BINS, Histogram
+from diffusette.quantize.ranges import ObserveInputs, layer_ranges, merged_histograms
 from diffusette.quantize.samples import Samples
 
 
@@ -30,8 +33,8 @@ def test_extremes_are_exact_and_every_value_is_counted_however_the_span_grows() 
 def test_percentile_matches_that_of_all_values_within_two_bins() -> None:
     values = np.random.default_rng(1).standard_normal(200_000).astype(np.float32)
     found = streamed(values, 7)
-    expected = np.percentile(values, [0.005, 99.995])
-    assert found.range("percentile") == pytest.approx(tuple(expected), abs=2 * 2 * found.span / 2048)
+    expected = np.percentile(values, [0.0005, 99.9995])
+    assert found.range("percentile") == pytest.approx(tuple(expected), abs=2 * 2 * found.span / BINS)
 
 
 def test_mse_clips_a_lone_outlier_and_nothing_of_a_uniform_range() -> None:
@@ -45,30 +48,95 @@ def test_mse_clips_a_lone_outlier_and_nothing_of_a_uniform_range() -> None:
 
 
 def test_zero_is_always_representable() -> None:
-    for method in ("minmax", "percentile", "mse"):
+    for method in ("minmax", "percentile", "mse", "entropy"):
         low, high = streamed(np.linspace(3, 4, 100, dtype=np.float32), 2).range(method)
         assert low == 0.0
         assert high > 3
         assert streamed(np.zeros(10, np.float32), 2).range(method) == (0.0, 0.0)
 
 
-def test_every_layer_has_a_range_for_each_timestep(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_entropy_clips_a_lone_outlier() -> None:
+    spiked = np.append(np.random.default_rng(4).standard_normal(500_000), 100.0).astype(np.float32)
+    low, high = streamed(spiked, 3).range("entropy")
+    assert -10 < low < -2
+    assert 2 < high < 90
+
+
+def test_parts_add_up_to_what_one_would_have_counted() -> None:
+    values = np.random.default_rng(3).standard_normal(30_000).astype(np.float32)
+    values[:100] = 0
+    values[20_000:] *= 100
+    whole, merged = streamed(values, 6), Histogram()
+    for part in (values[:100], values[100:20_000], values[20_000:]):
+        other = Histogram()
+        other.add(part)
+        merged.merge(other)
+    assert (merged.low, merged.high, merged.span) == (whole.low, whole.high, whole.span)
+    # a value on the border of two bins may be counted beside it, once spans differ
+    assert np.abs(np.cumsum(merged.counts - whole.counts)).max() <= 2
+    assert merged.counts.sum() == len(values)
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Samples:
     source, chance = tiny_checkpoint.components["unet"], np.random.default_rng(0)
-    times = (900.0, 500.0, 1.0)
-    for index, t in enumerate(times):
+    folders = []
+    for index, t in enumerate((900.0, 500.0, 1.0)):
+        folders.append(tmp_path_factory.mktemp(f"prompt{index}"))
         feeds = {
             f"feed.{spec.name}": chance.standard_normal(spec.shape).astype(np.float32) * (1 + index)
-            for spec in contract.input_specs(source, (64, 64))
+            for spec in modules.input_specs(source, (64, 64))
         }
         feeds["feed.timestep"] = np.array(t, np.float32)
-        np.savez(tmp_path / f"unet-{index:03}.npz", **feeds)
-    into = tmp_path / "out"
-    into.mkdir()
-    found = ObserveInputs(source, Samples((tmp_path,), ("0" * 64,))).run(into)
-    found = replace(found, folder=into)
-    ranges, steps = found.read("minmax"), found.by_timestep()
-    names = {name.removesuffix(".weight") for name, p in modules.build(source).named_parameters() if p.dim() > 1}
-    assert set(ranges) == names == set(steps)
-    assert set(steps["conv_in"]) == set(times)
-    assert ranges["conv_in"][1] == max(high for _, high in steps["conv_in"].values())
-    assert steps["conv_in"][1.0][1] > steps["conv_in"][900.0][1]
+        np.savez(folders[-1] / "unet-000.npz", allow_pickle=False, **feeds)
+    return Samples(tuple(folders), ("a", "b", "c"))
+
+
+class InProcess:
+    """A runner without children; notes what it ran, and breaks off where it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.done, self.breaks_at = root, dict[str, Any](), -1
+
+    def __call__(self, stage: Any) -> Any:
+        if repr(stage) not in self.done:
+            if len(self.done) == self.breaks_at:
+                raise KeyboardInterrupt
+            into = self.root / str(len(self.done))
+            into.mkdir()
+            self.done[repr(stage)] = replace(stage.run(into), digest=into.name)
+        return self.done[repr(stage)]
+
+
+def test_every_layer_has_ranges_and_an_interrupted_calibration_goes_on(
+    tiny_checkpoint: Checkpoint, samples: Samples, tmp_path: Path
+) -> None:
+    source, run = tiny_checkpoint.components["unet"], InProcess(tmp_path)
+    run.breaks_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        layer_ranges(source, samples, "minmax", run)
+    before, run.breaks_at = list(run.done.values()), -1
+    found = layer_ranges(source, samples, "minmax", run)
+    assert list(run.done.values())[:2] == before
+    assert len(run.done) == 4  # three folders of samples, and the choice
+    entering, leaving = found.read("input"), found.read("output")
+    layers = {name.removesuffix(".weight"): p for name, p in modules.build(source).named_parameters() if p.dim() > 1}
+    assert set(entering) == set(layers)
+    assert set(leaving) == {path for path, weight in layers.items() if weight.dim() == 4}
+    observed = list(run.done.values())[:3]
+    steps = [each.by_timestep()["conv_in"] for each in observed]
+    assert [list(each) for each in steps] == [[900.0], [500.0], [1.0]]
+    assert entering["conv_in"][1] == max(high for each in steps for _, high in each.values())
+    assert set(merged_histograms(observed)) >= {"input:conv_in", "output:conv_in"}
+
+
+def test_nan_along_calibration_is_an_error_that_names_the_layer(
+    tiny_checkpoint: Checkpoint, samples: Samples, tmp_path: Path
+) -> None:
+    source = tiny_checkpoint.components["unet"]
+    with np.load(samples.folders[0] / "unet-000.npz") as stored:
+        feeds = dict(stored)
+    feeds["feed.sample"][0, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "unet-000.npz", allow_pickle=False, **feeds)
+    with pytest.raises(ModelError, match="unet/conv_in meets NaN or infinity at its input"):
+        ObserveInputs(source, Samples((tmp_path,), ("d",))).run(tmp_path)

@@ -18,8 +18,11 @@ from diffusette.pipeline.errors import ExportError, UnsupportedPrecision
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.quantize.ranges import layer_ranges
+from diffusette.quantize.samples import Samples
 from diffusette.quantize.scheme import parse_scheme
 from diffusette.runtimes.ort.packing import apply, pack
+from diffusette.runtimes.ort.static_products import scale_of, static_products
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.validate.reference import round_weights
 
@@ -206,3 +209,97 @@ def test_one_product_of_integers_is_exact(kind: str) -> None:
     apply(model, {"w": pack(slot, codes, parse_scheme("w8c_a8"), [(model.graph.node[0], 1)], store)})
     session = onnxruntime.InferenceSession(model.SerializeToString())
     assert snr_db(expected.numpy(), session.run(None, {"x": x})[0]) > 110
+
+
+def over(x: Any, limits: tuple[float, float]) -> Any:
+    """What uint8 over `limits` leaves of a tensor."""
+    import torch
+
+    scale, zero = (float(value) for value in scale_of(limits))
+    return (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
+
+
+def test_static_activations_are_rounded_over_the_calibrated_ranges(shop: Workshop, tmp_path: Path) -> None:
+    import torch
+
+    component = "text_encoder"
+    feeds, source = shop.feeds(component), shop.checkpoint.components[component]
+    np.savez(tmp_path / f"{component}-000.npz", allow_pickle=False, **{f"feed.{n}": a for n, a in feeds.items()})
+    found = layer_ranges(source, Samples((tmp_path,), ("own",)), "minmax", shop.run)
+    plan = replace(Plan("w8c_a8"), ranges=found)
+    model = built(shop, component, plan)
+    module = modules.load(source)
+    round_weights(module, StoredWeights(source, plan, quantized_weights(source, plan, shop.run)))
+    entering = found.read("input")
+    bare: Any = module.m
+    for path, layer in bare.named_modules():
+        if path in entering:
+            layer.register_forward_pre_hook(lambda _, inputs, r=entering[path]: (over(inputs[0], r),))
+        if path in leaving:
+            layer.register_forward_hook(lambda _, inputs, output, r=leaving[path]: over(output, r))
+    with torch.inference_mode():
+        expected = module(*(torch.from_numpy(array) for array in feeds.values())).numpy()
+    for form in (model.files, model.forms["ort"]):
+        with OrtTarget().open(replace(model, files=form), threads=1) as session:
+            # as with dynamic ones: a sum that differs in its last bit may round to the next step
+            assert snr_db(expected, output(session, feeds)) > 45
+    graph = onnx.load(str(model.folder / model.files[0]), load_external_data=False).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert not kinds["DynamicQuantizeLinear"] + kinds["ConvInteger"] + kinds["MatMulInteger"]
+    assert kinds["MatMulIntegerToFloat"] > 3
+    used = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= used
+    assert "static" in model.notes[0]
+
+
+def test_a_bias_beyond_32_bits_is_refused_by_name() -> None:
+    from onnx import helper
+
+    scheme = parse_scheme("w8c_a8")
+    codes = round_to_nearest(np.full((4, 4, 3, 3), 1e-9, np.float32), scheme, "x")
+    slot = WeightSlot("x", "block.conv.weight", (4, 4, 3, 3), None, (4, 4, 3, 3))
+    node = helper.make_node("Conv", ["in", "x", "b"], ["out"], "conv")
+
+    def store(name: str, array: Array, kind: str) -> Any:
+        return helper.make_tensor(name, 1, [1], [0.0])
+
+    with pytest.raises(ExportError, match=r"the bias of 'block\.conv\.weight' does not fit 32 bits"):
+        static_products(slot, codes, (-1, 1), (-1, 1), [(node, 1)], store, lambda name: np.ones(4, np.float32))
+
+
+def test_a_static_convolution_is_exact_to_a_step_of_its_output_and_runs_on_integers(tmp_path: Path) -> None:
+    import torch
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(5)
+    x = generator.standard_normal((1, 6, 9, 9), dtype=np.float32) + 0.7
+    weight = generator.standard_normal((4, 6, 3, 3), dtype=np.float32)
+    bias = generator.standard_normal(4, dtype=np.float32)
+    codes = round_to_nearest(weight, parse_scheme("w8c_a8"), "w")
+    entering, leaving = (-2.5, 4.0), (-30.0, 25.0)  # some of the inputs lie outside
+    values = torch.from_numpy(codes.dequantised())
+    sums = torch.nn.functional.conv2d(
+        over(torch.from_numpy(x), entering), values, torch.from_numpy(bias), stride=2, padding=1
+    )
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "product", strides=[2, 2], pads=[1, 1, 1, 1])
+    constants = [numpy_helper.from_array(array, name) for name, array in (("w", weight), ("b", bias))]
+    floats = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph([node], "one", floats[:1], floats[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    slot = WeightSlot("w", "w", weight.shape, None, weight.shape)
+
+    def store(name: str, array: Array, dtype: str) -> Any:
+        raw = np.ascontiguousarray(array).tobytes()
+        return helper.make_tensor(name, getattr(TensorProto, dtype), array.shape, raw, raw=True)
+
+    uses = [(model.graph.node[0], 1)]
+    apply(model, {"w": static_products(slot, codes, entering, leaving, uses, store, lambda name: bias)})
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    found = session.run(None, {"x": x})[0]
+    step = float(scale_of(leaving)[0])
+    assert np.abs(found - sums.numpy()).max() <= 0.501 * step
+    seen = {node.op_type for node in onnx.load(str(tmp_path / "seen.onnx")).graph.node}
+    assert "QLinearConv" in seen
+    assert not seen & {"Conv", "FusedConv"}

@@ -235,8 +235,6 @@ def test_static_activations_are_rounded_over_the_calibrated_ranges(shop: Worksho
     for path, layer in bare.named_modules():
         if path in entering:
             layer.register_forward_pre_hook(lambda _, inputs, r=entering[path]: (over(inputs[0], r),))
-        if path in leaving:
-            layer.register_forward_hook(lambda _, inputs, output, r=leaving[path]: over(output, r))
     with torch.inference_mode():
         expected = module(*(torch.from_numpy(array) for array in feeds.values())).numpy()
     for form in (model.files, model.forms["ort"]):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
-from .ranges import LayerRanges
+from .layer_ranges import LayerRanges
 from .samples import Samples
 from .scheme import Scheme, parse_scheme
 

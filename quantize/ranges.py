@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -18,15 +18,11 @@ from ..pipeline.artifacts import ComponentSource
 from ..pipeline.errors import ModelError
 from ..pipeline.stage import Runner
 from .histogram import Histogram, Method
+from .layer_ranges import FILE, LayerRanges, Range, Side
 from .samples import Samples
-
-Side = Literal["input", "output"]
 
 _HISTOGRAMS: Final = "histograms.npz"
 _STEPS: Final = "timesteps.json"
-_RANGES: Final = "ranges.json"
-
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +121,6 @@ class ObserveInputs:
         return ObservedInputs(into, self.source.component)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerRanges:
-    """`ranges.json`: module path -> `input` (and `output` of a convolution) -> [low, high], and who chose it."""
-
-    folder: Path
-    component: str
-    method: str
-    digest: str = ""
-
-    def read(self, side: Side = "input") -> dict[str, Range]:
-        """Module path -> the range of its input or output; without layers that nothing ran through."""
-        stored = json.loads((self.folder / _RANGES).read_bytes())
-        return {path: (entry[side][0], entry[side][1]) for path, entry in stored.items() if side in entry}
-
-
 @dataclass(frozen=True)
 class ChooseRanges:
     """One range for every layer's input and every convolution's output, from all that was observed."""
@@ -162,7 +143,7 @@ class ChooseRanges:
         for name, histogram in merged_histograms(self.observed).items():
             side, _, path = name.partition(":")
             entries.setdefault(path, {})[side] = list(histogram.range(self.method))
-        (into / _RANGES).write_text(json.dumps(entries, indent=1) + "\n")
+        (into / FILE).write_text(json.dumps(entries, indent=1) + "\n")
         return LayerRanges(into, self.component, self.method)
 
 

@@ -59,7 +59,8 @@ def test_shipped_recipes_are_valid_explained_and_kept_word_for_word(name: str) -
     assert shipped.to_toml() == text
     assert text.startswith("# ")
     assert set(shipped.plans(parameters_of(open_checkpoint("demo", survey=False)))) == set(COMPONENTS) - {
-        "text_encoder_2"
+        "controlnet",
+        "text_encoder_2",
     }
 
 
@@ -214,7 +215,7 @@ def test_the_last_rule_that_matches_wins() -> None:
 
 def test_rules_are_held_against_the_parameters_of_a_real_checkpoint() -> None:
     parameters = parameters_of(open_checkpoint("demo", survey=False))
-    assert set(parameters) == set(COMPONENTS) - {"text_encoder_2"}
+    assert set(parameters) == set(COMPONENTS) - {"controlnet", "text_encoder_2"}
     assert parameters["unet"]["conv_in.weight"] == (48, 4, 3, 3)
     plans = recipe("[[quantize.rules]]\nmatch = 'unet/.*attn2.*'\nscheme = 'w8c_afp'").plans(parameters)
     assert plans["unet"].label == "fp16+w8c_afp"

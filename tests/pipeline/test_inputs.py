@@ -21,6 +21,11 @@ from ..inputs import INPUTS, WORD
 from .cells import DOCS, SIZE, Rows, check_cell, note, one_process
 
 CELLS: Final = [(name, target) for name in INPUTS for target in TARGETS]
+# One of every way through the code that reads it; the others, which take minutes together, are run for the page.
+OFTEN: Final = {
+    "file-sd2-ckpt", "file-sdxl", "folder-non-ema", "folder-sharded-fp16", "taesd", "lora-kohya-sdxl", "oft", "several",
+    "lcm-lora", "words",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,10 @@ def bundle_of(rows: Rows, name: str, target: str) -> Bundle:
     return rows.bundle(name, target, make, SIZE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "target"), CELLS)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [pytest.param(*cell, marks=pytest.mark.slow if cell[0] in OFTEN else pytest.mark.full) for cell in CELLS],
+)
 def test_an_input_converts_validates_and_draws(name: str, target: str, rows: Rows) -> None:
     bundle = bundle_of(rows, name, target)
     note("inputs", name, target, check_cell(bundle, rows.cache))

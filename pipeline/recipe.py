@@ -302,8 +302,8 @@ def merged(
 ) -> Recipe:
     """`recipe` with what the command line says instead.
 
-    `precision` is for all components, so it also drops the rules. The text of the result holds the keys in
-    force: a bundle's recipe, used again, must give the same bundle.
+    `precision` is for all components, so it also drops the rules; how codes are rounded stays. The text of the
+    result holds the keys in force: a bundle's recipe, used again, must give the same bundle.
 
     Raises:
         UsageError: an option has a value that no recipe could have.
@@ -313,8 +313,8 @@ def merged(
     data = recipe.model_dump(mode="json", exclude_none=True)
     options = []
     if precision is not None:
-        kept = {"activations": recipe.quantize.activations} if recipe.quantize.activations else {}
-        data["quantize"] = {"precision": precision, **kept}
+        data["quantize"]["precision"] = precision
+        del data["quantize"]["rules"]
         options.append(("quantize", f"--precision {precision}"))
     if size is not None:
         data["export"]["size"] = list(size)

@@ -262,7 +262,7 @@ def test_the_command_line_overrules_and_the_text_says_so_and_reproduces_it() -> 
     assert first == "# sd1-fp16-vae32.toml with --precision fp32 --size 64x128 --target ncnn"
     again = parse_recipe(changed.to_toml(), changed.name)
     assert again == changed
-    assert tomllib.loads(changed.to_toml())["quantize"] == {"precision": "fp32"}
+    assert tomllib.loads(changed.to_toml())["quantize"] == {"precision": "fp32", "rounding": "nearest"}
 
 
 def test_nothing_on_the_command_line_changes_nothing() -> None:
@@ -335,6 +335,14 @@ def test_a_file_of_prompts_becomes_part_of_the_recipe(tmp_path: Path) -> None:
 def test_how_activations_are_rounded_outlives_a_precision_of_the_command_line() -> None:
     asked = recipe('[quantize]\nactivations = "static"\n')
     assert merged(asked, precision="w8c_a8").quantize.activations == "static"
+
+
+def test_a_precision_drops_rules_and_keeps_how_codes_are_rounded() -> None:
+    asked = recipe(
+        "[quantize]\nprecision = 'fp16'\nrounding = 'gptq'\n[[quantize.rules]]\nmatch = '.*'\nscheme = 'fp32'"
+    )
+    changed = merged(asked, precision="w4g64_afp").quantize
+    assert (changed.precision, changed.rounding, changed.rules) == ("w4g64_afp", "gptq", ())
 
 
 def test_a_rounding_of_activations_that_the_target_lacks_is_refused_with_those_that_it_has() -> None:

@@ -16,7 +16,7 @@ from ...pipeline.errors import ToolCrashed
 from .. import registry
 from ..isolation import open_isolated
 from .graph import MnnGraph, write_mnn_graph
-from .mnn_file import MnnFile
+from .mnn_file import ExternalData, MnnFile
 from .native import mnnconvert
 
 # A flatbuffer ends at 2 GiB, and building one takes twice its size in memory.
@@ -60,6 +60,7 @@ class BuildMnn:
         )
         shutil.rmtree(scratch)
         MnnFile(file).check_weights()
+        refuse_lost_weights(MnnFile(file), self.onnx)
         if self.precision == "fp16":
             MnnFile(file).store_as_float32(rounded_vectors(MnnFile(file), graph))
         MnnFile(file).stamp()
@@ -67,6 +68,42 @@ class BuildMnn:
         return checked_model(
             MnnFile(file), onnx.component, onnx.precision, graph.inputs, onnx.outputs, BITS[self.precision], self.notes
         )
+
+
+def refuse_lost_weights(built: MnnFile, onnx: OnnxModel) -> None:
+    """Refuse a weight file with more layers of nothing but zeros than the ONNX has.
+
+    The converter spills weights to a file in its folder, and reads them back. Of SDXL's UNet, it was seen to find
+    zeros from some byte on, and to claim success: most likely the disk was full, which it does not look at.
+
+    Raises:
+        ToolCrashed: says how many, and the first.
+    """
+    empty = [data.name for data in built.external() if data.sizes and _is_zero(built.weight_file, data)]
+    if empty and len(empty) > (known := _zero_weights(onnx)):
+        raise ToolCrashed(
+            f"mnnconvert wrote zeros for the weights of {len(empty)} layers, {known} of which have none but zeros; "
+            f"the first is {empty[0]!r}",
+            hint="it says nothing when the disk is full: free some space, then convert again",
+        )
+
+
+def _is_zero(file: Path, data: ExternalData) -> bool:
+    return not np.memmap(file, np.uint8, "r", offset=data.start, shape=(data.sizes[0],)).any()
+
+
+def _zero_weights(onnx: OnnxModel) -> int:
+    """How many of the ONNX's weights are nothing but zeros; they are read one by one."""
+    import onnx as library
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    count = 0
+    for tensor in library.load(str(onnx.file), load_external_data=False).graph.initializer:
+        if uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(onnx.folder))
+        count += len(tensor.dims) > 1 and not library.numpy_helper.to_array(tensor).any()
+        tensor.ClearField("raw_data")
+    return count
 
 
 def checked_model(

@@ -197,3 +197,26 @@ def test_weights_that_became_garbage_are_noticed_in_the_result(tmp_path: Path, m
     weights.write_bytes(b"\x7f\x7f" * (weights.stat().st_size // 2))
     with MnnSession(model, threads=1) as session, pytest.raises(ToolCrashed, match="reaches"):
         session.run({"x": np.ones((1, WIDTH), np.float32)})
+
+
+@pytest.mark.parametrize("honest", [True, False], ids=["a layer of zeros", "lost weights"])
+def test_weights_that_the_converter_lost_are_told_from_zeros_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    """Seen on a disk that was full at some moment: zeros from there on, and "Converted Success!"."""
+    native = convert.mnnconvert
+
+    def lossy(flags: list[str], scratch: Path) -> str:
+        said = native(flags, scratch)
+        file = Path(f"{flags[flags.index('--MNNModel') + 1]}.weight")
+        file.write_bytes(bytes(file.stat().st_size))
+        return said
+
+    monkeypatch.setattr(convert, "EXTERNAL_ABOVE", 0)
+    monkeypatch.setattr(convert, "mnnconvert", lossy)
+    monkeypatch.setattr(convert, "_zero_weights", lambda _: int(honest))
+    if honest:
+        assert build(tmp_path, 0).files
+    else:
+        with pytest.raises(ToolCrashed, match="wrote zeros for the weights of 1 layers"):
+            build(tmp_path, 0)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 KILLS: Final = int(os.environ.get("DIFFUSETTE_KILLS", "4"))
 TARGETS: Final = ("ort", "ncnn", "mnn")
-TOOLS: Final = {"pnnx": "bin/pnnx ", "mnnconvert": "diffusette.runtimes.mnn.native"}  # words of their command lines
+TOOLS: Final = {"pnnx": "pnnx/pnnx ", "mnnconvert": "diffusette.runtimes.mnn.native"}  # words of their command lines
 SEED: Final = int(os.environ.get("DIFFUSETTE_SEED", random.randrange(2**32)))
 
 
@@ -110,6 +110,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes_and_repeats_no_stage
         aims.insert(chance.randint(0, len(aims)), "")
     while aims or round_number == 0:  # as many conversions as it takes
         round_number += 1
+        assert round_number <= 2 * KILLS, f"{aims[0]} is not to be met: are its words still in its command line?"
         output, cache = tmp_path / f"out-{round_number}", tmp_path / f"cache-{round_number}"
         finished: list[str] = []
         while True:

@@ -109,9 +109,12 @@ def forecast(
         if name not in checkpoint.components:
             continue
         schemes = [parse_scheme(scheme) for scheme in precisions[name].split("+")]
-        extent = extent_of(checkpoint.components[name], schemes[0], size)
+        source = checkpoint.components[name]
+        extent = extent_of(source, schemes[0], size)
         fitted = all(scheme.is_float for scheme in schemes) and name not in _NOT_MEASURED
-        for row in _rows(known, schemes, gate, narrowed=_narrowed(name, precisions[name], extent)):
+        rounded = {scheme.name for scheme in schemes} - {"fp32", source.dtype.replace("float", "fp")}
+        narrowed = _narrowed(name, precisions[name], extent)
+        for row in _rows(known, schemes, gate, rounded=bool(rounded), narrowed=narrowed):
             if cost := _cost(_special(row, name, precisions[name], extent), name):
                 stages.append(_stage(f"{name} {row}", cost, extent, fitted))
         if known and gate and (cost := _cost(_REFERENCE, name)):
@@ -136,8 +139,15 @@ _NOT_MEASURED: Final = ("controlnet",)
 _REFERENCE: Final = "reference-probes"  # one stage, which opens one component after the other
 
 
-def _rows(targets: tuple[str, ...], schemes: list[Scheme], gate: bool, *, narrowed: bool) -> Iterator[str]:
-    """Names of the stages of one component, as `stage.place_of` tells them."""
+def _rows(
+    targets: tuple[str, ...], schemes: list[Scheme], gate: bool, *, rounded: bool, narrowed: bool
+) -> Iterator[str]:
+    """Names of the stages of one component, as `stage.place_of` tells them.
+
+    Args:
+        rounded: whether its weights become others than they are in the checkpoint.
+        narrowed: whether MNN's converter gets copies of it.
+    """
     if not targets:
         return
     names = {scheme.name for scheme in schemes}
@@ -147,7 +157,7 @@ def _rows(targets: tuple[str, ...], schemes: list[Scheme], gate: bool, *, narrow
         yield from ("export", "simplify")
     if "ort" in targets or ("mnn" in targets and not narrowed):
         yield "weights"
-    if gate and names != {"fp32"}:
+    if gate and rounded:
         yield "rounded-reference"
     for target in targets:
         yield from ("mnn-form", "mnn") if target == "mnn" and narrowed else _BUILDS[target]

@@ -36,12 +36,12 @@ def shapes() -> dict[str, Any]:
     return found
 
 
-def checkpoint(kind: str) -> Checkpoint:
+def checkpoint(kind: str, dtype: str = "float16") -> Checkpoint:
     """A checkpoint of these shapes that has no files."""
     configs = shapes()[kind]
     parts = {
         name: ComponentSource(
-            name, "sd1", configs["vae" if name.startswith("vae") else name], (), "0" * 64, count, "float16"
+            name, "sd1", configs["vae" if name.startswith("vae") else name], (), "0" * 64, count, dtype
         )
         for name, count in PARAMETERS[kind].items()
     }

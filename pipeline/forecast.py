@@ -193,13 +193,13 @@ def extent_of(source: ComponentSource, scheme: Scheme, size: tuple[int, int]) ->
         size: of the picture, in pixels.
     """
     config, weights = source.config, source.parameters * 4 / MIB
-    channels = [int(count) for count in config.get("block_out_channels", ())]
+    channels = [_number(count) for count in config.get("block_out_channels", ())]
     if channels:
         widest = max(channels)
         # a residual block of the way up takes the block below and the one beside it: twice as many channels
         tensor = widest * widest * (2 if source.component == "unet" else 1) * 9
     else:
-        tensor = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0))
+        tensor = _number(config.get("vocab_size")) * _number(config.get("hidden_size"))
     return Extent(
         weights=weights,
         stored=weights * scheme.weight_bits / 32,
@@ -220,9 +220,14 @@ def _scores(source: ComponentSource, size: tuple[int, int]) -> Iterator[int]:
     if source.component in ("unet", "controlnet"):
         heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
         for level, kind in enumerate(config.get("down_block_types", ())):
-            if "CrossAttn" in kind:
-                count = heads[level] if isinstance(heads, list | tuple) else heads
-                yield int(count) * (tokens // 4**level) ** 2
+            if "CrossAttn" in str(kind):
+                count = heads[min(level, len(heads) - 1)] if isinstance(heads, list | tuple) else heads
+                yield _number(count, 8) * (tokens // 4**level) ** 2
+
+
+def _number(value: Any, otherwise: int = 0) -> int:
+    """`value` if it is one. What is none builds no network, which the export says in the words of the configuration."""
+    return value if isinstance(value, int) else otherwise
 
 
 def _stage(label: str, cost: Cost, extent: Extent, fitted: bool) -> StageForecast:

@@ -184,7 +184,11 @@ def _averaged(name: str, stored: Tensors) -> StoredTensor:
 
 def _run(convert: Any, own: Tensors, what: str) -> tuple[StoredTensor, ...]:
     """Convert stand-ins; every tensor of `own` must come out, whole."""
-    converted: dict[str, _Stand | None] = convert({name: _Stand(tensor) for name, tensor in own.items()})
+    converted: dict[str, _Stand | None]
+    try:
+        converted = convert({name: _Stand(tensor) for name, tensor in own.items()})
+    except KeyError as missing:  # diffusers takes some names for granted
+        raise CheckpointError(f"the {what} lacks {missing.args[0]!r}", hint="download the file again") from None
     by_name = {tensor.name: tensor for tensor in own.values()}
     lost = {name: tensor.bytes for name, tensor in by_name.items()}
     found = []

@@ -143,3 +143,13 @@ def test_weights_that_are_float16_already_are_not_asked_about_again() -> None:
     assert asked("float16", "w8c_afp")
     assert not asked("float16", "fp16")
     assert not asked("float32", "fp32")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"attention_head_dim": [None]}, {"block_out_channels": [None]}, {"down_block_types": [7]}]
+)
+def test_numbers_that_are_none_are_left_to_the_export_to_refuse(wrong: dict[str, Any]) -> None:
+    source = checkpoint("sd15")
+    unet = replace(source.components["unet"], config={**source.components["unet"].config, **wrong})
+    odd = replace(source, components={**source.components, "unet": unet})
+    assert forecast(odd, TARGETS, dict.fromkeys(odd.components, "fp16"), (512, 512), gate=True).stages

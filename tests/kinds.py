@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -231,7 +230,6 @@ def _unet(family: str, changes: Mapping[str, Any]) -> Any:
     return _diffusers().UNet2DConditionModel(**{**config, **changes}).eval()
 
 
-@cache
 def _vae() -> Any:
     import torch
 

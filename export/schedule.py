@@ -38,8 +38,8 @@ SCHEDULERS: Final = {
 # What the constructors of diffusers' pipelines set in a scheduler's configuration, where it has the key; all others
 # take it as it is.
 _REPAIRS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
-    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionPipeline": {"steps_offset": 1},
+    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1},
     "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
 }
 
@@ -81,8 +81,9 @@ def compile_schedule(
     """Read the coefficients of `scheduler` at `steps` steps off diffusers' own class, and prove them on a trajectory.
 
     The betas, prediction type, timestep spacing and offset are the checkpoint's. The result is what
-    `PIPELINE(scheduler=CLASS.from_config(config))` does, its repairs of outdated configurations (steps_offset 1, no
-    clipping where the configuration does not say) included.
+    `PIPELINE(scheduler=CLASS.from_config(config))` does, its repairs of outdated configurations (steps_offset 1)
+    included. Where the configuration says nothing of clipping there is none: StableDiffusionPipeline switches off what
+    DDIMScheduler has on by default, which is meant for pixels, and other pipelines forget to.
 
     Args:
         config: the checkpoint's scheduler_config.json.
@@ -145,10 +146,11 @@ def build_scheduler(config: Mapping[str, Any], name: str, pipeline: str = "Stabl
     """
     import diffusers
 
+    scheduler_class = getattr(diffusers, SCHEDULERS[name])
     for setting in NONLINEAR:
-        if config.get(setting):
+        if config.get(setting) and setting in inspect.signature(scheduler_class).parameters:
             raise CheckpointError(
-                f"scheduler_config.json: {setting} is {config[setting]!r}: steps are not linear with it",
+                f"scheduler_config.json: {setting} is {config[setting]!r}: {name} is not linear with it",
                 hint=f"set {setting} to false: it is meant for pixels, not for latents",
             )
     if config.get("beta_schedule") is None and config.get("trained_betas") is None:
@@ -156,8 +158,8 @@ def build_scheduler(config: Mapping[str, Any], name: str, pipeline: str = "Stabl
             "scheduler_config.json has neither beta_schedule nor trained_betas",
             hint="the noise schedule that the UNet was trained with has to be stated there",
         )
-    scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(dict(config))
-    repairs = _REPAIRS.get(pipeline, {})
+    scheduler = scheduler_class.from_config(dict(config))
+    repairs = {**dict.fromkeys(NONLINEAR, False), **_REPAIRS.get(pipeline, {})}
     scheduler.register_to_config(**{key: value for key, value in repairs.items() if key in scheduler.config})
     return scheduler
 

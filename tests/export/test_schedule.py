@@ -81,9 +81,17 @@ def test_nonlinear_settings_are_refused_by_name(setting: str) -> None:
         compile_schedule({**CONFIG, setting: True}, "ddim", 10)
 
 
-def test_clipping_that_only_diffusers_defaults_switch_on_is_off_as_in_the_pipeline() -> None:
+@pytest.mark.parametrize("setting", ["clip_sample", "thresholding"])
+def test_a_solver_that_does_not_have_a_setting_is_not_refused_for_it(setting: str) -> None:
+    assert compile_schedule({**CONFIG, setting: True}, "euler", 10) == compile_schedule(CONFIG, "euler", 10)
+
+
+@pytest.mark.parametrize("pipeline", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_clipping_that_only_diffusers_defaults_switch_on_is_off(pipeline: str) -> None:
     silent = {key: value for key, value in CONFIG.items() if key != "clip_sample"}
-    assert compile_schedule(silent, "ddim", 5) == compile_schedule(CONFIG, "ddim", 5)
+    assert compile_schedule(silent, "ddim", 5, pipeline=pipeline) == compile_schedule(
+        CONFIG, "ddim", 5, pipeline=pipeline
+    )
 
 
 def test_an_outdated_steps_offset_is_repaired_as_in_the_pipeline() -> None:

@@ -102,7 +102,8 @@ class CompileSchedules:
         return {"config": config, "wanted": wanted, "pipeline": self.pipeline, "timesteps": list(self.timesteps)}
 
     def run(self, into: Path) -> Schedules:
-        from .schedule import compile_schedule, default_scheduler
+        from .schedule import compile_schedule
+        from .scheduler import default_scheduler
 
         own = default_scheduler(self.config) if any(name == "checkpoint" for name, _ in self.wanted) else ""
         pairs = dict.fromkeys((own if name == "checkpoint" else name, steps) for name, steps in self.wanted)

@@ -184,7 +184,7 @@ def _picture_plan(bundle: Bundle, checkpoint: Checkpoint, choice: PictureChoice,
     Raises:
         UsageError: pictures are not wanted at all, or the bundle carries no such schedule.
     """
-    from ..export.schedule import default_scheduler
+    from ..export.scheduler import default_scheduler
 
     if not pictures:
         raise UsageError("--seeds, --scheduler and --steps choose pictures", hint="add --image")
@@ -226,7 +226,7 @@ def _with_pictures(
     run: Runner,
     progress: Progress,
 ) -> ParityReport:
-    from ..export.schedule import default_scheduler
+    from ..export.scheduler import default_scheduler
     from ..validate import scenes as world
     from ..validate.reference import ReferenceProbes
     from ..validate.tolerances import image_tolerance

@@ -119,7 +119,7 @@ def coarsest(models: Mapping[str, TargetModel]) -> str:
 
 def gate_schedule(checkpoint: Checkpoint, schedules: Schedules, steps: int) -> CompiledSchedule:
     """The schedule of the checkpoint's own scheduler: PyTorch drew with it, whatever the recipe's default is."""
-    from ..export.schedule import default_scheduler
+    from ..export.scheduler import default_scheduler
 
     own = default_scheduler(checkpoint.scheduler)
     if (own, steps) not in schedules.compiled:

@@ -25,7 +25,7 @@ MAX_BYTES: Final = 2**20
 """Of a recipe; one has a few kilobytes."""
 
 SchedulerName = Literal["ddim", "euler", "euler_a", "pndm", "dpmpp_2m", "unipc", "lcm", "tcd"]
-"""What export/schedule.py compiles; a test compares the two."""
+"""What export/scheduler.py names; a test compares the two."""
 
 _SHELF: Final = Path(__file__).parents[1] / "recipes"
 

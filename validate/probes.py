@@ -46,7 +46,7 @@ class ProbePlan:
     picked: tuple[tuple[int, Branch], ...] = ()
     guidance: float = 4.0
     seed: int = 0
-    scheduler: str = ""  # a key of export.schedule.SCHEDULERS; empty for the checkpoint's own
+    scheduler: str = ""  # a key of export.scheduler.SCHEDULERS; empty for the checkpoint's own
     guidance_mode: Mode = "cfg"
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from ..export import contract, modules
 from ..export.families import reference_pipeline
 from ..export.families.variant import reads_zeros_for_empty
-from ..export.schedule import build_scheduler, default_scheduler
+from ..export.scheduler import build_scheduler, default_scheduler
 from ..pipeline.artifacts import Checkpoint, ComponentSource, TensorSpec
 from ..pipeline.errors import ModelError
 from ..quantize.plan import Plan

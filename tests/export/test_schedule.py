@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export.schedule import AGREEMENT, SCHEDULERS, compile_schedule, default_scheduler, measure_disagreement
+from diffusette.export.schedule import AGREEMENT, compile_schedule, measure_disagreement
+from diffusette.export.scheduler import SCHEDULERS, default_scheduler
 from diffusette.pipeline.errors import CheckpointError, UsageError
 
 CONFIG: Final[Mapping[str, Any]] = json.loads(

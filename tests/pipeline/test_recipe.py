@@ -91,7 +91,7 @@ def test_an_empty_recipe_has_sensible_defaults() -> None:
 
 
 def test_scheduler_names_are_those_that_can_be_compiled() -> None:
-    from diffusette.export.schedule import SCHEDULERS
+    from diffusette.export.scheduler import SCHEDULERS
 
     for name in SCHEDULERS:
         assert recipe(f'[schedule]\ndefault = "{name}"').schedule.default == name

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,10 +19,12 @@ import numpy as np
 from ..runtimes.inputs import native_feeds
 from ..runtimes.registry import get_target
 from ..runtimes.taps import Tapped
+from ..validate.layers.examine import Findings, Layer, layers_of
+from ..validate.layers.pieces import groups_of, pieces_of
 from ..validate.layers.points import FindPoints, Points
 from ..validate.layers.report import ComponentLayers, Range
-from ..validate.layers.segments import MOST_RUNS, Segment, chunks_of, needed_later, points_of, segments_of, taps_of
-from ..validate.layers.stage import ExamineChunks
+from ..validate.layers.segments import segments_of, taps_of
+from ..validate.layers.stage import ExaminePieces
 from ..validate.layers.trace import MeasurePeaks, Peaks, TracePoints
 from .child import run_in_child
 from .errors import UsageError
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from .progress import Progress
     from .stage import Runner, Stage
 
-DISK_BYTES: Final = 2**31
+DISK_BYTES: Final = 2**32
 """Tensors of PyTorch's on the disk at a time; a component with more is run again for the rest."""
 
 
@@ -59,6 +63,9 @@ def look_into(
     Raises:
         UsageError: the target cannot be looked into.
     """
+    from pydantic import TypeAdapter
+
+    started = monotonic()
     run: Runner = partial(run_stage, cache=cache, progress=progress)
     target = get_target(model.target)
     if not isinstance(target, Tapped):
@@ -73,26 +80,29 @@ def look_into(
     taps = taps_of(wiring, found.points)
     segments = segments_of(wiring, taps, inputs, _rounding(source, plan))
     rounded = model.precision != "fp32"
-    chunks = chunks_of(segments, MOST_RUNS // (1 + wiring.turns * (2 if rounded else 1)))
     at = {tensor: point.index for tensor, point in taps.items()}
-    layers, runs, peak = [], 0, 0.0
+    size = [point.bytes for point in found.points]
+    pieces = pieces_of(
+        segments,
+        {tensor: size[point] for tensor, point in at.items()},
+        forced=2 if rounded else 1,
+        exclusive=wiring.exclusive,
+    )
+    findings, runs, peak = [], 0, 0.0
     with scratch_folder(cache.root / "work", "layers") as folder:
         (folder / "own").mkdir()
         (folder / "out").mkdir()
         np.savez(folder / "inputs.npz", allow_pickle=False, **inputs)
-        later = needed_later(chunks)
-        for first, last in _groups(chunks, at, found):
-            group = chunks[first:last]
-            wanted = tuple(sorted(set().union(*(points_of(chunk, at) for chunk in group))))
+        for group in groups_of(pieces, lambda piece: piece.points(at), size, DISK_BYTES):
+            wanted = tuple(sorted(set().union(*(piece.points(at) for piece in group))))
             traces = {"reference": plan, **({"full": type(plan)("fp32")} if rounded else {})}
             for name, weights in traces.items():
                 trace = _trace(probes, source, weights, number, found, wanted, threads, run)
                 (folder / name).mkdir()
                 _run_apart(trace, folder / name, cache, progress)
-            stage = ExamineChunks(
+            stage = ExaminePieces(
                 model,
                 group,
-                later[first:last],
                 at,
                 folder / "inputs.npz",
                 folder / "reference",
@@ -103,14 +113,13 @@ def look_into(
                 threads,
             )
             facts, measured = _run_apart(stage, folder / "out", cache, progress)
-            layers += facts["layers"]
+            findings.append(TypeAdapter(Findings).validate_python(facts["findings"]))
             runs += facts["partial_runs"]
             peak = max(peak, measured["own_peak_mib"])
             for name in traces:
-                for file in (folder / name).iterdir():
-                    file.unlink()
-                (folder / name).rmdir()
-    return _report(report, labels[number], layers, _ranges(found, peaks, labels), runs, peak)
+                rmtree(folder / name)
+    layers = layers_of(segments, findings)
+    return _report(report, labels[number], layers, _ranges(found, peaks, labels), runs, peak, monotonic() - started)
 
 
 def _rounding(source: ComponentSource, plan: Plan) -> frozenset[str]:
@@ -120,21 +129,6 @@ def _rounding(source: ComponentSource, plan: Plan) -> frozenset[str]:
     weights = Weights(source)
     rounded = [name for name in weights.names() if plan.scheme(name, weights.spec(name)[1]).activation_bits == 8]
     return frozenset(name.rpartition(".")[0] for name in rounded)
-
-
-def _groups(chunks: Sequence[Sequence[Segment]], at: Mapping[str, int], found: Points) -> list[tuple[int, int]]:
-    """Ranges of chunks whose points take `DISK_BYTES` at most."""
-    size = {point.index: 4 * int(np.prod(point.shape)) for point in found.points}
-    ranges: list[tuple[int, int]] = []
-    held: set[int] = set()
-    for index, chunk in enumerate(chunks):
-        held |= (points := points_of(chunk, at))
-        if ranges and sum(size[point] for point in held) <= DISK_BYTES:
-            ranges[-1] = (ranges[-1][0], index + 1)
-        else:
-            ranges.append((index, index + 1))
-            held = points
-    return ranges
 
 
 def _trace(
@@ -172,15 +166,12 @@ def _ranges(found: Points, peaks: Peaks, labels: Sequence[str]) -> tuple[Range, 
 def _report(
     report: ComponentReport,
     probe: str,
-    rows: Sequence[Mapping[str, Any]],
+    layers: tuple[Layer, ...],
     ranges: tuple[Range, ...],
     runs: int,
     peak: float,
+    seconds: float,
 ) -> ComponentLayers:
-    from pydantic import TypeAdapter
-
-    from ..validate.layers.examine import Layer
-
     gate, parity = report.tolerance, report.loss
     if report.fidelity_tolerance:
         gate, parity = report.fidelity_tolerance, report.fidelity
@@ -188,10 +179,12 @@ def _report(
         report.component,
         report.precision,
         probe,
-        TypeAdapter(tuple[Layer, ...]).validate_python(rows),
+        layers,
         ranges,
         gate.min_snr_db,
         runs,
         peak,
         parity.snr_db if parity else None,
+        report.run_peak_mib,
+        seconds,
     )

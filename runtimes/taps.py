@@ -40,7 +40,7 @@ class Wiring:
     keys: Mapping[str, tuple[str, ...]]
     batchless: bool = False
     flat: frozenset[str] = frozenset()  # tensors laid out as [rows, columns, 1, 1], columns being PyTorch's last axis
-    turns: int = 1  # partial runs that `TapSession.run` needs where tensors depend on each other
+    exclusive: bool = False  # whether a tensor that is fed and computed takes `TapSession.run` more than one run
 
 
 class TapSession(Protocol):
@@ -55,7 +55,11 @@ class TapSession(Protocol):
         """Compute the tensors `wanted` from `feeds`, tensors that stand in for all that comes before them.
 
         A tensor may be both: then it is computed from the other feeds, and what comes after it reads the feed.
-        Values are yielded as they come, NaN included, in any order.
+        Values are yielded as they come, NaN included, in any order. Feeds and results of a run can be larger than the
+        model: hold on to neither longer than it takes. Feeds may be read from a disk each time that one is looked up.
+
+        Args:
+            wanted: in an order in which they can be computed.
 
         Raises:
             ToolCrashed: the runtime refuses, or has no such tensor.

@@ -111,6 +111,7 @@ def measure(
         worst_probe=min(losses, key=lambda each: each[0])[1],
         probes=len(losses),
         fidelity=worst(fidelities) if fidelities else None,
+        run_peak_mib=getattr(session, "peak_rss_mib", 0.0),
     )
 
 

@@ -29,6 +29,7 @@ class ComponentReport:
     fidelity_tolerance: Tolerance | None = None
     problem: str = ""  # why the component gave no comparable answer at all
     form: str = ""  # which form of the model this is about, where it has several: the worst one
+    run_peak_mib: float = 0.0  # of the process that ran it; 0.0 where it had none of its own
 
     @property
     def margin_db(self) -> float:

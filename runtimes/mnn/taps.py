@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # What MNN's converter appends to the name of the ONNX node that an operation stems from.
 _MATMUL: Final = "__matmul_converted"
 _UNARY: Final = 101  # OpType of activations
-_TURNS: Final = 4  # residual branches and attention need no more
 
 
 def read_wiring(model: TargetModel, graph: Graph) -> Wiring:
@@ -62,7 +61,7 @@ def read_wiring(model: TargetModel, graph: Graph) -> Wiring:
         ),
         {tensor: known[name] for name, tensor in (flat | kept).items() if name in known},
         flat=frozenset(flat.values()),
-        turns=_TURNS,
+        exclusive=True,
     )
 
 
@@ -81,7 +80,8 @@ class MnnTaps:
         file.check_weights()
         self._file = file
         self._name = f"mnn {model.component}"
-        self._runtime: Any = new_runtime(threads, rounded=rounds_activations(model))
+        self._threads = threads
+        self._rounded = rounds_activations(model)
         self._makers = {tensor: op.inputs for op in file.wires() for tensor in op.outputs}
         self.partial_runs = 0
 
@@ -91,26 +91,29 @@ class MnnTaps:
         needs = {tensor: needed_feeds(tensor, self._makers, feeds) for tensor in wanted}
         for turn in _turns(needs):
             given = set().union(*(needs[tensor] for tensor in turn))
-            yield from self._run({name: feeds[name] for name in sorted(given)}, turn)
+            yield from self._run(feeds, sorted(given), turn)
 
-    def _run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    def _run(self, feeds: Feeds, given: list[str], wanted: list[str]) -> Iterator[tuple[str, Array]]:
         import MNN.expr as expr
 
-        module = load_part(self._file, list(feeds), list(wanted), self._runtime)
+        runtime = new_runtime(self._threads, rounded=self._rounded)  # one for all would keep the memory of the largest
+        module = load_part(self._file, given, wanted, runtime)
         self.partial_runs += 1
         kinds = {"float32": expr.float, "int32": expr.int}
         variables = []
-        for value in feeds.values():
-            array = np.ascontiguousarray(value)
+        for name in given:
+            array = np.ascontiguousarray(feeds[name])
             variables.append(expr.const(array, list(array.shape), expr.NCHW, kinds[array.dtype.name]))
+            del array
         results = module.forward(variables)
         if len(results) != len(wanted):
             raise ToolCrashed(f"{self._name}, in part, gave {len(results)} outputs instead of {len(wanted)}")
-        for name, result in zip(wanted, results, strict=True):
-            yield name, expr.convert(result, expr.NCHW).read().copy()
+        del variables
+        for name in wanted:
+            yield name, expr.convert(results.pop(0), expr.NCHW).read().copy()
 
     def close(self) -> None:
-        self._runtime = None
+        """Nothing is held between runs."""
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ the weights of four; each of its projections is therefore also run by itself, as
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,41 +188,38 @@ class NcnnTaps:
         if unknown := [tensor for tensor in wanted if tensor not in self._makers]:
             raise ToolCrashed(f"{self._name} has no blob {unknown[0]!r}")
         self.partial_runs += 1
-        inner = [tensor for tensor in wanted if tensor in self._projections]
-        rest = [tensor for tensor in wanted if tensor not in feeds and tensor not in inner]
-        read = {self._makers[tensor][0] for tensor in inner} - set(feeds)
-        seen: dict[str, Array] = {}
-        if rest or read:
-            for tensor, value in self._extract(feeds, list(dict.fromkeys([*rest, *sorted(read)]))):
-                if tensor in read:
-                    seen[tensor] = value
-                if tensor in rest:
-                    yield tensor, value
-        for tensor in inner:
-            (source,) = self._makers[tensor]
-            yield tensor, self._project(tensor, feeds[source] if source in feeds else seen[source])
+        # Each from the nearest blobs before it, by an extractor of its own: one for all would keep every blob.
+        needs: dict[str, frozenset[str]] = {}
         for tensor in wanted:
-            if tensor in feeds and tensor not in inner:
-                given = needed_feeds(tensor, self._makers, feeds)
-                yield from self._extract({name: feeds[name] for name in given}, [tensor])
+            needs[tensor] = needed_feeds(tensor, self._makers, {*feeds, *needs})
+        readers = Counter(name for given in needs.values() for name in given if name not in feeds)
+        made: dict[str, Array] = {}
+        for tensor, given in needs.items():
+            known = {name: feeds[name] if name in feeds else made[name] for name in given}
+            value = self._project(tensor, known) if tensor in self._projections else self._extract(tensor, known)
+            del known
+            for name in given & readers.keys():
+                readers[name] -= 1
+                if not readers[name]:
+                    del made[name]
+            if tensor in readers:
+                made[tensor] = value
+            yield tensor, value
 
-    def _extract(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    def _extract(self, tensor: str, feeds: Feeds) -> Array:
         extractor = self._net.create_extractor()
-        extractor.set_light_mode(len(wanted) == 1)  # else a blob that was read is gone before it is asked for
         for name, value in feeds.items():
-            if name not in self._makers:
-                continue  # what an attention has mixed: no blob
-            mat = self._ncnn.Mat(np.ascontiguousarray(value)).clone()
-            if status := extractor.input(name, mat):
+            if status := extractor.input(name, self._ncnn.Mat(np.ascontiguousarray(value)).clone()):
                 raise ToolCrashed(f"{self._name} does not take {name} (status {status})")
-        for tensor in wanted:
-            status, mat = extractor.extract(tensor)
-            if status:
-                raise ToolCrashed(f"{self._name} gave no {tensor} (status {status})")
-            yield tensor, np.array(mat)
+        status, mat = extractor.extract(tensor)
+        if status:
+            raise ToolCrashed(f"{self._name} gave no {tensor} (status {status})")
+        return np.array(mat)
 
-    def _project(self, name: str, value: Array) -> Array:
-        """One projection of an attention, `value` [tokens, channels]."""
+    def _project(self, name: str, feeds: Feeds) -> Array:
+        """One projection of an attention, which reads [tokens, channels]."""
+        (source,) = self._makers[name]
+        value = feeds[source] if source in feeds else self._extract(source, feeds)
         projection = self._projections[name]
         net = new_net(self._threads, sgemm=True)
         with tempfile.TemporaryDirectory(prefix="ncnn.") as folder:

@@ -78,11 +78,18 @@ class OrtTaps:
             session = onnxruntime.InferenceSession(
                 part.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-            results = session.run(names, {entry.name: feeds[entry.name] for entry in session.get_inputs()})
+            # as values of ONNX Runtime's: as arrays, all results would be copied before the first one is seen
+            given = {
+                entry.name: onnxruntime.OrtValue.ortvalue_from_numpy(feeds[entry.name])
+                for entry in session.get_inputs()
+            }
+            results = session.run_with_ort_values(names, given)
         except ort_errors() as error:
             raise ToolCrashed(f"{self._name}, in part: {first_line(error)}") from None
         self.partial_runs += 1
-        yield from zip(wanted, results, strict=True)
+        del session, given
+        for tensor in wanted:
+            yield tensor, results.pop(0).numpy()
 
     def _part(self, feeds: Feeds, wanted: Sequence[str]) -> Any:
         """The part of the graph between `feeds` and `wanted`."""

@@ -25,10 +25,11 @@ from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.protocol import Feeds
 from diffusette.runtimes.registry import get_target
 from diffusette.runtimes.taps import Tapped, Wiring
-from diffusette.validate.layers.examine import Layer, Subject, examine, force, read_points
+from diffusette.validate.layers.examine import Subject, examine, layers_of, read_points
+from diffusette.validate.layers.pieces import pieces_of
 from diffusette.validate.layers.points import Point, find_points
 from diffusette.validate.layers.report import ComponentLayers
-from diffusette.validate.layers.segments import chunks_of, needed_later, segments_of, taps_of
+from diffusette.validate.layers.segments import segments_of, taps_of
 from diffusette.validate.layers.trace import save_points
 from diffusette.validate.reference import TorchModel, TorchSession
 
@@ -148,20 +149,17 @@ class Laboratory:
         inputs = native_feeds(truth.feeds, model.inputs, self.time)
         taps = taps_of(wiring, truth.points)
         at = {tensor: point.index for tensor, point in taps.items()}
+        size = {tensor: point.bytes for tensor, point in taps.items()}
+        segments = segments_of(wiring, taps, inputs)
+        pieces = [
+            piece for piece in pieces_of(segments, size, exclusive=wiring.exclusive) if carried or not piece.carried
+        ]
         reference = read_points(truth.folder)
-        layers: list[Layer] = []
         with target.open_taps(model, threads=1) as session:
             subject = Subject(session, inputs, at, wiring.batchless, wiring.flat)
-            chunks = chunks_of(segments_of(wiring, taps, inputs), 5)
-            if carried:
-                own = self.folder("own")
-                for chunk, keep in zip(chunks, needed_later(chunks), strict=True):
-                    layers += examine(subject, chunk, reference=reference, full=None, own=own, keep=keep)
-            else:
-                for chunk in chunks:
-                    layers += force(subject, chunk, reference)
-            runs = session.partial_runs
-        return ComponentLayers(model.component, model.precision, "", tuple(layers), (), 95.0, runs, 0.0)
+            found = examine(subject, pieces, reference=reference, full=None, own=self.folder("own"))
+            layers, runs = layers_of(segments, [found]), session.partial_runs
+        return ComponentLayers(model.component, model.precision, "", layers, (), 95.0, runs, 0.0)
 
     def damaged(self, target: str, plan: str, fault: Fault) -> TargetModel:
         """A copy of a model with a fault in it."""

@@ -13,17 +13,11 @@ import pytest
 from diffusette.pipeline.errors import ModelError
 from diffusette.runtimes.protocol import Array, Feeds
 from diffusette.runtimes.taps import Node, Wiring, needed_feeds
-from diffusette.validate.layers.examine import Layer, Reference, Subject, examine
+from diffusette.validate.layers.examine import Layer, Reference, Subject, examine, force, layers_of
+from diffusette.validate.layers.pieces import Piece, groups_of, pieces_of
 from diffusette.validate.layers.points import Point
 from diffusette.validate.layers.report import ComponentLayers, Range, layers_json, layers_table
-from diffusette.validate.layers.segments import (
-    Segment,
-    chunks_of,
-    needed_later,
-    points_of,
-    segments_of,
-    taps_of,
-)
+from diffusette.validate.layers.segments import Segment, segments_of, taps_of
 
 RNG = np.random.default_rng(3)
 FIRST, SECOND = (RNG.normal(size=(8, 8)).astype(np.float32) for _ in range(2))
@@ -94,18 +88,17 @@ def reference() -> Reference:
     return lambda point: values[point]
 
 
-def examined(functions: Functions, own: Path, chunks: int = 1, full: Reference | None = None) -> tuple[Layer, ...]:
+def examined(functions: Functions, own: Path, most: int = 25, full: Reference | None = None) -> tuple[Layer, ...]:
     taps = taps_of(WIRING, POINTS)
     segments = segments_of(WIRING, taps, ["x"])
-    parts = (segments,) if chunks == 1 else tuple((segment,) for segment in segments)
-    layers: list[Layer] = []
+    large = dict.fromkeys(taps, 2**25)  # so that a piece holds as few as `most` allows
+    found = []
+    at = {tensor: point.index for tensor, point in taps.items()}
     with NumpyTaps(functions) as session:
-        subject = Subject(
-            session, {"x": X}, {tensor: point.index for tensor, point in taps.items()}, False, frozenset()
-        )
-        for part, keep in zip(parts, needed_later(parts), strict=True):
-            layers += examine(subject, part, reference=reference(), full=full, own=own, keep=keep)
-    return tuple(layers)
+        subject = Subject(session, {"x": X}, at, False, frozenset())
+        for piece in pieces_of(segments, large, forced=2 if full else 1, most=most):
+            found.append(examine(subject, [piece], reference=reference(), full=full, own=own))
+    return layers_of(segments, found)
 
 
 def component(layers: tuple[Layer, ...], **more: Any) -> ComponentLayers:
@@ -128,15 +121,15 @@ def test_a_graph_whose_output_is_no_modules_is_refused() -> None:
         taps_of(Wiring(NODES, {"f": ("block.first:out",)}), POINTS)
 
 
-@pytest.mark.parametrize("chunks", [1, 4])
-def test_a_sound_model_names_no_module(tmp_path: Path, chunks: int) -> None:
-    found = component(examined(SOUND, tmp_path, chunks))
+@pytest.mark.parametrize("most", [2, 5, 25])
+def test_a_sound_model_names_no_module(tmp_path: Path, most: int) -> None:
+    found = component(examined(SOUND, tmp_path, most))
     assert found.first_bad is None
     assert found.left is None
     assert all(layer.made_db == layer.carried_db == 999 for layer in found.layers)
 
 
-@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("most", [2, 5, 25])
 @pytest.mark.parametrize(
     ("tensor", "wrong", "module"),
     [
@@ -148,9 +141,9 @@ def test_a_sound_model_names_no_module(tmp_path: Path, chunks: int) -> None:
     ],
 )
 def test_the_wrong_module_is_the_only_one_named(
-    tmp_path: Path, tensor: str, wrong: Callable[..., Array], module: str, chunks: int
+    tmp_path: Path, tensor: str, wrong: Callable[..., Array], module: str, most: int
 ) -> None:
-    found = component(examined(SOUND | {tensor: wrong}, tmp_path, chunks))
+    found = component(examined(SOUND | {tensor: wrong}, tmp_path, most))
     assert [layer.module for layer in found.bad] == [module]
     assert found.left is not None
     assert found.left.module == module
@@ -172,7 +165,7 @@ def test_a_module_that_rounds_its_input_may_be_further_off_but_not_wrong(
     at = {tensor: point.index for tensor, point in taps.items()}
     with NumpyTaps(SOUND | {"f": lambda x: x @ FIRST * np.float32(factor)}) as session:
         subject = Subject(session, {"x": X}, at, batchless=False, flat=())
-        found = component(examine(subject, segments, reference=reference(), full=None, own=tmp_path, keep=()))
+        found = component(force(subject, Piece(segments, carried=False), reference()))
     assert [layer.module for layer in found.bad] == named
     assert [row["needed_db"] for row in found.to_json()] == [25.0, 85.0, 85.0, 85.0]
 
@@ -213,22 +206,51 @@ def test_ranges_tell_what_comes_near_float16() -> None:
     assert [(each.module, each.near) for each in found.largest()] == [("c", True), ("b", True), ("a", False)]
 
 
-def test_chunks_hold_all_segments_in_order_and_are_few() -> None:
-    segments = tuple(Segment(f"t{n}", n, 2**20 * (1 + n % 90), "m", "Op", (f"t{n - 1}",)) for n in range(2000))
-    for most in (5, 8, 12):
-        chunks = chunks_of(segments, most)
-        assert len(chunks) <= most
-        assert tuple(segment for chunk in chunks for segment in chunk) == segments
-        sizes = [sum(segment.bytes for segment in chunk) for chunk in chunks]
-        assert max(sizes) <= 1.05 * sum(sizes) / most + 2**27
-    assert len(chunks_of(segments[:5], 12)) == 1, "small models need no division"
+def chain(count: int) -> tuple[Segment, ...]:
+    return tuple(Segment(f"t{n}", n, "m", "Op", (f"t{n - 1}" if n else "x",)) for n in range(count))
 
 
-def test_a_chunk_leaves_what_later_ones_start_from() -> None:
-    a, b, c = (Segment(name, n, 4, "m", "Op", feeds) for n, (name, feeds) in enumerate(FEEDS.items()))
-    assert needed_later([(a,), (b,), (c,)]) == ({"a"}, {"b"}, frozenset())
-    assert needed_later([(a, b), (c,)]) == ({"a", "b"}, frozenset())
-    assert points_of((b,), {"a": 7, "b": 8}) == {7, 8}
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("forced", [1, 2])
+def test_pieces_hold_every_segment_twice_in_few_runs_of_few_bytes(forced: int, exclusive: bool) -> None:
+    segments = chain(2000)
+    size = {f"t{n}": 2**20 * (1 + n % 90) for n in range(2000)}
+    pieces = pieces_of(segments, size, forced=forced, exclusive=exclusive)
+    carried, fed = ([piece for piece in pieces if piece.carried is each] for each in (True, False))
+    assert len(carried) + forced * len(fed) <= 25
+    assert tuple(segment for piece in carried for segment in piece.segments) == segments
+    assert sorted((segment for piece in fed for segment in piece.segments), key=lambda s: s.point) == list(segments)
+    held = [sum(size.get(name, 0) for name in (*piece.feeds, *piece.tensors)) for piece in pieces]
+    least = (1 + 2 * forced) * sum(size.values()) / 25  # each is made in both passes, and fed in one
+    assert max(held) <= 1.25 * least
+    if exclusive:
+        assert not any(piece.feeds & set(piece.tensors) for piece in fed), "it would take a second run"
+
+
+def test_neighbouring_pieces_share_the_points_that_lie_on_the_disk() -> None:
+    size = [2**20 * (1 + n % 90) for n in range(2000)]
+    names = {f"t{n}": each for n, each in enumerate(size)}
+    at = {f"t{n}": n for n in range(2000)}
+    pieces = pieces_of(chain(2000), names, exclusive=True)
+    groups = groups_of(pieces, lambda piece: piece.points(at), size, 2**35)
+    assert [piece for group in groups for piece in group] == list(pieces)
+    fetched = sum(size[n] for group in groups for n in set().union(*(piece.points(at) for piece in group)))
+    assert fetched < 1.5 * sum(size), "PyTorch runs again for each group"
+    for group in groups:
+        assert sum(size[n] for n in set().union(*(piece.points(at) for piece in group))) <= 2**35
+
+
+def test_a_small_model_is_not_divided() -> None:
+    pieces = pieces_of(chain(50), {f"t{n}": 2**10 for n in range(50)})
+    assert [(piece.carried, len(piece.segments)) for piece in pieces] == [(True, 50), (False, 50)]
+
+
+def test_a_carried_piece_leaves_what_later_ones_start_from() -> None:
+    a, b, c = (Segment(name, n, "m", "Op", feeds) for n, (name, feeds) in enumerate(FEEDS.items()))
+    pieces = [piece for piece in pieces_of((a, b, c), dict.fromkeys("abc", 2**25), most=6) if piece.carried]
+    assert [(piece.tensors, piece.keep) for piece in pieces] == [(("a",), {"a"}), (("b",), {"b"}), (("c",), set())]
+    assert pieces[1].points({"a": 7, "b": 8}) == {8}
+    assert replace(pieces[1], carried=False).points({"a": 7, "b": 8}) == {7, 8}
 
 
 FEEDS = {"a": ("x",), "b": ("a",), "c": ("a", "b")}

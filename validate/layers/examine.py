@@ -1,4 +1,4 @@
-"""Run a model segment by segment: what error does a module make, and what error has come with its inputs?
+"""Run a model piece by piece: what error does a module make, and what error has come with its inputs?
 
 Two passes over the same tensors. *Carried*: every module reads what the runtime itself computed before, as in a real
 run. *Made*: every module reads PyTorch's own inputs, so that what is wrong behind it is its own work.
@@ -6,8 +6,9 @@ run. *Made*: every module reads PyTorch's own inputs, so that what is wrong behi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from ...runtimes.protocol import Array, Feeds
 from ...runtimes.taps import TapSession
 from ..parity import compare, finite_db
 from ..tolerances import LAYER_TOLERANCE
+from .pieces import Piece
 from .segments import Segment
 
 _QUIET: Final = 1e-30  # an output of nothing but zeros
@@ -48,7 +50,11 @@ Reference = Callable[[int], Array]  # point -> PyTorch's tensor
 
 def read_points(folder: Path) -> Reference:
     """Points as `trace` saved them; only what is looked at is read from the disk."""
-    return lambda point: np.asarray(np.load(folder / f"{point:05}.npy", mmap_mode="r"))
+    return lambda point: _mapped(folder / f"{point:05}.npy")
+
+
+def _mapped(file: Path) -> Array:
+    return np.asarray(np.load(file, mmap_mode="r"))
 
 
 @dataclass(frozen=True)
@@ -70,42 +76,65 @@ class Subject:
             return value.reshape(-1, value.shape[-1], 1, 1)
         return value[0] if self.batchless and value.ndim else value
 
-    def given(self, names: Collection[str]) -> dict[str, Array]:
-        """Those of `names` that are inputs of the component."""
-        return {name: self.laid_out(self.inputs[name], name) for name in names if name in self.inputs}
+    def feed(self, reference: Reference, name: str) -> Array:
+        """An input of the component, or PyTorch's tensor."""
+        return self.given(name) if name in self.inputs else np.ascontiguousarray(self.native(reference, name))
+
+    def given(self, name: str) -> Array:
+        """An input of the component."""
+        return self.laid_out(self.inputs[name], name)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the partial runs over some pieces gave. Each pass may see a tensor in another piece."""
+
+    made: tuple[Layer, ...] = ()
+    carried: Mapping[str, float] = field(default_factory=dict)  # tensor -> SNR in dB
+    lost: Mapping[str, float] = field(default_factory=dict)
 
 
 def examine(
-    subject: Subject,
-    chunk: Sequence[Segment],
-    *,
-    reference: Reference,
-    full: Reference | None,
-    own: Path,
-    keep: Collection[str],
-) -> tuple[Layer, ...]:
-    """All passes over one chunk.
+    subject: Subject, pieces: Iterable[Piece], *, reference: Reference, full: Reference | None, own: Path
+) -> Findings:
+    """Run `pieces`, one after the other.
 
     Args:
         reference: PyTorch with the model's own, rounded weights.
         full: PyTorch in float32, where that is something else.
-        own: a folder in which the chunks before this one have left what the runtime computed itself.
-        keep: the taps to leave there.
+        own: a folder in which the carried pieces before these have left what the runtime computed itself.
     """
-    carried = _carry(subject, chunk, reference, own, keep)
-    layers = force(subject, chunk, reference)
-    lost = {layer.tensor: layer.made_db for layer in force(subject, chunk, full)} if full is not None else {}
-    return tuple(
-        replace(layer, carried_db=carried.get(layer.tensor), lost_db=lost.get(layer.tensor)) for layer in layers
-    )
+    made: list[Layer] = []
+    carried: dict[str, float] = {}
+    lost: dict[str, float] = {}
+    for piece in pieces:
+        if piece.carried:
+            carried |= carry(subject, piece, reference, own)
+            continue
+        made += force(subject, piece, reference)
+        if full is not None:
+            lost |= {layer.tensor: layer.made_db for layer in force(subject, piece, full)}
+    return Findings(tuple(made), carried, lost)
 
 
-def force(subject: Subject, chunk: Sequence[Segment], reference: Reference) -> tuple[Layer, ...]:
+def layers_of(segments: Iterable[Segment], found: Iterable[Findings]) -> tuple[Layer, ...]:
+    """One row a segment, in their order, of all that was found."""
+    made: dict[str, Layer] = {}
+    carried: dict[str, float] = {}
+    lost: dict[str, float] = {}
+    for each in found:
+        made |= {layer.tensor: layer for layer in each.made}
+        carried |= each.carried
+        lost |= each.lost
+    rows = (made[segment.tensor] for segment in segments)
+    return tuple(replace(row, carried_db=carried.get(row.tensor), lost_db=lost.get(row.tensor)) for row in rows)
+
+
+def force(subject: Subject, piece: Piece, reference: Reference) -> tuple[Layer, ...]:
     """Every module fed with PyTorch's inputs, against what PyTorch makes of them."""
-    layers = {each.tensor: _layer(each) for each in chunk}
-    read = {feed for segment in chunk for feed in segment.feeds}
-    inner = {name: np.ascontiguousarray(subject.native(reference, name)) for name in read if name not in subject.inputs}
-    for name, value in subject.session.run(subject.given(read) | inner, list(layers)):
+    layers = {each.tensor: _layer(each) for each in piece.segments}
+    feeds = _Read(piece.feeds, partial(subject.feed, reference))
+    for name, value in subject.session.run(feeds, piece.tensors):
         made, largest, problem = _measure(subject.native(reference, name), value)
         layers[name] = replace(layers[name], made_db=made, max_abs=largest, problem=problem)
     return tuple(layers.values())
@@ -115,30 +144,56 @@ def _layer(segment: Segment) -> Layer:
     return Layer(segment.module, segment.op, segment.tensor, segment.point, needed_db=segment.needed_db)
 
 
-def _carry(
-    subject: Subject, chunk: Sequence[Segment], reference: Reference, own: Path, keep: Collection[str]
-) -> dict[str, float]:
-    """Tap -> SNR in dB of a run that goes on from what earlier chunks have left in `own`.
+def carry(subject: Subject, piece: Piece, reference: Reference, own: Path) -> dict[str, float]:
+    """Tap -> SNR in dB of a run that goes on from what earlier pieces have left in `own`.
 
-    It leaves there what `keep` names. A tensor that starts from one which can only be fed is left out.
+    It leaves there what later ones start from. A tensor that starts from one which can only be fed is left out.
     """
-    made = {segment.tensor for segment in chunk}
-    outside = {feed for segment in chunk for feed in segment.feeds} - made
-    files = {name: own / f"{subject.at[name]:05}.npy" for name in outside if name not in subject.inputs}
-    stored = {name: np.load(file) for name, file in files.items() if file.exists()}
-    lacking = files.keys() - stored.keys()
-    had = [segment.tensor for segment in chunk if not lacking & set(segment.feeds)]
+
+    def stored(name: str) -> Path:
+        return own / f"{subject.at[name]:05}.npy"
+
+    def feed(name: str) -> Array:
+        return subject.given(name) if name in subject.inputs else _mapped(stored(name))
+
+    lacking = {name for name in piece.feeds if name not in subject.inputs and not stored(name).exists()}
+    had = [segment.tensor for segment in piece.segments if not lacking & set(segment.feeds)]
+    if not had:
+        return {}
     carried = {}
-    for name, value in subject.session.run(subject.given(outside) | stored, had):
-        if name in keep:
-            np.save(own / f"{subject.at[name]:05}.npy", value)
+    for name, value in subject.session.run(_Read(piece.feeds - lacking, feed), had):
+        if name in piece.keep:
+            np.save(stored(name), value)
         carried[name], _, _ = _measure(subject.native(reference, name), value)
     return carried
 
 
+class _Read(Mapping[str, Array]):
+    """Feeds that are read from the disk each time that somebody asks: they may be larger than the model together."""
+
+    def __init__(self, names: Collection[str], read: Callable[[str], Array]) -> None:
+        self._names = frozenset(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _measure(expected: Array, found: Array) -> tuple[float, float, str]:
     """SNR in dB, largest difference, and what is wrong where there is no number for it."""
-    if not np.abs(expected).max(initial=0.0) > _QUIET and np.array_equal(expected, found):
+    largest = max(float(expected.max(initial=0.0)), -float(expected.min(initial=0.0)))  # np.abs would make a copy
+    if not largest > _QUIET and np.array_equal(expected, found):
         return finite_db(float("inf")), 0.0, ""
     try:
         parity = compare(expected, found, where="")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,11 @@ class Point:
     kind: str  # that module's class
     shape: tuple[int, ...]
     keys: tuple[str, ...]  # "module.path:out", "module.path:in", and ":out" for the component's output
+
+    @property
+    def bytes(self) -> int:
+        """In float32."""
+        return 4 * prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ class ComponentLayers:
     partial_runs: int
     peak_mib: float
     whole_db: float | None = None  # the component in one undivided run; None if it gave no number
+    run_mib: float = 0.0  # what such a run took at its peak; 0.0 where it is not known
+    seconds: float = 0.0  # of the looking, PyTorch's part included
 
     @property
     def bad(self) -> tuple[Layer, ...]:
@@ -111,7 +113,10 @@ class ComponentLayers:
         ]  # fmt: skip
 
     def cost_json(self) -> dict[str, Any]:
-        return {"partial_runs": self.partial_runs, "peak_rss_mib": round(self.peak_mib, 1), "probe": self.probe,
+        run = round(self.run_mib, 1) or None
+        times = round(self.peak_mib / self.run_mib, 2) if self.run_mib else None
+        return {"partial_runs": self.partial_runs, "peak_rss_mib": round(self.peak_mib, 1), "run_peak_rss_mib": run,
+                "times_run": times, "seconds": round(self.seconds, 1), "probe": self.probe,
                 "tolerance": LAYER_TOLERANCE.min_snr_db}  # fmt: skip
 
 
@@ -201,6 +206,8 @@ def _caption(found: ComponentLayers) -> str:
                 lines.append("It does so only in one piece: the runtime joins operations across modules wrongly.")
     if left := found.left:
         lines.append(f"A run leaves {found.least_db:g} dB at {left.module} ({left.op}).")
+    whole = f" (an undivided run: {found.run_mib:.0f} MiB)" if found.run_mib else ""
+    lines.append(f"{found.partial_runs} partial runs, {found.peak_mib:.0f} MiB{whole}, {found.seconds:.0f} s.")
     return "\n".join(lines)
 
 

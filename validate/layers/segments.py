@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Final
 
 from ...pipeline.errors import ModelError
 from ...runtimes.taps import Wiring, common_module
 from ..tolerances import LAYER_TOLERANCE, ROUNDING_LAYER_TOLERANCE
 from .points import Point
-
-MOST_RUNS: Final = 25
-"""Partial runs of a component, at most, however many modules it has."""
-
-_LEAST_BYTES: Final = 2**24
-_FLOAT: Final = 4  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +17,6 @@ class Segment:
 
     tensor: str  # the tap, by the runtime's name
     point: int  # the same tensor in PyTorch
-    bytes: int
     module: str  # whose work it is: the innermost module that holds every node of the segment
     op: str  # PyTorch's class of the module that makes the tensor
     feeds: tuple[str, ...]  # taps before it, and inputs of the component
@@ -79,46 +70,5 @@ def segments_of(
             modules = [each.module for each in nodes.values() if each.module]
             owner = common_module(modules) if modules else point.module
             limit = LAYER_TOLERANCE if set(modules).isdisjoint(rounding) else ROUNDING_LAYER_TOLERANCE
-            size = _FLOAT * prod(point.shape)
-            found.append(Segment(tensor, point.index, size, owner, point.kind, tuple(sorted(feeds)), limit.min_snr_db))
+            found.append(Segment(tensor, point.index, owner, point.kind, tuple(sorted(feeds)), limit.min_snr_db))
     return tuple(sorted(found, key=lambda segment: segment.point))
-
-
-def chunks_of(segments: Sequence[Segment], most: int) -> tuple[tuple[Segment, ...], ...]:
-    """Split into at most `most` runs of neighbours of nearly equal bytes: what is held in memory at once."""
-    low, high = _LEAST_BYTES, max(_LEAST_BYTES, sum(segment.bytes for segment in segments))
-    while low < high:
-        middle = (low + high) // 2
-        if len(_greedy(segments, middle)) <= most:
-            high = middle
-        else:
-            low = middle + 1
-    return _greedy(segments, high)
-
-
-def _greedy(segments: Sequence[Segment], most_bytes: int) -> tuple[tuple[Segment, ...], ...]:
-    chunks: list[list[Segment]] = []
-    size = 0
-    for segment in segments:
-        if not chunks or size + segment.bytes > most_bytes:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(segment)
-        size += segment.bytes
-    return tuple(map(tuple, chunks))
-
-
-def needed_later(chunks: Sequence[Sequence[Segment]]) -> tuple[frozenset[str], ...]:
-    """For each chunk, the taps in it that a later chunk starts from."""
-    wanted: set[str] = set()
-    kept = []
-    for chunk in reversed(chunks):
-        made = {segment.tensor for segment in chunk}
-        kept.append(frozenset(made & wanted))
-        wanted |= {feed for segment in chunk for feed in segment.feeds}
-    return tuple(reversed(kept))
-
-
-def points_of(chunk: Iterable[Segment], at: Mapping[str, int]) -> set[int]:
-    """The points that a chunk is compared with or fed with; `at` maps taps to points."""
-    return {at[name] for segment in chunk for name in (segment.tensor, *segment.feeds) if name in at}

@@ -9,28 +9,27 @@ from typing import ClassVar
 
 from ...pipeline.artifacts import TargetModel
 from ..probes import read_arrays
-from .examine import Layer, Subject, examine, read_points
-from .segments import Segment
+from .examine import Findings, Subject, examine, read_points
+from .pieces import Piece
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What was measured, in the order of execution."""
+    """What was measured."""
 
     folder: Path
-    layers: tuple[Layer, ...]
+    findings: Findings
     partial_runs: int
     digest: str = ""
 
 
 @dataclass(frozen=True)
-class ExamineChunks:
-    """Both passes of `examine` over some neighbouring chunks. Never cached: it is about what lies on the disk."""
+class ExaminePieces:
+    """Run some neighbouring pieces. Never cached: it is about what lies on the disk."""
 
     model: TargetModel
-    chunks: tuple[tuple[Segment, ...], ...]
-    keep: tuple[frozenset[str], ...]  # for each chunk, the taps that later ones start from
-    at: Mapping[str, int]  # tap -> point, of all chunks
+    pieces: tuple[Piece, ...]
+    at: Mapping[str, int]  # tap -> point, of all pieces
     inputs: Path  # npz, as the runtime takes them
     reference: Path  # folders of points
     full: Path | None
@@ -53,16 +52,12 @@ class ExamineChunks:
 
         target = get_target(self.model.target)
         assert isinstance(target, Tapped)
-        found: list[Layer] = []
         with target.open_taps(self.model, threads=self.threads) as session:
-            subject = Subject(session, read_arrays(self.inputs), self.at, self.batchless, self.flat)
-            for chunk, keep in zip(self.chunks, self.keep, strict=True):
-                found += examine(
-                    subject,
-                    chunk,
-                    reference=read_points(self.reference),
-                    full=read_points(self.full) if self.full else None,
-                    own=self.own,
-                    keep=keep,
-                )
-            return Examined(into, tuple(found), session.partial_runs)
+            found = examine(
+                Subject(session, read_arrays(self.inputs), self.at, self.batchless, self.flat),
+                self.pieces,
+                reference=read_points(self.reference),
+                full=read_points(self.full) if self.full else None,
+                own=self.own,
+            )
+            return Examined(into, found, session.partial_runs)

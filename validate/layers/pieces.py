@@ -1,0 +1,158 @@
+"""Which segments a runtime computes together: few partial runs, and little in memory in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from .segments import Segment
+
+MOST_RUNS: Final = 25
+"""Partial runs of a component, at most, however many modules it has."""
+
+_LEAST_BYTES: Final = 2**25  # of a piece: smaller models are not divided further
+_OPEN: Final = 4  # pieces that may still grow: residual branches and attention need no more
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one partial run computes."""
+
+    segments: tuple[Segment, ...]
+    carried: bool  # it goes on from what the runtime itself made before, else every segment reads PyTorch's tensors
+    keep: frozenset[str] = frozenset()  # if carried: the taps in it that later pieces start from
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return tuple(segment.tensor for segment in self.segments)
+
+    @property
+    def feeds(self) -> frozenset[str]:
+        """The tensors that stand in for all that comes before."""
+        read = {feed for segment in self.segments for feed in segment.feeds}
+        return frozenset(read - set(self.tensors) if self.carried else read)
+
+    def points(self, at: Mapping[str, int]) -> set[int]:
+        """The points that it is compared with, or fed with; `at` maps taps to points."""
+        return {at[name] for name in (*self.tensors, *(() if self.carried else self.feeds)) if name in at}
+
+    @property
+    def last(self) -> int:
+        """Of the points that it makes."""
+        return max(segment.point for segment in self.segments)
+
+
+def pieces_of(
+    segments: Sequence[Segment],
+    size: Mapping[str, int],
+    *,
+    forced: int = 1,
+    exclusive: bool = False,
+    most: int = MOST_RUNS,
+) -> tuple[Piece, ...]:
+    """All of `segments` twice, carried and fed, in `most` partial runs that hold as few bytes as can be.
+
+    What a run holds is what it is fed with and what it makes, so that a carried piece may be about twice as long as
+    one of which every segment is fed.
+
+    Args:
+        segments: in an order in which they can be computed.
+        size: bytes of each tap.
+        forced: how often a fed piece is run, on different values.
+        exclusive: whether the runtime cannot both feed a tensor and compute it in one run.
+    Returns:
+        The pieces, ordered by the last point that each makes, so that neighbours need the same points; carried ones
+        come in an order in which they can be computed.
+    """
+
+    def divided(limit: int) -> tuple[list[Piece], list[Piece]]:
+        return _divide(segments, size, limit, carried=True), _divide(
+            segments, size, limit, carried=False, exclusive=exclusive
+        )
+
+    def runs(limit: int) -> int:
+        carried, fed = divided(limit)
+        return len(carried) + forced * len(fed)
+
+    low, high = _LEAST_BYTES, max(_LEAST_BYTES, 2 * sum(size.get(segment.tensor, 0) for segment in segments))
+    while low < high:
+        middle = (low + high) // 2
+        if runs(middle) <= most:
+            high = middle
+        else:
+            low = middle + 1
+    carried, fed = divided(high)
+    return tuple(sorted((*_with_keeps(carried), *fed), key=lambda piece: piece.last))
+
+
+def _divide(
+    segments: Sequence[Segment], size: Mapping[str, int], limit: int, *, carried: bool, exclusive: bool = False
+) -> list[Piece]:
+    """Neighbours together, as long as a piece's feeds and results take `limit` bytes at most."""
+    pieces: list[_Growing] = []
+    for segment in segments:
+        growing = pieces[-_OPEN:] if exclusive else pieces[-1:]
+        piece = next((each for each in growing if each.takes(segment, size, limit, exclusive=exclusive)), None)
+        if piece is None:
+            pieces.append(piece := _Growing(carried))
+        piece.add(segment, size)
+    return [Piece(tuple(piece.segments), carried) for piece in pieces]
+
+
+class _Growing:
+    """A piece in the making, and the bytes that it holds."""
+
+    def __init__(self, carried: bool) -> None:
+        self.carried = carried
+        self.segments: list[Segment] = []
+        self.made: set[str] = set()
+        self.read: set[str] = set()
+        self.bytes = 0
+
+    def takes(self, segment: Segment, size: Mapping[str, int], limit: int, *, exclusive: bool) -> bool:
+        if exclusive and (segment.tensor in self.read or self.made & set(segment.feeds)):
+            return False
+        return self.bytes + self._more(segment, size) <= limit
+
+    def add(self, segment: Segment, size: Mapping[str, int]) -> None:
+        self.bytes += self._more(segment, size)
+        self.read |= self._fed(segment)
+        self.made.add(segment.tensor)
+        self.segments.append(segment)
+
+    def _more(self, segment: Segment, size: Mapping[str, int]) -> int:
+        return size.get(segment.tensor, 0) + sum(size.get(name, 0) for name in self._fed(segment))
+
+    def _fed(self, segment: Segment) -> set[str]:
+        """What it reads that the piece does not have yet."""
+        return set(segment.feeds) - self.read - (self.made if self.carried else set())
+
+
+def _with_keeps(carried: Sequence[Piece]) -> list[Piece]:
+    """Carried pieces that know what later ones start from."""
+    wanted: set[str] = set()
+    kept = []
+    for piece in reversed(carried):
+        kept.append(replace(piece, keep=frozenset(wanted & set(piece.tensors))))
+        wanted |= piece.feeds
+    return kept[::-1]
+
+
+def groups_of(
+    pieces: Iterable[Piece], points: Callable[[Piece], set[int]], size: Sequence[int], most: int
+) -> list[tuple[Piece, ...]]:
+    """Split `pieces` where the points of neighbours would take more than `most` bytes together.
+
+    Args:
+        size: bytes of each point.
+    """
+    groups: list[list[Piece]] = []
+    held: set[int] = set()
+    for piece in pieces:
+        held |= (needed := points(piece))
+        if not groups or sum(size[point] for point in held) > most:
+            groups.append([])
+            held = needed
+        groups[-1].append(piece)
+    return [tuple(group) for group in groups]

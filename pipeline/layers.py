@@ -19,7 +19,8 @@ import numpy as np
 from ..runtimes.inputs import native_feeds
 from ..runtimes.registry import get_target
 from ..runtimes.taps import Tapped
-from ..validate.layers.examine import Findings, Layer, layers_of
+from ..validate.advice import rule_for
+from ..validate.layers.examine import Findings, layers_of
 from ..validate.layers.pieces import groups_of, pieces_of
 from ..validate.layers.points import FindPoints, Points
 from ..validate.layers.report import ComponentLayers, Range
@@ -32,7 +33,7 @@ from .publish import scratch_folder
 from .stage import label_of, run_stage
 
 if TYPE_CHECKING:
-    from ..quantize.plan import Plan
+    from ..quantize.plan import Plan, Shapes
     from ..validate.probes import Probes
     from ..validate.report import ComponentReport
     from .artifacts import ComponentSource, TargetModel
@@ -65,6 +66,8 @@ def look_into(
     """
     from pydantic import TypeAdapter
 
+    from ..export.weights import Weights
+
     started = monotonic()
     run: Runner = partial(run_stage, cache=cache, progress=progress)
     target = get_target(model.target)
@@ -78,7 +81,9 @@ def look_into(
     (probe,) = islice(probes.read(source.component), number, number + 1)
     inputs = native_feeds(probe.feeds, model.inputs, time_embedding)
     taps = taps_of(wiring, found.points)
-    segments = segments_of(wiring, taps, inputs, _rounding(source, plan))
+    weights = Weights(source)
+    shapes = {name: weights.spec(name)[1] for name in weights.names()}
+    segments = segments_of(wiring, taps, inputs, _rounding(plan, shapes))
     rounded = model.precision != "fp32"
     at = {tensor: point.index for tensor, point in taps.items()}
     size = [point.bytes for point in found.points]
@@ -96,8 +101,8 @@ def look_into(
         for group in groups_of(pieces, lambda piece: piece.points(at), size, DISK_BYTES):
             wanted = tuple(sorted(set().union(*(piece.points(at) for piece in group))))
             traces = {"reference": plan, **({"full": type(plan)("fp32")} if rounded else {})}
-            for name, weights in traces.items():
-                trace = _trace(probes, source, weights, number, found, wanted, threads, run)
+            for name, stored in traces.items():
+                trace = _trace(probes, source, stored, number, found, wanted, threads, run)
                 (folder / name).mkdir()
                 _run_apart(trace, folder / name, cache, progress)
             stage = ExaminePieces(
@@ -119,15 +124,29 @@ def look_into(
             for name in traces:
                 rmtree(folder / name)
     layers = layers_of(segments, findings)
-    return _report(report, labels[number], layers, _ranges(found, peaks, labels), runs, peak, monotonic() - started)
+    gate, parity = report.tolerance, report.loss
+    if report.fidelity_tolerance:
+        gate, parity = report.fidelity_tolerance, report.fidelity
+    advised = {each.module: rule_for(target, model.component, each.module, plan, shapes) for each in layers}
+    return ComponentLayers(
+        report.component,
+        report.precision,
+        labels[number],
+        layers,
+        _ranges(found, peaks, labels),
+        gate.min_snr_db,
+        runs,
+        peak,
+        parity.snr_db if parity else None,
+        report.run_peak_mib,
+        monotonic() - started,
+        {module: rule for module, rule in advised.items() if rule},
+    )
 
 
-def _rounding(source: ComponentSource, plan: Plan) -> frozenset[str]:
+def _rounding(plan: Plan, shapes: Shapes) -> frozenset[str]:
     """The modules that round what they read to 8 bits."""
-    from ..export.weights import Weights
-
-    weights = Weights(source)
-    rounded = [name for name in weights.names() if plan.scheme(name, weights.spec(name)[1]).activation_bits == 8]
+    rounded = [name for name, shape in shapes.items() if plan.scheme(name, shape).activation_bits == 8]
     return frozenset(name.rpartition(".")[0] for name in rounded)
 
 
@@ -160,31 +179,4 @@ def _ranges(found: Points, peaks: Peaks, labels: Sequence[str]) -> tuple[Range, 
         Range(point.module, point.kind, peaks.largest[point.index], labels[peaks.at[point.index]])
         for point in found.points
         if point.module  # else it is hardly more than an input
-    )
-
-
-def _report(
-    report: ComponentReport,
-    probe: str,
-    layers: tuple[Layer, ...],
-    ranges: tuple[Range, ...],
-    runs: int,
-    peak: float,
-    seconds: float,
-) -> ComponentLayers:
-    gate, parity = report.tolerance, report.loss
-    if report.fidelity_tolerance:
-        gate, parity = report.fidelity_tolerance, report.fidelity
-    return ComponentLayers(
-        report.component,
-        report.precision,
-        probe,
-        layers,
-        ranges,
-        gate.min_snr_db,
-        runs,
-        peak,
-        parity.snr_db if parity else None,
-        report.run_peak_mib,
-        seconds,
     )

@@ -70,7 +70,8 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
 
     Raises:
         UsageError: a name in the plan is no scheme.
-        UnsupportedPrecision: a scheme of the plan is not one of the target's; the hint lists these.
+        UnsupportedPrecision: a scheme of the plan is not one of the target's (the hint lists these), or it does not
+            hold them side by side.
     """
     for scheme in plan.schemes:
         if scheme.name not in target.precisions:
@@ -78,3 +79,14 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
                 f"target {target.name!r} does not run {component} at {scheme.name!r}",
                 hint=f"it runs: {', '.join(target.precisions)}",
             )
+    if plan.is_float and len(plan.schemes) > 1 and not target.mixes_floats:
+        raise UnsupportedPrecision(
+            f"target {target.name!r} does not mix fp32 and fp16 inside {component}",
+            hint=f"a rule that takes all of it, with one of: {', '.join(target.precisions)}",
+        )
+    coded = [scheme for scheme in plan.schemes if not scheme.is_float]
+    if len({scheme.activation_bits for scheme in coded}) > 1 and not target.mixes_activations:
+        raise UnsupportedPrecision(
+            f"target {target.name!r} rounds the activations of all of {component} or of none: {plan.label}",
+            hint="one of w8c_a8 and the schemes that end in _afp for all of it; fp16 may stand beside either",
+        )

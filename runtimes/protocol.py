@@ -48,6 +48,7 @@ class Target(Protocol):
     # how activations of 8 bits are rounded, the default first: "static" over calibrated ranges, "dynamic" as they come
     activations: ClassVar[tuple[str, ...]]
     mixes_floats: ClassVar[bool]  # whether float16 and float32 weights may stand side by side in one model
+    mixes_activations: ClassVar[bool]  # whether layers with activations of 8 bits may stand beside others
     families: ClassVar[tuple[str, ...]]
     tools: ClassVar[tuple[str, ...]]  # distributions that have a part in its files; their versions are in the manifest
     min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes

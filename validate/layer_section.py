@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -115,7 +114,7 @@ def _card(layer: Facts, first: Facts | None, is_first: bool, ratios: Sequence[tu
         advice = f"To try: {first['try']}."
     rule = ""
     if ok and layer.get("lost_db") is not None:
-        rule = f"[[quantize.rules]]\nmatch = '{re.escape(_name(layer))}'\nscheme = \"fp32\""
+        rule = layer.get("rule") or ""
     return {
         "module": _name(layer),
         "op": layer["op"],

@@ -34,6 +34,7 @@ class ExampleTarget:
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")  # only what tests/runtimes/test_contract.py proves
     activations: ClassVar[tuple[str, ...]] = ()
     mixes_floats: ClassVar[bool] = True
+    mixes_activations: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",

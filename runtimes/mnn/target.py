@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import MissingTool, UnsupportedPrecision
+from ...pipeline.errors import MissingTool
 from ...quantize.plan import Plan
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
@@ -28,6 +28,7 @@ class MnnTarget:
     )  # fmt: skip
     activations: ClassVar[tuple[str, ...]] = ("dynamic",)
     mixes_floats: ClassVar[bool] = False
+    mixes_activations: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -61,17 +62,6 @@ class MnnTarget:
         from .write import WriteMnn
 
         refuse_schemes(self, source.component, plan)
-        if plan.is_float and plan.exceptions:
-            raise UnsupportedPrecision(
-                f"target 'mnn' does not mix fp32 and fp16 inside {source.component}",
-                hint=f"a rule that takes all of it, with one of: {', '.join(self.precisions)}",
-            )
-        coded = [scheme for scheme in plan.schemes if not scheme.is_float]
-        if len({scheme.activation_bits for scheme in coded}) > 1:
-            raise UnsupportedPrecision(
-                f"target 'mnn' rounds the activations of all of {source.component} or of none: {plan.label}",
-                hint="one of w8c_a8 and the schemes that end in _afp for all of it; fp16 may stand beside either",
-            )
         quantized = quantized_weights(source, plan, run)
         form, reason = learned(source, size, plan, run)
         if form is not None:

@@ -44,6 +44,7 @@ class OrtTarget:
     )
     activations: ClassVar[tuple[str, ...]] = ("dynamic", "static")
     mixes_floats: ClassVar[bool] = True
+    mixes_activations: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",

@@ -71,6 +71,7 @@ LAYERS = [
         "lost_db": 90.0 - i,
         "ok": i != 12,
         "problem": "a value is NaN" if i == 12 else None,
+        "rule": f"[[quantize.rules]]\nmatch = 'unet/down_blocks.{i}'",
     }
     for i in range(14)
 ]
@@ -141,7 +142,8 @@ def test_layers_name_the_first_bad_module_and_what_to_try(page: str) -> None:
     assert "To try: verify it." in page
     assert "a value is NaN" in page
     assert "A part of an attention: the softmax" in page
-    assert r"match = &#39;unet/down_blocks\.13\.attentions\.0\.attn2\.to_q&#39;" in page
+    assert "match = &#39;unet/down_blocks.13&#39;" in page
+    assert "match = &#39;unet/down_blocks.12&#39;" not in page, "more bits mend no module that is wrong"
     assert page.count('class="cell"') == 3 * 14
     assert "3.28e+04, 50.0% of float16" in page
 

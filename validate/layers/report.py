@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from ..advice import RuleAdvice
 from ..tolerances import LAYER_TOLERANCE
 from .examine import Layer
 
@@ -48,6 +49,7 @@ class ComponentLayers:
     whole_db: float | None = None  # the component in one undivided run; None if it gave no number
     run_mib: float = 0.0  # what such a run took at its peak; 0.0 where it is not known
     seconds: float = 0.0  # of the looking, PyTorch's part included
+    rules: Mapping[str, RuleAdvice] = field(default_factory=dict)  # module -> the rule that gives it more bits
 
     @property
     def bad(self) -> tuple[Layer, ...]:
@@ -94,6 +96,7 @@ class ComponentLayers:
                 "ok": layer.ok,
                 "tensor": layer.tensor,
                 "problem": layer.problem or None,
+                "rule": self.rules[layer.module].toml if layer.module in self.rules else None,
             }
             for layer in self.layers
         ]
@@ -142,9 +145,10 @@ def remedy(found: ComponentLayers, layer: Layer) -> str:
 
 
 def _keep(found: ComponentLayers, layer: Layer) -> str:
-    if found.precision == "fp32":
+    rule = found.rules.get(layer.module)
+    if rule is None:
         return "convert again"
-    return f'convert with a rule: match = "^{found.component}/{layer.module}", scheme = "fp32"'
+    return f"convert with a rule: match = '{rule.match}', scheme = \"{rule.scheme}\""
 
 
 def layers_table(found: ComponentLayers) -> Table:

@@ -43,11 +43,13 @@ def show_conversion(conversion: Conversion) -> None:
         for name, component in facts.components.items():
             for note in component.notes:
                 console.print(f"      {name}: {note}", markup=False)
+    count = len(conversion.converted)
+    bundles = f"{count} bundle{'' if count == 1 else 's'}"
     console.print(
-        f"{len(conversion.converted)} bundles in {conversion.seconds:.0f} s, peak memory {conversion.peak_mib:.0f} MiB "
+        f"{bundles} in {conversion.seconds:.0f} s, peak memory {conversion.peak_mib:.0f} MiB "
         "(this process and its children together)"
         if conversion.peak_mib
-        else f"{len(conversion.converted)} bundles in {conversion.seconds:.1f} s, all from the cache",
+        else f"{bundles} in {conversion.seconds:.1f} s, all from the cache",
         markup=False,
     )
 
@@ -93,6 +95,8 @@ def show_parity(report: ParityReport) -> None:
 
     console = stdout()
     console.print(parity_table(report))
+    if report.timesteps and report.timesteps.ok:
+        console.print(report.timesteps.line, markup=False)
     for line in report.failures():
         console.print(f"FAILED {line}", markup=False)
     console.print()

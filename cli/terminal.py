@@ -111,7 +111,7 @@ class TerminalProgress(Silent):
             self._drawn = now
             spin = "|/-\\"[int(seconds * 4) % 4]
             self._write(
-                f"\r\x1b[2K{spin} {label:<36}{_clock(seconds):>8}  {_size(rss_mib) if rss_mib else self._part:>9}"
+                f"\r\x1b[2K{spin} {label:<36} {_clock(seconds):>7}  {_size(rss_mib) if rss_mib else self._part:>9}"
             )
 
     def end(self, label: str, seconds: float, peak_mib: float, outcome: str) -> None:
@@ -119,8 +119,8 @@ class TerminalProgress(Silent):
             return
         start = "\r\x1b[2K" if self._live else ""
         mark = {"done": "+", "cached": "=", "failed": "x"}[outcome]
-        cost = "from the cache" if outcome == "cached" else f"{_clock(seconds):>8}  {_size(peak_mib):>9}"
-        self._write(f"{start}{mark} {label:<36}{cost}\n")
+        cost = "from the cache" if outcome == "cached" else f"{_clock(seconds):>7}  {_size(peak_mib):>9}"
+        self._write(f"{start}{mark} {label:<36} {cost}\n")
 
     def say(self, text: str) -> None:
         if not self._quiet:

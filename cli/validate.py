@@ -42,7 +42,11 @@ def validate(
     ] = False,
     image: Annotated[
         bool | None,
-        typer.Option("--image/--no-image", help="Also draw whole pictures. [default: where that takes seconds]"),
+        typer.Option(
+            "--image/--no-image",
+            help="Also draw whole pictures, and say what error the UNet makes at each timestep. "
+            "[default: pictures where they take seconds]",
+        ),
     ] = None,
     prompts: Annotated[
         int | None, typer.Option("--prompts", min=1, help="With --image on the demo: captions for the oracle.")
@@ -103,6 +107,7 @@ def validate(
         choice=PictureChoice(seeds, scheduler, steps) if chosen else None,
         keep=lambda picture, drawn: shown.append(Shown(picture.prompt, picture.seed, picture.image, drawn.image)),
         layers=layers,
+        timesteps=True if html is not None else None,
         threads=threads,
         progress=progress,
     )

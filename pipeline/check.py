@@ -22,10 +22,12 @@ from .progress import Progress
 from .recipe import parse_recipe
 from .sessions import opener, painter
 from .stage import run_stage
+from .timesteps import timesteps_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ..validate.timesteps import TimestepCurve
     from .artifacts import Checkpoint, TargetModel
     from .stage import Runner
 
@@ -48,6 +50,7 @@ def check_bundle(
     choice: PictureChoice | None = None,
     keep: Callable[[Picture, Drawn], None] = lambda _, __: None,
     layers: bool = False,
+    timesteps: bool | None = None,
     threads: int = 2,
     cache: Cache | None = None,
     progress: Progress,
@@ -57,6 +60,7 @@ def check_bundle(
     Args:
         reference: the checkpoint, with what was given beside it; None: where this machine converted it.
         choice: other pictures than the gate's.
+        timesteps: with pictures, also measure the UNet's error timestep by timestep; None: where `image` asks for them.
         keep: is handed PyTorch's and the bundle's version of each picture, for those who want to show them.
     Raises:
         BundleError: a file differs from the manifest.
@@ -108,8 +112,10 @@ def check_bundle(
         if not all(part.ok for part in components) and not image:
             remarks.append("no pictures were drawn, because a component failed: force them with --image")
             return report, remarks
+        curved = image is True if timesteps is None else timesteps
+        curve_of = partial(timesteps_of, bundle, checkpoint, plans, gate_probes=probes) if curved else None
         return _with_pictures(
-            report, bundle, checkpoint, coarsest(models), threads, plan, keep, oracle_prompts, run, progress
+            report, bundle, checkpoint, coarsest(models), threads, plan, keep, curve_of, oracle_prompts, run, progress
         ), remarks
 
 
@@ -222,6 +228,7 @@ def _with_pictures(
     threads: int,
     chosen: ProbePlan | None,
     keep: Callable[[Picture, Drawn], None],
+    curve_of: Callable[..., TimestepCurve] | None,
     oracle_count: int | None,
     run: Runner,
     progress: Progress,
@@ -246,6 +253,11 @@ def _with_pictures(
         with progress.running(f"{target} pictures"):
             found = check_pictures(drawn, probes, limit=image_tolerance(target, precision), keep=keep)
         report = replace(report, image=found)
+        if curve_of and not found.problem:
+            report = replace(
+                report,
+                timesteps=curve_of(pictures=probes.plan, open_component=open_component, run=run, progress=progress),
+            )
         if oracle_count is None:
             return report
         scenes = world.oracle_prompts(oracle_count, seed=0)

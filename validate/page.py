@@ -14,6 +14,7 @@ from .layer_section import layer_section
 from .parity import EXACT_DB
 from .pictures import SMALL, Shown, difference_of, png_uri
 from .plots import drift_plot, histogram_plot
+from .timestep_section import timestep_section
 
 if TYPE_CHECKING:
     from ..pipeline.manifest import Manifest
@@ -58,6 +59,7 @@ def parity_page(
         target=target.name,
         components=[component_card(name, part) for name, part in components.items()],
         pictures=pictures_section(facts["image"], shown, "PyTorch"),
+        timesteps=timestep_section(facts["timesteps"]),
         oracle=_oracle(facts["oracle"]),
         layers=layer_section(facts, target.name, beside or {}),
         charts=bundle_charts(manifest, profile),
@@ -183,7 +185,7 @@ def _picture(shown: Shown, figures: Facts) -> dict[str, Any]:
         "reference": png_uri(shown.reference),
         "candidate": png_uri(shown.candidate),
         "difference": difference.uri,
-        "difference_caption": caption,
+        "difference_caption": caption.replace("× ", "×\u00a0"),  # no line ends between them
         "difference_words": f"{caption}; the largest is {difference.largest:.2g} levels of 255",
         "small": min(height, width) < SMALL,
         "height": height,

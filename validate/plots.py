@@ -47,6 +47,60 @@ def drift_plot(drift: Mapping[str, Sequence[float]], worst: Sequence[float], nam
     return done()
 
 
+def timesteps_plot(
+    times: Sequence[float], calls: Sequence[Sequence[float]], worst: Sequence[float], same: Sequence[float], name: str
+) -> str:
+    """SNR of the UNet's answer against the timestep, noise on the left, as a picture is drawn.
+
+    Args:
+        times: the timesteps.
+        calls: dB at each of `times`, a thin line each.
+        worst: dB of the worst call, the thick line.
+        same: dB against PyTorch with equally rounded weights, the dashed line; empty for a model at float32.
+        name: says what is shown, for those who cannot see it.
+    """
+    mark = "o" if len(times) < 8 else ""
+    with _axes(name) as (axes, done):
+        for values in calls:
+            axes.plot(times, _shown(values), color=_LINE, linewidth=0.8, alpha=0.35)
+        axes.plot(times, _shown(worst), color=_LINE, linewidth=2.2, marker=mark, label="PyTorch, float32")
+        if same:
+            dashes: Any = (0, (4, 2))
+            line = {"color": _OTHER, "linewidth": 2.2, "linestyle": dashes, "marker": mark}
+            axes.plot(times, _shown(same), label="the same rounded weights", **line)
+            axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        axes.set_ylabel("SNR of one call, dB")
+        _towards_the_picture(axes, times)
+        low, high = axes.get_ylim()
+        if high - low < 20:
+            axes.set_ylim((low + high) / 2 - 10, (low + high) / 2 + 10)
+    return done()
+
+
+def bits_plot(times: Sequence[float], middle: Sequence[float], least: Sequence[float], name: str) -> str:
+    """Bits that layers use of 8 against the timestep: the median layer thick, the least one dashed."""
+    with _axes(name) as (axes, done):
+        axes.plot(times, middle, color=_LINE, linewidth=2.2, label="median layer")
+        axes.plot(times, least, color=_OTHER, linewidth=2.2, linestyle=(0, (4, 2)), label="least layer")
+        axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        axes.set_ylabel("bits used of 8")
+        axes.set_ylim(0, 8.3)
+        _towards_the_picture(axes, times)
+    return done()
+
+
+def _towards_the_picture(axes: Axes, times: Sequence[float]) -> None:
+    """Timesteps along the x axis as a picture meets them: from noise to the last."""
+    axes.set_xlabel("timestep (noise is left, the picture right)")
+    if len(times) > 1:
+        axes.set_xlim(max(times), min(times))
+    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+
+
+def _shown(values: Sequence[float]) -> list[float]:
+    return [min(value, TOP_DB) for value in values]
+
+
 def histogram_plot(edges: Sequence[float], counts: Sequence[float], name: str) -> str:
     """Share of channel values a bin of difference; `edges` in levels of an 8-bit picture."""
     total = sum(counts) or 1

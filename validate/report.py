@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .layers.report import ComponentLayers, layers_json
 from .parity import Parity, finite_db
 from .spread import Spread
+from .timesteps import TimestepCurve
 from .tolerances import ImageTolerance, Tolerance
 
 if TYPE_CHECKING:
@@ -189,10 +190,11 @@ class ParityReport:
     image: ImageReport | None = None
     oracle: OracleReport | None = None
     layers: tuple[ComponentLayers, ...] = ()  # where it was asked for
+    timesteps: TimestepCurve | None = None  # of the UNet, where it was asked for
 
     @property
     def ok(self) -> bool:
-        rest = [part.ok for part in (self.image, self.oracle) if part is not None]
+        rest = [part.ok for part in (self.image, self.timesteps, self.oracle) if part is not None]
         return bool(self.components) and all(component.ok for component in self.components) and all(rest)
 
     def failures(self) -> list[str]:
@@ -202,6 +204,8 @@ class ParityReport:
             lines.append("no component was compared")
         if self.image and not self.image.ok:
             lines.append(f"picture: {self.image.verdict}")
+        if self.timesteps and not self.timesteps.ok:
+            lines.append(self.timesteps.line)
         if self.oracle and not self.oracle.ok:
             lines.append(f"oracle: {self.oracle.score:.1f} % right, PyTorch {self.oracle.reference_score:.1f} %")
         return lines
@@ -213,6 +217,7 @@ class ParityReport:
             "components": {part.component: part.to_json() for part in self.components},
             **layers_json(self.layers),
             "image": self.image.to_json() if self.image else None,
+            "timesteps": self.timesteps.to_json() if self.timesteps else None,
             "oracle": self.oracle.to_json() if self.oracle else None,
             "failures": self.failures(),
         }

@@ -21,6 +21,11 @@ def test_a_stochastic_scheduler_gets_the_same_noise_on_both_sides(command: Comma
     assert len({(picture["prompt"], picture["seed"]) for picture in pictures}) == len(pictures) == 8
     assert len({picture["prompt"] for picture in pictures}) == 4
     assert len(image["drift_db"]) == 10
+    curve = answer.json["timesteps"]
+    assert (curve["scheduler"], curve["steps"], curve["problem"]) == ("euler_a", 10, None)
+    assert [len(point["calls_db"]) for point in curve["points"]] == [8] * 10  # four prompts, both branches
+    assert min(point["same_weights_db"] for point in curve["points"]) > 95
+    assert curve["activations"] is None
     assert min(image["drift_db"]) > 50  # other noise at any step would leave less than 20 dB
     for picture in pictures:
         assert picture["drift_db"][-1] == picture["latents_snr_db"]

@@ -92,6 +92,7 @@ def look_into(
         {tensor: size[point] for tensor, point in at.items()},
         forced=2 if rounded else 1,
         exclusive=wiring.exclusive,
+        streamed=wiring.streamed,
     )
     findings, runs, peak = [], 0, 0.0
     with scratch_folder(cache.root / "work", "layers") as folder:

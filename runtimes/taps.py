@@ -41,6 +41,7 @@ class Wiring:
     batchless: bool = False
     flat: frozenset[str] = frozenset()  # tensors laid out as [rows, columns, 1, 1], columns being PyTorch's last axis
     exclusive: bool = False  # whether a tensor that is fed and computed takes `TapSession.run` more than one run
+    streamed: bool = False  # whether feeds that are mapped from files take no memory worth counting
 
 
 class TapSession(Protocol):

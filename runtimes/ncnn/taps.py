@@ -95,7 +95,8 @@ def wiring_of(layers: Sequence[Layer], traced: Sequence[Layer], blobs: Sequence[
             inputs = tuple(origin.get(blob, blob) for blob in layer.inputs)
             nodes.append(Node(layer.type, _module(layer.name, owners), inputs, layer.outputs))
     given = {blob for node in nodes if not node.inputs for blob in node.outputs}
-    return Wiring(tuple(nodes), {blob: tuple(each) for blob, each in keys.items() if blob not in given}, True)
+    known = {blob: tuple(each) for blob, each in keys.items() if blob not in given}
+    return Wiring(tuple(nodes), known, batchless=True, streamed=True)
 
 
 def _origins(layers: Sequence[Layer]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ToolCrashed, UsageError
+from ..mapped import dropped_pages
 from ..protocol import Array, Feeds
 from ..taps import Node, Wiring, boundaries
 from .external_data import read_graph
@@ -43,7 +44,7 @@ def read_wiring(model: TargetModel) -> Wiring:
         for node in graph.node
         if node.name != SECOND_NAME
     )
-    return Wiring(nodes, boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name))
+    return Wiring(nodes, boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name), streamed=True)
 
 
 def module_of(node: Any) -> str:
@@ -79,15 +80,14 @@ class OrtTaps:
                 part.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             # as values of ONNX Runtime's: as arrays, all results would be copied before the first one is seen
-            given = {
-                entry.name: onnxruntime.OrtValue.ortvalue_from_numpy(feeds[entry.name])
-                for entry in session.get_inputs()
-            }
-            results = session.run_with_ort_values(names, given)
+            given = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+            values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()}
+            with dropped_pages(given.values()):
+                results = session.run_with_ort_values(names, values)
         except ort_errors() as error:
             raise ToolCrashed(f"{self._name}, in part: {first_line(error)}") from None
         self.partial_runs += 1
-        del session, given
+        del session, given, values
         for tensor in wanted:
             yield tensor, results.pop(0).numpy()
 

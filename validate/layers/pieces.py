@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .segments import Segment
@@ -49,6 +49,7 @@ def pieces_of(
     *,
     forced: int = 1,
     exclusive: bool = False,
+    streamed: bool = False,
     most: int = MOST_RUNS,
 ) -> tuple[Piece, ...]:
     """All of `segments` twice, carried and fed, in `most` partial runs that hold as few bytes as can be.
@@ -61,15 +62,17 @@ def pieces_of(
         size: bytes of each tap.
         forced: how often a fed piece is run, on different values.
         exclusive: whether the runtime cannot both feed a tensor and compute it in one run.
+        streamed: whether what a run is fed with takes no memory.
     Returns:
         The pieces, ordered by the last point that each makes, so that neighbours need the same points; carried ones
         come in an order in which they can be computed.
     """
 
+    fed_size = {} if streamed else size
+
     def divided(limit: int) -> tuple[list[Piece], list[Piece]]:
-        return _divide(segments, size, limit, carried=True), _divide(
-            segments, size, limit, carried=False, exclusive=exclusive
-        )
+        carried = _divide(segments, [_Growing(size, fed_size, limit, carried=True)])
+        return carried, _divide(segments, [_Growing(size, fed_size, limit, carried=False, exclusive=exclusive)])
 
     def runs(limit: int) -> int:
         carried, fed = divided(limit)
@@ -86,43 +89,45 @@ def pieces_of(
     return tuple(sorted((*_with_keeps(carried), *fed), key=lambda piece: piece.last))
 
 
-def _divide(
-    segments: Sequence[Segment], size: Mapping[str, int], limit: int, *, carried: bool, exclusive: bool = False
-) -> list[Piece]:
-    """Neighbours together, as long as a piece's feeds and results take `limit` bytes at most."""
-    pieces: list[_Growing] = []
+def _divide(segments: Sequence[Segment], pieces: list[_Growing]) -> list[Piece]:
+    """Neighbours together, as long as a piece takes them; `pieces` holds an empty one, of the kind that is wanted."""
+    kind = pieces[0]
     for segment in segments:
-        growing = pieces[-_OPEN:] if exclusive else pieces[-1:]
-        piece = next((each for each in growing if each.takes(segment, size, limit, exclusive=exclusive)), None)
+        growing = pieces[-_OPEN:] if kind.exclusive else pieces[-1:]
+        piece = next((each for each in growing if each.takes(segment)), None)
         if piece is None:
-            pieces.append(piece := _Growing(carried))
-        piece.add(segment, size)
-    return [Piece(tuple(piece.segments), carried) for piece in pieces]
+            pieces.append(piece := _Growing(kind.made_size, kind.fed_size, kind.limit, kind.carried, kind.exclusive))
+        piece.add(segment)
+    return [Piece(tuple(piece.segments), piece.carried) for piece in pieces]
 
 
+@dataclass
 class _Growing:
-    """A piece in the making, and the bytes that it holds."""
+    """A piece in the making."""
 
-    def __init__(self, carried: bool) -> None:
-        self.carried = carried
-        self.segments: list[Segment] = []
-        self.made: set[str] = set()
-        self.read: set[str] = set()
-        self.bytes = 0
+    made_size: Mapping[str, int]
+    fed_size: Mapping[str, int]
+    limit: int  # bytes that it may hold, one segment aside
+    carried: bool
+    exclusive: bool = False
+    segments: list[Segment] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)
+    bytes: int = 0  # of what it is fed with and what it makes
 
-    def takes(self, segment: Segment, size: Mapping[str, int], limit: int, *, exclusive: bool) -> bool:
-        if exclusive and (segment.tensor in self.read or self.made & set(segment.feeds)):
+    def takes(self, segment: Segment) -> bool:
+        if self.exclusive and (segment.tensor in self.read or self.made & set(segment.feeds)):
             return False
-        return self.bytes + self._more(segment, size) <= limit
+        return not self.segments or self.bytes + self._more(segment) <= self.limit
 
-    def add(self, segment: Segment, size: Mapping[str, int]) -> None:
-        self.bytes += self._more(segment, size)
+    def add(self, segment: Segment) -> None:
+        self.bytes += self._more(segment)
         self.read |= self._fed(segment)
         self.made.add(segment.tensor)
         self.segments.append(segment)
 
-    def _more(self, segment: Segment, size: Mapping[str, int]) -> int:
-        return size.get(segment.tensor, 0) + sum(size.get(name, 0) for name in self._fed(segment))
+    def _more(self, segment: Segment) -> int:
+        return self.made_size.get(segment.tensor, 0) + sum(self.fed_size.get(name, 0) for name in self._fed(segment))
 
     def _fed(self, segment: Segment) -> set[str]:
         """What it reads that the piece does not have yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ def check_goldens(
         for check in checks:
             word = "ok    " if check.ok else "FAILED"
             note = f"  ({check.note})" if check.note else ""
-            print(f"{word} {check.what:<32} {check.found:.4g} {check.unit}, limit {check.limit:g}{note}")
+            found = "equal" if check.found == inf else f"{check.found:.4g} {check.unit}"
+            print(f"{word} {check.what:<32} {found}, limit {check.limit:g}{note}")
         print(f"goldens were made by {goldens.runtime}: {'all hold' if facts['ok'] else facts['first_bad'] + ' first'}")
     return 0 if facts["ok"] else 5

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..runtimes.inputs import TIMESTEP_EMBEDDING
+from ..runtimes.inputs import pytorch_inputs
 from ..runtimes.txt2img.generate import draw
 from ..validate.bundle_probes import ask_bundle
 from ..validate.contrast import Comparison, Contrast, Side
@@ -20,6 +20,7 @@ from ..validate.probes import Picture, ProbePlan, Probes, pictures_for
 from ..validate.prompts import prompts_for
 from ..validate.report import ComponentReport
 from ..validate.tolerances import ImageTolerance, Tolerance, apart, image_tolerance, pictures_apart, tolerance
+from .artifacts import TensorSpec
 from .bundle import Bundle
 from .errors import ParityError, ToolCrashed, UsageError
 from .gate import calls_are_cheap
@@ -140,10 +141,9 @@ def _shared(first: Bundle, second: Bundle) -> tuple[str, ...]:
 
 
 def _takes(entry: ComponentEntry) -> dict[str, tuple[int, ...]]:
-    """Inputs by PyTorch's names; the form in which a runtime takes the time is its own affair."""
-    shapes = {tensor.name: tensor.shape for tensor in entry.inputs if tensor.name != TIMESTEP_EMBEDDING}
-    shapes.pop("timestep", None)
-    return shapes
+    """Inputs by PyTorch's names; what the host computes for a runtime is that runtime's own affair."""
+    specs = (TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in entry.inputs)
+    return {spec.name: spec.shape for spec in pytorch_inputs(specs)}
 
 
 def _schedule(first: Bundle, second: Bundle, cheap: bool) -> tuple[CompiledSchedule, bool]:

@@ -16,6 +16,8 @@ from .protocol import Array, Feeds
 TIMESTEP_EMBEDDING: Final = "timestep_embedding"
 TIME_IDS_EMBEDDING: Final = "time_ids_embedding"  # the same sinusoid of each of SDXL's time ids, one after the other
 END_OF_TEXT: Final = "end_of_text"  # float32 [1, 77]: 1 where the text ends, 0 elsewhere
+_TIMESTEP: Final = TensorSpec("timestep", "float32", ())
+_TIME_IDS: Final = TensorSpec("time_ids", "float32", (1, 6))
 MAX_PERIOD: Final = 10000.0  # wavelengths run from 2π to 2π·10000, "Attention Is All You Need" 3.5, as in diffusers
 
 
@@ -87,3 +89,9 @@ def native_feeds(feeds: Feeds, inputs: Iterable[TensorSpec], time_embedding: Map
         else:
             native[spec.name] = feeds[spec.name]
     return native
+
+
+def pytorch_inputs(inputs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """What `native_feeds` must be given for a model with `inputs`, by PyTorch's names."""
+    host = {TIMESTEP_EMBEDDING: _TIMESTEP, TIME_IDS_EMBEDDING: _TIME_IDS}
+    return tuple(host.get(spec.name, spec) for spec in inputs if spec.name != END_OF_TEXT)

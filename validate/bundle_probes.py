@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..pipeline.artifacts import TensorSpec
-from ..runtimes.inputs import TIMESTEP_EMBEDDING, native_feeds
+from ..runtimes.inputs import native_feeds, pytorch_inputs
 from ..runtimes.protocol import Array, Feeds, Session
 from ..runtimes.txt2img.generate import draw
 from ..runtimes.txt2img.guidance import unconditional_needed
@@ -25,15 +24,13 @@ from .probes import ProbePlan, Probes, pictures_for
 if TYPE_CHECKING:
     from ..runtimes.txt2img.generate import TextToImage
 
-TIMESTEP: Final = TensorSpec("timestep", "float32", ())
-
 
 class _Recorder:
     """A session by PyTorch's names, whatever the runtime's model takes; writes the calls it is to keep."""
 
     def __init__(self, session: Session, component: str, book: _Book) -> None:
         self._session, self._component, self._book = session, component, book
-        self.inputs = tuple(TIMESTEP if spec.name == TIMESTEP_EMBEDDING else spec for spec in session.inputs)
+        self.inputs = pytorch_inputs(session.inputs)
         self.outputs = session.outputs
 
     def run(self, feeds: Feeds) -> dict[str, Array]:

@@ -8,8 +8,8 @@ the weights of four; each of its projections is therefore also run by itself, as
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -172,6 +172,9 @@ class NcnnTaps:
 
         self._ncnn: Any = ncnn
         self._net: Any = open_net(model, threads)
+        # The net's own pools keep what was freed, for the next run of the same shapes; here each run has others.
+        self._blobs: Any = ncnn.PoolAllocator()
+        self._work: Any = ncnn.PoolAllocator()
         self._name = f"ncnn {model.component}"
         layers = parse((model.folder / model.files[0]).read_text())
         self._makers: dict[str, Sequence[str]] = {blob: layer.inputs for layer in layers for blob in layer.outputs}
@@ -196,31 +199,37 @@ class NcnnTaps:
         readers = Counter(name for given in needs.values() for name in given if name not in feeds)
         made: dict[str, Array] = {}
         for tensor, given in needs.items():
-            known = {name: feeds[name] if name in feeds else made[name] for name in given}
-            value = self._project(tensor, known) if tensor in self._projections else self._extract(tensor, known)
-            del known
+            compute = self._project if tensor in self._projections else self._extract
+            made[tensor] = compute(tensor, given, ChainMap(made, feeds))  # type: ignore[arg-type]
             for name in given & readers.keys():
                 readers[name] -= 1
                 if not readers[name]:
                     del made[name]
-            if tensor in readers:
-                made[tensor] = value
-            yield tensor, value
+            yield tensor, made[tensor] if tensor in readers else made.pop(tensor)
 
-    def _extract(self, tensor: str, feeds: Feeds) -> Array:
+    def _extract(self, tensor: str, given: Iterable[str], values: Feeds) -> Array:
         extractor = self._net.create_extractor()
-        for name, value in feeds.items():
-            if status := extractor.input(name, self._ncnn.Mat(np.ascontiguousarray(value)).clone()):
+        extractor.set_blob_allocator(self._blobs)
+        extractor.set_workspace_allocator(self._work)
+        for name in given:
+            array = np.ascontiguousarray(values[name])
+            mat = self._ncnn.Mat(array).clone()  # which owns its memory: the other one is the array's
+            if status := extractor.input(name, mat):
                 raise ToolCrashed(f"{self._name} does not take {name} (status {status})")
+            del array, mat
         status, mat = extractor.extract(tensor)
         if status:
             raise ToolCrashed(f"{self._name} gave no {tensor} (status {status})")
-        return np.array(mat)
+        value = np.array(mat)
+        del extractor, mat
+        self._blobs.clear()
+        self._work.clear()
+        return value
 
-    def _project(self, name: str, feeds: Feeds) -> Array:
+    def _project(self, name: str, given: Iterable[str], values: Feeds) -> Array:
         """One projection of an attention, which reads [tokens, channels]."""
         (source,) = self._makers[name]
-        value = feeds[source] if source in feeds else self._extract(source, feeds)
+        value = values[source] if source in given else self._extract(source, given, values)
         projection = self._projections[name]
         net = new_net(self._threads, sgemm=True)
         with tempfile.TemporaryDirectory(prefix="ncnn.") as folder:

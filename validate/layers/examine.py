@@ -136,6 +136,7 @@ def force(subject: Subject, piece: Piece, reference: Reference) -> tuple[Layer, 
     feeds = _Read(piece.feeds, partial(subject.feed, reference))
     for name, value in subject.session.run(feeds, piece.tensors):
         made, largest, problem = _measure(subject.native(reference, name), value)
+        del value  # or it would be held while the next one is computed
         layers[name] = replace(layers[name], made_db=made, max_abs=largest, problem=problem)
     return tuple(layers.values())
 
@@ -165,6 +166,7 @@ def carry(subject: Subject, piece: Piece, reference: Reference, own: Path) -> di
         if name in piece.keep:
             np.save(stored(name), value)
         carried[name], _, _ = _measure(subject.native(reference, name), value)
+        del value  # as in `force`
     return carried
 
 

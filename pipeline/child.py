@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _POLL: Final = 0.1  # seconds between looks at memory
 _REPLY_BYTES: Final = 2**16
-_FULL: Final = 2**20  # bytes free below which a failure is a full disk, whatever a tool says of it
+FULL_DISK: Final = 2**20  # bytes free below which a failure is a full disk, whatever a tool says of it
 _TAIL: Final = 20  # lines of a dead tool's output that are shown
 # A stage's threads sleep while they wait: by default they spin, which on a machine that is busy with other work
 # takes the very cores that the threads they wait for would need.
@@ -274,7 +274,7 @@ def main(target: str, folder: Path, into: Path) -> None:
         reply = _no_memory(target)
     except Exception as error:  # noqa: BLE001 - the parent raises it as `ChildBug`
         reply = _no_memory(target) if ran_out_of_memory(str(error)) else {"bug": traceback.format_exc()}
-    if "facts" not in reply and shutil.disk_usage(folder).free < _FULL:
+    if "facts" not in reply and shutil.disk_usage(folder).free < FULL_DISK:
         reply = _disk_full("")  # whatever a tool made of it
     with (folder / "reply.part").open("r+b") as part:
         part.write(json.dumps(reply).encode())

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from ..export.families.variant import reads_zeros_for_empty
 from ..runtimes.inputs import time_embedding_facts
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from ..validate.probes import CHEAP_UNET, Probes, RoundedAnswers, plan_for
-from ..validate.report import ComponentReport, ParityReport
-from ..validate.stages import GateComponent, GatePictures, worst_form
+from ..validate.report import ComponentReport, ImageReport, ParityReport
+from ..validate.stages import GateComponent, GatedComponent, GatedPictures, GatePictures, worst_form
 from ..validate.tolerances import coarsest_scheme
 from .artifacts import Checkpoint, ComponentSource, TargetModel
-from .errors import CheckpointError
+from .errors import CheckpointError, ToolCrashed
 from .pack import vae_entry
-from .stage import Runner
+from .stage import Runner, Stage
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
@@ -62,12 +62,8 @@ def prove(
         if model.precision != "fp32":
             rounded = ask_rounded(probes, checkpoint.components[name], plans[name], run)
         forms = ("", *model.forms)
-        reports.append(
-            worst_form(
-                run(GateComponent(model, probes, rounded, time, target.version(), THREADS, form)).report
-                for form in forms
-            )
-        )
+        gates = (GateComponent(model, probes, rounded, time, target.version(), THREADS, form) for form in forms)
+        reports.append(worst_form(_outcome(gate, run) for gate in gates))
     reports.sort(key=lambda report: report.margin_db)
     report = ParityReport(target.name, tuple(reports))
     if not all(part.ok for part in reports) or not pictures_are_cheap(checkpoint, probes.size):
@@ -75,7 +71,7 @@ def prove(
     tokenizer, second = tokenizers[0], tokenizers[1] if len(tokenizers) > 1 else None
     channels = int(checkpoint.components["unet"].config["in_channels"])
     inpaints = channels == INPAINTING_CHANNELS  # only then a picture starts from another
-    drawn = run(
+    drawn = _outcome(
         GatePictures(
             models={name: model for name, model in models.items() if name != "vae_encoder" or inpaints},
             probes=probes,
@@ -93,9 +89,30 @@ def prove(
             tokenizer_2_facts=second.facts if second else {},
             zeros_for_empty=reads_zeros_for_empty(checkpoint),
             input_channels=channels,
-        )
+        ),
+        run,
     )
-    return ParityReport(target.name, tuple(reports), drawn.report)
+    return ParityReport(target.name, tuple(reports), drawn)
+
+
+@overload
+def _outcome(gate: GateComponent, run: Runner) -> ComponentReport: ...
+
+
+@overload
+def _outcome(gate: GatePictures, run: Runner) -> ImageReport: ...
+
+
+def _outcome(gate: GateComponent | GatePictures, run: Runner) -> ComponentReport | ImageReport:
+    """What came of a gate. A runtime that died fails it, this time: the cache keeps what stages return, so none of it.
+
+    It may have died of memory that somebody else had taken; the next conversion asks again.
+    """
+    stage: Stage[GatedComponent | GatedPictures] = gate
+    try:
+        return run(stage).report
+    except ToolCrashed as crash:
+        return gate.crashed(crash.what)
 
 
 def pictures_are_cheap(checkpoint: Checkpoint, size: tuple[int, int]) -> bool:

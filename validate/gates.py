@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -32,6 +32,9 @@ class Drawn:
 
 OpenComponent = Callable[[str], Session]
 Draw = Callable[[Picture, ProbePlan], Drawn]
+# Of a runtime that dies: a number is missing. Where the report would be kept for ever, the crash must be raised
+# instead: it may have been of this moment, for want of memory.
+CrashHandling = Literal["report", "raise"]
 
 
 def check_components(
@@ -42,6 +45,7 @@ def check_components(
     precisions: Mapping[str, str],
     time_embedding: Mapping[str, Any],
     rounded: Mapping[str, RoundedAnswers] | None = None,
+    crashes: CrashHandling = "report",
 ) -> tuple[ComponentReport, ...]:
     """Compare every component with PyTorch on every probe; the worst component comes first.
 
@@ -50,22 +54,33 @@ def check_components(
         precisions: component -> precision of its model; these components are checked.
         time_embedding: `runtimes.inputs.time_embedding_facts` of the UNet.
         rounded: answers of the rounded reference, needed for every component that is not fp32.
+        crashes: a runtime that dies has its report, or is raised.
     Raises:
         UsageError: a tolerance or the rounded reference of a component is missing: a gate may not vanish.
+        ToolCrashed: a runtime died, and `crashes` asks for it.
     """
     reports = []
     for component, precision in precisions.items():
-        report = ComponentReport(component, precision, tolerance("loss", component, target, precision), loss=None)
+        report = unanswered(component, precision, target)
         answers = None
         if precision != "fp32":
-            report = replace(report, fidelity_tolerance=tolerance("fidelity", component, target, precision))
             answers = _answers(component, precision, rounded or {})
         try:
             with open_component(component) as session:
                 reports.append(measure(report, session, probes, answers, time_embedding))
         except (ToolCrashed, ParityError) as problem:  # NaN, another shape, a dead runtime: there is no number for it
+            if isinstance(problem, ToolCrashed) and crashes == "raise":
+                raise
             reports.append(replace(report, problem=problem.what))
     return tuple(sorted(reports, key=lambda report: report.margin_db))
+
+
+def unanswered(component: str, precision: str, target: str, problem: str = "") -> ComponentReport:
+    """The report of a component that was asked nothing yet, or, with a `problem`, that gave no answer."""
+    report = ComponentReport(component, precision, tolerance("loss", component, target, precision), None)
+    if precision != "fp32":
+        report = replace(report, fidelity_tolerance=tolerance("fidelity", component, target, precision))
+    return replace(report, problem=problem)
 
 
 def _answers(component: str, precision: str, rounded: Mapping[str, RoundedAnswers]) -> RoundedAnswers:
@@ -121,6 +136,7 @@ def check_pictures(
     *,
     limit: ImageTolerance,
     keep: Callable[[Picture, Drawn], None] = lambda _, __: None,
+    crashes: CrashHandling = "report",
 ) -> ImageReport:
     """Draw every picture of the plan from PyTorch's starting noise and compare latents, step by step, and pixels.
 
@@ -128,8 +144,9 @@ def check_pictures(
         draw: generates with the conversion alone; gets the picture's prompt and seed, and the plan's schedule.
         limit: `tolerances.image_tolerance` of the target and the coarsest of the components' precisions.
         keep: is handed each pair, for those who want to show it.
+        crashes: a runtime that dies ends the report, or is raised.
     """
-    report = ImageReport((), limit, probes.plan.steps, probes.plan.guidance, probes.plan.scheduler)
+    report = undrawn(probes.plan, limit)
     pictures = []
     try:
         for picture in probes.pictures():
@@ -137,8 +154,15 @@ def check_pictures(
             pictures.append(_compare_pictures(picture, drawn))
             keep(picture, drawn)
     except (ToolCrashed, ParityError) as problem:
+        if isinstance(problem, ToolCrashed) and crashes == "raise":
+            raise
         return replace(report, pictures=tuple(pictures), problem=problem.what)
     return replace(report, pictures=tuple(pictures))
+
+
+def undrawn(plan: ProbePlan, limit: ImageTolerance, problem: str = "") -> ImageReport:
+    """The report of pictures none of which is drawn yet, or, with a `problem`, can be."""
+    return ImageReport((), limit, plan.steps, plan.guidance, plan.scheduler, problem=problem)
 
 
 def _compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:

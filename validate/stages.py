@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ..pipeline.artifacts import TargetModel
 from ..pipeline.schedule import CompiledSchedule
-from .gates import Drawn, check_components, check_pictures
+from .gates import Drawn, check_components, check_pictures, unanswered, undrawn
 from .probes import Picture, ProbePlan, Probes, RoundedAnswers, pictures_for
 from .report import ComponentReport, ImageReport
 from .tolerances import image_tolerance, tolerance
@@ -75,8 +75,14 @@ class GateComponent:
             precisions={model.component: model.precision},
             time_embedding=self.time_embedding,
             rounded={model.component: self.rounded} if self.rounded else None,
+            crashes="raise",
         )
         return GatedComponent(into, replace(report, form=self.form))
+
+    def crashed(self, what: str) -> ComponentReport:
+        """The report for a run that died of `what`; nobody keeps it."""
+        model = self.model
+        return replace(unanswered(model.component, model.precision, model.target, what), form=self.form)
 
 
 def in_form(model: TargetModel, form: str) -> TargetModel:
@@ -172,6 +178,9 @@ class GatePictures:
             result = draw(painter, picture.prompt, keep_trajectory=True, **how)
             return Drawn(result.trajectory, result.image)
 
-        return GatedPictures(
-            into, check_pictures(drawn, self.probes, limit=image_tolerance(self.runtime, self.precision))
-        )
+        limit = image_tolerance(self.runtime, self.precision)
+        return GatedPictures(into, check_pictures(drawn, self.probes, limit=limit, crashes="raise"))
+
+    def crashed(self, what: str) -> ImageReport:
+        """The report for a run that died of `what`; nobody keeps it."""
+        return undrawn(self.probes.plan, image_tolerance(self.runtime, self.precision), what)

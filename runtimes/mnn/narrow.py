@@ -19,7 +19,8 @@ from ...export.graph import ExportGraph, Graph
 from ...export.onnx_model import onnx_graph
 from ...export.simplify import SimplifyGraph
 from ...pipeline.artifacts import ComponentSource, TensorSpec
-from ...pipeline.errors import ModelError, ToolCrashed
+from ...pipeline.child import FULL_DISK
+from ...pipeline.errors import ModelError, NoRoom, ToolCrashed
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ..narrowing import NotAlikeError, Width, narrow_copy
@@ -88,7 +89,9 @@ class LearnMnn:
         try:
             copies = Copies(self.graph, self.width, self.narrow, self.narrow_width, self.aliases, scratch)
             model = self._learn(copies)
-        except (NotAlikeError, UnknownFormError, ToolCrashed) as reason:
+        except (NotAlikeError, UnknownFormError) as reason:
+            if shutil.disk_usage(into).free < FULL_DISK:  # what broke off is like nothing, this time
+                raise NoRoom(f"the disk is full: {reason}") from None
             return LearnedMnn(into, self.graph.component, note=str(reason))
         finally:
             shutil.rmtree(scratch)
@@ -132,7 +135,11 @@ def _convert(copy: Copy, form: str) -> Converted:
 
 
 def learned(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> tuple[LearnedMnn | None, str]:
-    """What MNN's converter makes of a component, or None and why: "" where the network is small enough for it."""
+    """What MNN's converter makes of a component, or None and why: "" where the network is small enough for it.
+
+    A converter that crashed on a narrow copy is not remembered: stages are cached, and it may have died of memory that
+    others had taken at that moment. The next conversion tries the copies again.
+    """
     if source.parameters * (2 if plan.label == "fp16" else 4) <= EXTERNAL_ABOVE:
         return None, ""
     form = plan.label if plan.is_float else "codes"
@@ -146,5 +153,8 @@ def learned(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Run
         narrow = run(SimplifyGraph(run(ExportGraph(source.component, source.family, copy.config, size))))
     except ModelError as error:
         return None, f"a narrow copy could not be exported: {error}"
-    made = run(LearnMnn(graph, narrow, copy.real, copy.width, copy.whole, copy.aliases, form))
+    try:
+        made = run(LearnMnn(graph, narrow, copy.real, copy.width, copy.whole, copy.aliases, form))
+    except ToolCrashed as crash:
+        return None, f"a narrow copy could not be converted: {crash.what.splitlines()[0]}"
     return (None, made.note) if made.note else (made, "")

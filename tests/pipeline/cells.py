@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -30,9 +31,11 @@ from diffusette.pipeline.origin import open_reference_checkpoint
 from diffusette.pipeline.progress import Silent
 from diffusette.pipeline.recipe import Recipe, ScheduleChoice, load_recipe
 from diffusette.pipeline.sampling import recipe_for
+from diffusette.runtimes.mnn import convert as mnn_convert
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
 from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from diffusette.runtimes.txt2img.control import Control
+from diffusette.validate import reference
 from diffusette.validate.probes import probe_canvas
 from pydantic import TypeAdapter
 
@@ -41,7 +44,7 @@ WRITE: Final = "DIFFUSETTE_WRITE_KINDS"
 SIZE: Final = (64, 64)
 
 
-def _in_this_process(stage: Any, into: Path, work: Path, watch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def in_this_process(stage: Any, into: Path, work: Path, watch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """`child.run_in_child` without the child; stages still go through JSON, as they do on their way to one."""
     kind: Any = TypeAdapter(type(stage))
     artifact = kind.validate_json(kind.dump_json(stage)).run(into)
@@ -52,19 +55,20 @@ def _in_this_process(stage: Any, into: Path, work: Path, watch: Any) -> tuple[di
 
 @contextmanager
 def one_process() -> Iterator[None]:
-    """Run stages and sessions in this process, on one thread."""
-    import diffusers  # noqa: F401 - so that the collector need not look at them again
-    import transformers  # noqa: F401
+    """Run stages and sessions in this process, on one thread; and let neither the disk nor the collector be waited for.
 
+    What a power cut leaves is no matter of a test's folder, and the reference collects garbage after each model for
+    the sake of gigabytes, which these have not: with all of PyTorch in memory that takes a fifth of a second each time.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child, "run_in_child", _in_this_process)
-        patch.setattr(sessions, "open_isolated", lambda _, model, threads, **__: open_model(model, threads))
+        patch.setattr(child, "run_in_child", in_this_process)
+        for place in (sessions, mnn_convert):
+            patch.setattr(place, "open_isolated", lambda _, model, threads, **__: open_model(model, threads))
         patch.setattr(gate, "THREADS", 1)
-        # the reference collects garbage after each model, which with all of PyTorch in memory takes a second each time
-        gc.collect()
-        gc.freeze()
+        patch.setattr(reference, "gc", SimpleNamespace(collect=lambda: 0))
+        patch.setattr(os, "fsync", lambda _: None)
         yield
-        gc.unfreeze()
+        gc.collect()
 
 
 def lean_recipe(checkpoint: Path, companions: Companions = ALONE) -> Recipe:

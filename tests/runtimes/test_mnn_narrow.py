@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 import pytest
 from diffusette.export import modules
 from diffusette.export.families.family import TAKES_RESIDUALS
+from diffusette.export.graph import Graph
 from diffusette.pipeline.artifacts import ComponentSource, TargetModel
+from diffusette.pipeline.child import FULL_DISK
+from diffusette.pipeline.errors import NoRoom, ToolCrashed
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.mnn import convert, narrow
 from diffusette.runtimes.mnn.copies import _check_told_apart
 from diffusette.runtimes.mnn.flat import UnknownFormError, pack, read
 from diffusette.runtimes.mnn.half import cut_to_half
-from diffusette.runtimes.mnn.narrow import learned
+from diffusette.runtimes.mnn.narrow import LearnMnn, learned
 from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.runtimes.narrowing import NarrowCopy, NotAlikeError, carried, narrow_copy
 from safetensors.numpy import save_file
@@ -92,9 +97,9 @@ WIDE: Final = {
 class Shop:
     """Runs equal stages once, in folders of their own below `root`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, done: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.root = root
-        self.done: dict[str, Any] = {}
+        self.done: dict[str, Any] = dict(done)
 
     def run(self, stage: Any) -> Any:
         if repr(stage) not in self.done:
@@ -172,6 +177,39 @@ def test_a_network_that_cannot_be_learned_is_converted_whole_and_says_why(
 
 def refused(*_: object) -> int:
     raise NotAlikeError("32 at one width, 40 at the other")
+
+
+def test_a_crash_on_a_narrow_copy_is_forgotten(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {stage: made for stage, made in shop.done.items() if isinstance(made, Graph)}
+    shop, converter = Shop(tmp_path, known), narrow.mnnconvert
+
+    def crash(*_: object) -> str:
+        raise ToolCrashed("mnnconvert crashed with SIGSEGV at 31 MiB; its last lines:\n  | no memory")
+
+    monkeypatch.setattr(narrow, "EXTERNAL_ABOVE", 0)
+    monkeypatch.setattr(convert, "EXTERNAL_ABOVE", 0)
+    monkeypatch.setattr(narrow, "mnnconvert", crash)
+    directly = shop.build("sd1 unet", Plan("fp16"))
+    why = "a narrow copy could not be converted: mnnconvert crashed with SIGSEGV at 31 MiB; its last lines:"
+    assert directly.notes == (f"MNN's converter got the whole network: {why}",)
+    monkeypatch.setattr(narrow, "mnnconvert", converter)
+    again = shop.build("sd1 unet", Plan("fp16"))
+    assert again.notes == ()
+    for file in directly.files:
+        assert (again.folder / file).read_bytes() == (directly.folder / file).read_bytes()
+
+
+def test_a_copy_that_broke_off_on_a_full_disk_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise UnknownFormError("the file ends within a table")
+
+    graph = Graph(tmp_path, "unet", (), ())
+    stage = LearnMnn(graph, graph, 8, 1, whole=False, aliases={}, form="fp16")
+    monkeypatch.setattr(narrow, "Copies", broken)
+    assert stage.run(tmp_path).note == "the file ends within a table"
+    monkeypatch.setattr(narrow.shutil, "disk_usage", lambda _: SimpleNamespace(free=FULL_DISK - 1))
+    with pytest.raises(NoRoom, match="the disk is full: the file ends within a table"):
+        stage.run(tmp_path)
 
 
 def test_a_network_that_is_small_or_has_no_unit_is_converted_whole(shop: Shop) -> None:

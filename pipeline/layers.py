@@ -24,7 +24,7 @@ from ..validate.layers.examine import Findings, layers_of
 from ..validate.layers.pieces import groups_of, pieces_of
 from ..validate.layers.points import FindPoints, Points
 from ..validate.layers.report import ComponentLayers, Range
-from ..validate.layers.segments import segments_of, taps_of
+from ..validate.layers.segments import reshaped, segments_of, taps_of
 from ..validate.layers.stage import ExaminePieces
 from ..validate.layers.trace import MeasurePeaks, Peaks, TracePoints
 from .child import run_in_child
@@ -116,6 +116,7 @@ def look_into(
                 folder / "own",
                 wiring.batchless,
                 wiring.flat,
+                reshaped(wiring, taps),
                 threads,
             )
             facts, measured = _run_apart(stage, folder / "out", cache, progress)

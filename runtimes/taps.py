@@ -8,7 +8,7 @@ take the tap. docs/decisions/0045.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -42,6 +42,7 @@ class Wiring:
     flat: frozenset[str] = frozenset()  # tensors laid out as [rows, columns, 1, 1], columns being PyTorch's last axis
     exclusive: bool = False  # whether a tensor that is fed and computed takes `TapSession.run` more than one run
     streamed: bool = False  # whether feeds that are mapped from files take no memory worth counting
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors, where the graph states them
 
 
 class TapSession(Protocol):

@@ -15,6 +15,7 @@ from ..mapped import dropped_pages
 from ..protocol import Array, Feeds
 from ..taps import Node, Wiring, boundaries
 from .external_data import read_graph
+from .free_batch import BATCH
 from .optimum_outputs import SECOND_NAME
 from .session import first_line, ort_errors, session_options
 
@@ -44,7 +45,19 @@ def read_wiring(model: TargetModel) -> Wiring:
         for node in graph.node
         if node.name != SECOND_NAME
     )
-    return Wiring(nodes, boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name), streamed=True)
+    keys = boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name)
+    return Wiring(nodes, keys, streamed=True, shapes=_shapes(graph))
+
+
+def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes that a graph states, for a batch of one."""
+    found = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        sizes = [1 if dim.dim_param == BATCH else dim.dim_value for dim in dims]
+        if sizes and all(sizes):
+            found[value.name] = tuple(sizes)
+    return found
 
 
 def module_of(node: Any) -> str:

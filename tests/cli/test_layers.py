@@ -29,7 +29,7 @@ from diffusette.validate.layers.examine import Subject, examine, layers_of, read
 from diffusette.validate.layers.pieces import pieces_of
 from diffusette.validate.layers.points import Point, find_points
 from diffusette.validate.layers.report import ComponentLayers
-from diffusette.validate.layers.segments import segments_of, taps_of
+from diffusette.validate.layers.segments import reshaped, segments_of, taps_of
 from diffusette.validate.layers.trace import save_points
 from diffusette.validate.reference import TorchModel, TorchSession
 
@@ -158,7 +158,7 @@ class Laboratory:
         ]
         reference = read_points(truth.folder)
         with target.open_taps(model, threads=1) as session:
-            subject = Subject(session, inputs, at, wiring.batchless, wiring.flat)
+            subject = Subject(session, inputs, at, wiring.batchless, wiring.flat, reshaped(wiring, taps))
             found = examine(subject, pieces, reference=reference, full=None, own=self.folder("own"))
             layers, runs = layers_of(segments, [found]), session.partial_runs
         return ComponentLayers(model.component, model.precision, "", layers, (), 95.0, runs, 0.0)

@@ -12,6 +12,7 @@ import pytest
 from diffusette.export.checkpoint import DEMO_FOLDER
 from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
+from diffusette.runtimes.inputs import native_feeds, pytorch_inputs
 from diffusette.runtimes.protocol import Array, Feeds
 from diffusette.runtimes.txt2img.generate import TextToImage
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
@@ -105,3 +106,18 @@ def test_a_model_without_guidance_is_asked_once_a_step(painter: TextToImage, tmp
     probes = ask_bundle(distilled, PLAN, tmp_path, guidance=0.0, encoder=False)
     assert [float(probe.feeds["timestep"]) for probe in probes.read("unet")] == [900.0, 300.0] * 2
     assert "vae_encoder" not in probes.labels
+
+
+def test_what_the_host_computes_is_known_by_what_it_is_computed_from() -> None:
+    native = (
+        TensorSpec("sample", "float32", LATENTS),
+        TensorSpec("timestep_embedding", "float32", (1, 4)),
+        TensorSpec("time_ids_embedding", "float32", (1, 48)),
+        TensorSpec("input_ids", "int32", (1, 77)),
+        TensorSpec("end_of_text", "float32", (1, 77)),
+    )
+    asked = pytorch_inputs(native)
+    assert [spec.name for spec in asked] == ["sample", "timestep", "time_ids", "input_ids"]
+    facts = {"dim": 4, "flip_sin_to_cos": True, "freq_shift": 0.0, "max_period": 10000.0}
+    feeds = native_feeds({spec.name: np.ones(spec.shape, spec.dtype) for spec in asked}, native, facts)
+    assert {name: value.shape for name, value in feeds.items()} == {spec.name: spec.shape for spec in native}

@@ -17,7 +17,7 @@ from diffusette.validate.layers.examine import Layer, Reference, Subject, examin
 from diffusette.validate.layers.pieces import Piece, groups_of, pieces_of
 from diffusette.validate.layers.points import Point
 from diffusette.validate.layers.report import ComponentLayers, Range, layers_json, layers_table
-from diffusette.validate.layers.segments import Segment, segments_of, taps_of
+from diffusette.validate.layers.segments import Segment, reshaped, segments_of, taps_of
 
 RNG = np.random.default_rng(3)
 FIRST, SECOND = (RNG.normal(size=(8, 8)).astype(np.float32) for _ in range(2))
@@ -119,6 +119,27 @@ def test_a_segment_is_the_work_of_one_module() -> None:
 def test_a_graph_whose_output_is_no_modules_is_refused() -> None:
     with pytest.raises(ModelError, match="none of PyTorch's"):
         taps_of(Wiring(NODES, {"f": ("block.first:out",)}), POINTS)
+
+
+def test_a_tap_may_have_another_shape_than_pytorchs_but_not_other_numbers(tmp_path: Path) -> None:
+    # as SDXL's six time ids, which PyTorch embeds one a row and the exporter lays end to end
+    tall = replace(POINTS[0], shape=(2, 4))
+    stated = replace(WIRING, shapes={"f": (1, 8), "t": (1, 9), "y": (1, 8)})
+    taps = taps_of(stated, (tall, *POINTS[1:]))
+    assert set(taps) == {"f", "s", "y"}
+    shapes = reshaped(stated, taps)
+    assert shapes == {"f": (1, 8)}
+    segments = segments_of(stated, taps, ["x"])
+    values = reference()
+    at = {tensor: point.index for tensor, point in taps.items()}
+    with NumpyTaps(SOUND) as session:
+        subject = Subject(session, {"x": X}, at, batchless=False, flat=(), shapes=shapes)
+        found = force(
+            subject,
+            Piece(segments, carried=False),
+            lambda point: values(point).reshape(2, 4) if point == 0 else values(point),
+        )
+    assert [layer.made_db for layer in found] == [999.0] * 3
 
 
 @pytest.mark.parametrize("most", [2, 5, 25])

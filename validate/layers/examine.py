@@ -66,12 +66,15 @@ class Subject:
     at: Mapping[str, int]  # tap -> point, of the whole component
     batchless: bool  # as in `Wiring`
     flat: Collection[str]  # as in `Wiring`
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # `reshaped`
 
     def native(self, reference: Reference, name: str) -> Array:
         """PyTorch's tensor, laid out as the runtime has it."""
         return self.laid_out(reference(self.at[name]), name)
 
     def laid_out(self, value: Array, name: str) -> Array:
+        if name in self.shapes:
+            return value.reshape(self.shapes[name])
         if name in self.flat:
             return value.reshape(-1, value.shape[-1], 1, 1)
         return value[0] if self.batchless and value.ndim else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ...pipeline.errors import ModelError
 from ...runtimes.taps import Wiring, common_module
@@ -27,7 +28,8 @@ def taps_of(wiring: Wiring, points: Sequence[Point]) -> dict[str, Point]:
     """Tensor -> the point that it is.
 
     A tap that stands for several points is the first of them: others are the same values (what PyTorch computes twice
-    and the exporter once), or come from it by work that is done later in the runtime.
+    and the exporter once), or come from it by work that is done later in the runtime. It may have another shape than
+    its point, of as many numbers: see `reshaped`.
 
     Raises:
         ModelError: the component's output is no tap, so its graph and PyTorch's modules do not belong together.
@@ -35,11 +37,17 @@ def taps_of(wiring: Wiring, points: Sequence[Point]) -> dict[str, Point]:
     at = {key: point for point in points for key in point.keys}
     taps: dict[str, Point] = {}
     for tensor, keys in wiring.keys.items():
-        if same := [at[key] for key in keys if key in at]:
+        count = prod(wiring.shapes[tensor]) if tensor in wiring.shapes else None
+        if same := [at[key] for key in keys if key in at and count in (None, prod(at[key].shape))]:
             taps[tensor] = min(same, key=lambda point: point.index)
     if not any(":out" in wiring.keys[tensor] for tensor in taps):
         raise ModelError("the output of the model is none of PyTorch's modules'", hint="report this as a bug")
     return taps
+
+
+def reshaped(wiring: Wiring, taps: Mapping[str, Point]) -> dict[str, tuple[int, ...]]:
+    """The taps that the runtime has in another shape than PyTorch's, and that shape."""
+    return {name: shape for name, shape in wiring.shapes.items() if name in taps and shape != taps[name].shape}
 
 
 def segments_of(

@@ -36,6 +36,7 @@ class ExaminePieces:
     own: Path
     batchless: bool
     flat: frozenset[str]
+    shapes: Mapping[str, tuple[int, ...]]
     threads: int
 
     name: ClassVar[str] = "layers"
@@ -54,7 +55,7 @@ class ExaminePieces:
         assert isinstance(target, Tapped)
         with target.open_taps(self.model, threads=self.threads) as session:
             found = examine(
-                Subject(session, read_arrays(self.inputs), self.at, self.batchless, self.flat),
+                Subject(session, read_arrays(self.inputs), self.at, self.batchless, self.flat, self.shapes),
                 self.pieces,
                 reference=read_points(self.reference),
                 full=read_points(self.full) if self.full else None,

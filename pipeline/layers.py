@@ -93,6 +93,7 @@ def look_into(
         forced=2 if rounded else 1,
         exclusive=wiring.exclusive,
         streamed=wiring.streamed,
+        copies=wiring.copies,
     )
     findings, runs, peak = [], 0, 0.0
     with scratch_folder(cache.root / "work", "layers") as folder:
@@ -135,7 +136,7 @@ def look_into(
         report.precision,
         labels[number],
         layers,
-        _ranges(found, peaks, labels),
+        ranges_of(found, peaks, labels),
         gate.min_snr_db,
         runs,
         peak,
@@ -176,7 +177,7 @@ def _run_apart(
         return run_in_child(stage, into, cache.root / "work", watch)
 
 
-def _ranges(found: Points, peaks: Peaks, labels: Sequence[str]) -> tuple[Range, ...]:
+def ranges_of(found: Points, peaks: Peaks, labels: Sequence[str]) -> tuple[Range, ...]:
     return tuple(
         Range(point.module, point.kind, peaks.largest[point.index], labels[peaks.at[point.index]])
         for point in found.points

@@ -42,6 +42,7 @@ class Wiring:
     flat: frozenset[str] = frozenset()  # tensors laid out as [rows, columns, 1, 1], columns being PyTorch's last axis
     exclusive: bool = False  # whether a tensor that is fed and computed takes `TapSession.run` more than one run
     streamed: bool = False  # whether feeds that are mapped from files take no memory worth counting
+    copies: int = 1  # that a run holds of a tensor which it both hands out and goes on from
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors, where the graph states them
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from .charts import bundle_charts, size_text
 from .layer_section import layer_section
 from .parity import EXACT_DB
@@ -58,7 +59,7 @@ def parity_page(
         about=about(manifest),
         target=target.name,
         components=[component_card(name, part) for name, part in components.items()],
-        pictures=pictures_section(facts["image"], shown, "PyTorch"),
+        pictures=pictures_section(facts["image"], shown, "PyTorch", drawn_from(manifest)),
         timesteps=timestep_section(facts["timesteps"]),
         oracle=_oracle(facts["oracle"]),
         layers=layer_section(facts, target.name, beside or {}),
@@ -143,7 +144,16 @@ def _meter(label: str, value: float, needed: float) -> dict[str, Any]:
     return {"label": label, "value": value, "needed": needed, "text": text, "ok": value >= needed}
 
 
-def pictures_section(image: Facts | None, shown: Sequence[Shown], reference: str) -> dict[str, Any] | None:
+def drawn_from(manifest: Manifest) -> str:
+    """What a probe's picture is drawn from besides its prompt; empty where that is all."""
+    if manifest.conditioning.input_channels == INPAINTING_CHANNELS:
+        return "Each fills in the middle of a bright disc on a smooth ground."
+    return "Each follows the edges of a ring and a star." if manifest.control else ""
+
+
+def pictures_section(
+    image: Facts | None, shown: Sequence[Shown], reference: str, more: str = ""
+) -> dict[str, Any] | None:
     """The worst pictures beside each other, how the latents drifted, how pixels differ; None: none were drawn."""
     if image is None:
         return None
@@ -153,6 +163,7 @@ def pictures_section(image: Facts | None, shown: Sequence[Shown], reference: str
     count = len(order)
     worst = f"the worst {len(ranked)} of {count}" if count > len(ranked) else f"all {count}, the worst first"
     words = f"{image['steps']} steps, guidance {image['guidance']:g}{scheduler}, from the same noise; {worst}."
+    words = f"{words} {more}".rstrip()
     section: dict[str, Any] = {"words": image["problem"] or words, "drift": "", "shown": []}
     if not order:
         return section

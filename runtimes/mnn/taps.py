@@ -62,6 +62,7 @@ def read_wiring(model: TargetModel, graph: Graph) -> Wiring:
         {tensor: known[name] for name, tensor in (flat | kept).items() if name in known},
         flat=frozenset(flat.values()),
         exclusive=True,
+        copies=2,  # its own layout and NCHW
     )
 
 

@@ -261,3 +261,19 @@ def test_the_section_reads_the_keys_that_layers_are_written_with() -> None:
     assert [meter["value"] for meter in card["meters"]] == [140.0, 90.0, 70.0]
     assert [cell["text"] for cell in section["map"]["rows"][0]["cells"]] == ["140", "90", "70"]
     assert section["largest"][0]["ok"] is False
+
+
+def test_a_page_says_what_pictures_start_from_besides_their_prompt(
+    report: tuple[ParityReport, list[Shown]], bundle: Bundle
+) -> None:
+    filling = bundle.manifest.model_copy(
+        update={"conditioning": bundle.manifest.conditioning.model_copy(update={"input_channels": 9})}
+    )
+    facts, shown = report
+    plain, page = (
+        parity_page(facts.to_json(), manifest, shown, None, "diffusette validate out --html r.html")
+        for manifest in (bundle.manifest, filling)
+    )
+    words = "Each fills in the middle of a bright disc on a smooth ground."
+    assert words in page
+    assert words not in plain

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from .artifacts import Checkpoint
 from .errors import RecipeError, UsageError, refuse_unknown
 from .plain_file import read_plain
-from .rules import Rule, plans_by_rules, scheme_name
+from .rules import Rule, plans_by_rules, refuse_idle_branch, scheme_name
 from .strict import Location, Strict, parsed
 
 if TYPE_CHECKING:
@@ -193,7 +193,11 @@ class Recipe(Strict):
         Raises:
             RecipeError: a rule matches nothing, or only what every scheme leaves in float32, or takes for ever.
         """
-        return plans_by_rules(self.quantize.precision, self.quantize.rules, self.name, parameters)
+        precision, rules = self.quantize.precision, self.quantize.rules
+        if precision != AUTO:
+            whole = [(c, name) for c, shapes in parameters.items() for name, shape in shapes.items() if len(shape) > 1]
+            refuse_idle_branch(precision, f"{self.name} [quantize]", whole, parameters)
+        return plans_by_rules(precision, rules, self.name, parameters)
 
     def target_options(self, name: str) -> dict[str, Any]:
         """The keys of `[target.NAME]`, as the runtime's constructor takes them."""

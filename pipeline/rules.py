@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import regex
@@ -76,6 +77,7 @@ def plans_by_rules(
         taken = [(c, name) for c, name in matched if name in chosen[c]]
         if not taken:
             _refuse(rule, where, matched, parameters)
+        refuse_idle_branch(rule.scheme, where, taken, parameters)
         for component, name in taken:
             chosen[component][name] = rule.scheme
     return {c: plan_of(schemes, parameters[c]) for c, schemes in chosen.items()}
@@ -99,6 +101,32 @@ def _matched(rule: Rule, where: str, parameters: Mapping[str, Shapes]) -> list[t
                     found.append((component, name))
                     break
     return found
+
+
+def refuse_idle_branch(
+    scheme: str, where: str, taken: Collection[tuple[str, str]], parameters: Mapping[str, Shapes]
+) -> None:
+    """Refuse a low-rank branch that no layer of those it is asked for can have.
+
+    Args:
+        where: how errors call the place that asks; `taken`: component and name of the parameters it asks for.
+    Raises:
+        RecipeError: names the largest of them.
+    """
+    from ..quantize.plan import EMBEDDING, has_branch
+    from ..quantize.scheme import parse_scheme
+
+    rank = parse_scheme(scheme).rank
+    shapes = {f"{component}/{name}": parameters[component][name] for component, name in taken}
+    if not rank or not shapes or any(has_branch(name, shape, rank) for name, shape in shapes.items()):
+        return
+    layers = {name: shape for name, shape in shapes.items() if not EMBEDDING.search(name)} or shapes
+    name, largest = max(layers.items(), key=lambda item: min(item[1][0], prod(item[1][1:])))
+    raise RecipeError(
+        f"{where}: {scheme!r}: no layer that it is for can have a branch of rank {rank}; "
+        f"the largest, {name}, is {largest[0]} x {prod(largest[1:])}",
+        hint="a rank below both sides of a linear layer or convolution, such as 16; embeddings have no branch",
+    )
 
 
 def _refuse(rule: Rule, where: str, matched: Collection[tuple[str, str]], parameters: Mapping[str, Shapes]) -> NoReturn:

@@ -7,7 +7,6 @@ chunk's layers with the work on one of them. A row too long for one matrix of mo
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from ..pipeline.artifacts import ComponentSource, StoredTensor
 from ..pipeline.errors import ModelError
 from ..pipeline.stage import Runner
 from .codes import Codes, round_to_nearest
-from .plan import Plan
-from .quantized import CODES, FILE, SCALES, QuantizedWeights, write_codes
+from .plan import EMBEDDING, Plan
+from .quantized import CODES, DOWN, FILE, SCALES, UP, QuantizedWeights, read_codes, tensors_of, write_codes
 from .samples import Samples
 from .scheme import Scheme, parse_scheme
 
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 
 ERRORS: Final = ".errors"  # float32 [O]: E|D x|^2 of each output channel
 LAYERS: Final = "layers.safetensors"
-_EMBEDDING: Final = re.compile(r"(^|\.)(token|position)_embedding\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedLayers:
-    """`layers.safetensors`: `PARAMETER@SCHEME` with `.codes`, `.scales` and `.errors`, for each layer and scheme.
+    """`layers.safetensors`: `PARAMETER@SCHEME` with `.codes`, `.scales`, factors of a branch and `.errors`, for each
+    layer and scheme.
 
     Without codes (`row_errors`), the errors are those of rounding to the nearest.
     """
@@ -107,6 +106,9 @@ class RoundLayers:
             for scheme, rounded in round_by_output(weight, moments.pop(path), schemes, name).items():
                 tensors[f"{parameter}@{scheme}{CODES}"] = rounded.codes.values
                 tensors[f"{parameter}@{scheme}{SCALES}"] = rounded.codes.scales
+                if rounded.codes.branch is not None:
+                    tensors[f"{parameter}@{scheme}{UP}"] = rounded.codes.branch.up
+                    tensors[f"{parameter}@{scheme}{DOWN}"] = rounded.codes.branch.down
                 tensors[f"{parameter}@{scheme}{ERRORS}"] = rounded.errors.astype(np.float32)
         save_file(tensors, into / LAYERS)
         return RoundedLayers(into, self.source.component, tuple(f"{path}.weight" for path in layers), self.schemes)
@@ -145,9 +147,7 @@ class PickCodes:
 
         def tensors() -> Iterator[NDArray[Any]]:
             for name, (_, scheme) in coded.items():
-                codes = picker.codes(name, scheme)
-                yield codes.values
-                yield codes.scales
+                yield from tensors_of(picker.codes(name, scheme))
 
         write_codes(into / FILE, coded, tensors())
         return QuantizedWeights(into, self.source.component)
@@ -172,7 +172,7 @@ class CodePicker:
         name = f"{parameter}@{scheme.name}"
         if name + CODES not in header:
             return round_to_nearest(self._weights.read(parameter), scheme, f"{self._component}/{parameter}")
-        return Codes(read_tensor(header[name + CODES]), read_tensor(header[name + SCALES]))
+        return read_codes(header, name)
 
     def errors(self, parameter: str, scheme: Scheme) -> NDArray[np.float64]:
         """E|D x|^2 of each output channel of a layer at `scheme`: [O]."""
@@ -233,7 +233,7 @@ def layer_shapes(source: ComponentSource) -> dict[str, tuple[int, ...]]:
     return {
         name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
-        if len(shape) > 1 and name.endswith(".weight") and not _EMBEDDING.search(name)
+        if len(shape) > 1 and name.endswith(".weight") and not EMBEDDING.search(name)
     }
 
 

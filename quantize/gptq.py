@@ -13,12 +13,13 @@ models only, most want a GPU, and none takes convolutions with the groups of thr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from .codes import Codes, round_to_nearest
+from .low_rank import split
 from .moments import blocks_of, output_error
-from .scheme import Scheme
+from .scheme import Scheme, parse_scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,8 @@ def round_by_output(
     import numpy as np
     import torch
 
+    if branched := [scheme for scheme in schemes if scheme.rank]:
+        return _round_beside_branches(weight, moments, schemes, branched, name, factors)
     if factors is None:
         factors = FACTORS if weight.size <= _LARGE else FEW_FACTORS
     rows = torch.from_numpy(np.ascontiguousarray(weight, np.float32)).reshape(len(weight), -1)
@@ -83,6 +86,26 @@ def round_by_output(
         values = codes.to(torch.int8).reshape(weight.shape).numpy()
         result[label] = Rounded(Codes(values, scales.numpy()), errors.numpy())
     return result
+
+
+def _round_beside_branches(
+    weight: Any,
+    moments: Sequence[Tensor],
+    schemes: Sequence[Scheme],
+    branched: Sequence[Scheme],
+    name: str,
+    factors: Sequence[float] | None,
+) -> Mapping[str, Rounded]:
+    """As `round_by_output`, where some schemes have a branch: their codes are those of what it leaves."""
+    plain = [scheme for scheme in schemes if not scheme.rank]
+    found = dict(round_by_output(weight, moments, plain, name, factors)) if plain else {}
+    for rank in dict.fromkeys(scheme.rank for scheme in branched):
+        branch, rest = split(weight, rank, name, moments)
+        bare = {scheme.without_branch: scheme.name for scheme in branched if scheme.rank == rank}
+        rounded = round_by_output(rest, moments, [parse_scheme(each) for each in bare], name, factors)
+        for each, result in rounded.items():
+            found[bare[each]] = Rounded(replace(result.codes, branch=branch), result.errors)
+    return {scheme.name: found[scheme.name] for scheme in schemes}
 
 
 def _round_rows(

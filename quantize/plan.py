@@ -17,6 +17,8 @@ Shapes = Mapping[str, Sequence[int]]
 
 # Added to activations once, not multiplied: 0.05 % of a text encoder, and no runtime keeps it in codes.
 _NEVER_CODED: Final = re.compile(r"(^|\.)position_embedding\.weight$")
+EMBEDDING: Final = re.compile(r"(^|\.)(token|position)_embedding\.weight$")
+"""Whose rows are looked up: neither sums over inputs nor a low-rank branch make sense of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Plan:
 
         A weight whose rows have no divisor between half the group and the group (the 4 weights of a pointwise
         convolution of latents) would get scales for a handful of numbers; it takes 8 bits an output channel instead.
+        What cannot have the branch of a scheme (`has_branch`) is stored at the scheme without it.
         """
         exceptions = dict(self.exceptions)
         asked = parse_scheme(exceptions.get(parameter) or exceptions.get(parameter.rpartition(".")[0]) or self.default)
@@ -66,6 +69,8 @@ class Plan:
             return _FP32
         if asked.group is not None and 2 * asked.group_in(prod(shape[1:])) < asked.group:
             return parse_scheme(f"w8c_a{'8' if asked.activation_bits == 8 else 'fp'}")
+        if asked.rank and not has_branch(parameter, shape, asked.rank):
+            return parse_scheme(asked.without_branch)
         return asked
 
     def bits(self, shapes: Shapes) -> int:
@@ -88,6 +93,11 @@ _FP32: Final = parse_scheme("fp32")
 def can_be_coded(parameter: str, shape: Sequence[int]) -> bool:
     """Whether integer schemes apply to a parameter."""
     return len(shape) >= 2 and not _NEVER_CODED.search(parameter)
+
+
+def has_branch(parameter: str, shape: Sequence[int], rank: int) -> bool:
+    """Whether a layer can have a low-rank branch of `rank`: it is no embedding, and the rank is below its own."""
+    return not EMBEDDING.search(parameter) and rank < min(shape[0], prod(shape[1:]))
 
 
 def plan_of(schemes: Mapping[str, str], shapes: Shapes) -> Plan:

@@ -17,21 +17,26 @@ from numpy.typing import NDArray
 
 from ..export.safetensors_file import read_header, read_tensor
 from ..export.weights import Weights
-from ..pipeline.artifacts import ComponentSource
+from ..pipeline.artifacts import ComponentSource, StoredTensor
 from ..pipeline.stage import Runner
 from .cast import to_float16
 from .codes import Codes, round_to_nearest
+from .low_rank import Branch
 from .plan import Plan
 from .scheme import Scheme
 
 FILE: Final = "codes.safetensors"
 CODES: Final = ".codes"  # int8 [O, ...]
 SCALES: Final = ".scales"  # float32 [O, G]
+UP: Final = ".low_rank.up"  # float16 [O, rank]
+DOWN: Final = ".low_rank.down"  # float16 [rank, K]
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
     """`codes.safetensors`: `NAME.codes` and `NAME.scales` of each parameter that its plan stores as integers.
+
+    Where its scheme has a branch, `NAME.low_rank.up` and `NAME.low_rank.down` too.
 
     A parameter under its plain name, float32, stands for a float parameter that a method has changed.
     """
@@ -72,9 +77,7 @@ class QuantizeWeights:
 
         def tensors() -> Iterator[NDArray[Any]]:
             for name, scheme in coded.items():
-                codes = round_to_nearest(weights.read(name), scheme, f"{self.source.component}/{name}")
-                yield codes.values
-                yield codes.scales
+                yield from tensors_of(round_to_nearest(weights.read(name), scheme, f"{self.source.component}/{name}"))
 
         write_codes(into / FILE, {name: (shapes[name], coded[name]) for name in coded}, tensors())
         return QuantizedWeights(into, self.source.component)
@@ -83,12 +86,15 @@ class QuantizeWeights:
 def write_codes(
     file: Path, coded: Mapping[str, tuple[tuple[int, ...], Scheme]], tensors: Iterator[NDArray[Any]]
 ) -> None:
-    """Write `file` as safetensors: for each of `coded` its codes, then its scales, as `tensors` yields them."""
+    """Write `file` as safetensors: for each of `coded` what `tensors_of` gives, as `tensors` yields it."""
     header: dict[str, Any] = {}
     place = 0
     for name, (shape, scheme) in coded.items():
-        scales = (shape[0], scheme.groups(shape))
-        for tag, kind, dims, width in ((CODES, "I8", shape, 1), (SCALES, "F32", scales, 4)):
+        parts = [(CODES, "I8", shape, 1), (SCALES, "F32", (shape[0], scheme.groups(shape)), 4)]
+        if scheme.rank:
+            sides = (UP, (shape[0], scheme.rank)), (DOWN, (scheme.rank, prod(shape[1:])))
+            parts += [(tag, "F16", side, 2) for tag, side in sides]
+        for tag, kind, dims, width in parts:
             end = place + width * prod(dims)
             header[name + tag] = {"dtype": kind, "shape": list(dims), "data_offsets": [place, end]}
             place = end
@@ -97,9 +103,24 @@ def write_codes(
     with file.open("xb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for (name, entry), tensor in zip(header.items(), tensors, strict=True):
-            if list(tensor.shape) != entry["shape"] or tensor.dtype not in (np.int8, np.float32):
+            if list(tensor.shape) != entry["shape"] or tensor.dtype not in (np.int8, np.float32, np.float16):
                 raise ValueError(f"{name} is {tensor.dtype}{list(tensor.shape)}, not {entry}")
             stream.write(np.ascontiguousarray(tensor).data)
+
+
+def tensors_of(codes: Codes) -> Iterator[NDArray[Any]]:
+    """Codes and scales, and the factors of a branch, in the order of the file."""
+    yield codes.values
+    yield codes.scales
+    if codes.branch is not None:
+        yield codes.branch.up
+        yield codes.branch.down
+
+
+def read_codes(header: Mapping[str, StoredTensor], name: str) -> Codes:
+    """The codes that lie in a file under `name`."""
+    branch = Branch(read_tensor(header[name + UP]), read_tensor(header[name + DOWN])) if name + UP in header else None
+    return Codes(read_tensor(header[name + CODES]), read_tensor(header[name + SCALES]), branch)
 
 
 class StoredWeights:
@@ -136,7 +157,7 @@ class StoredWeights:
 
     def codes(self, name: str) -> Codes:
         """Codes and scales of a parameter that is stored as integers."""
-        return Codes(read_tensor(self._coded[name + CODES]), read_tensor(self._coded[name + SCALES]))
+        return read_codes(self._coded, name)
 
     def source_values(self, name: str) -> NDArray[np.float32]:
         """The parameter in float32 before its rounding to float16 or codes."""

@@ -15,15 +15,19 @@ KEEP: Final = "keep"
 """In a rule: what it matches stays as the checkpoint has it, in float32 at most."""
 
 SCALE_BITS: Final = 32  # scales are float32 on every runtime
-_GRAMMAR: Final = re.compile(r"w(?P<weights>[2-8])(?P<groups>c|g[1-9]\d*)_a(?P<activations>8|fp)")
+BRANCH_BITS: Final = 16  # factors of a low-rank branch are float16
+_GRAMMAR: Final = re.compile(
+    r"w(?P<weights>[2-8])(?P<groups>c|g[1-9]\d*)(r(?P<rank>[1-9]\d{0,3}))?_a(?P<activations>8|fp)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`fp32`, `fp16`, or `w<bits><granularity>_a<bits or fp>`.
+    """`fp32`, `fp16`, or `w<bits><granularity>[r<rank>]_a<bits or fp>`.
 
     `w8c_afp` is int8 weights with a scale an output channel, float activations; `w4g64_afp` int4 with a scale for
     every 64 weights of an output channel, in the order of memory. Integers are symmetric around zero.
+    `w4g64r16_afp` has beside them a branch of rank 16 in float16, see `low_rank`: the codes are those of the rest.
     Which of them a runtime executes is data in its folder; a well-formed name need not be one of these.
     """
 
@@ -31,6 +35,12 @@ class Scheme:
     weight_bits: int
     group: int | None  # weights that share a scale; None: an output channel, or floats, which have none
     activation_bits: int
+    rank: int = 0  # of the branch in float16; 0: none
+
+    @property
+    def without_branch(self) -> str:
+        """The name of the same scheme without a low-rank branch."""
+        return self.name.replace(f"r{self.rank}_", "_") if self.rank else self.name
 
     @property
     def is_float(self) -> bool:
@@ -56,9 +66,10 @@ class Scheme:
         return next(size for size in range(min(self.group, row), 0, -1) if row % size == 0)
 
     def bits(self, shape: Sequence[int]) -> int:
-        """Bits that a tensor of `shape` takes, scales included."""
+        """Bits that a tensor of `shape` takes, scales and branch included."""
         scales = 0 if self.is_float else shape[0] * self.groups(shape) * SCALE_BITS
-        return prod(shape) * self.weight_bits + scales
+        branch = self.rank * (shape[0] + prod(shape[1:])) * BRANCH_BITS if self.rank else 0
+        return prod(shape) * self.weight_bits + scales + branch
 
 
 def parse_scheme(name: str) -> Scheme:
@@ -75,7 +86,9 @@ def parse_scheme(name: str) -> Scheme:
     if not match:
         raise UsageError(
             f"{name!r} is not a scheme",
-            hint=f"{', '.join(FLOATS)}, or w<bits><c or g<size>>_a<8 or fp> such as w8c_afp",
+            hint=f"{', '.join(FLOATS)}, or w<bits><c or g<size>>_a<8 or fp> such as w8c_afp; "
+            "with a low-rank branch w4g64r16_afp",
         )
     group = None if match["groups"] == "c" else int(match["groups"][1:])
-    return Scheme(name, int(match["weights"]), group, 32 if match["activations"] == "fp" else 8)
+    activations = 32 if match["activations"] == "fp" else 8
+    return Scheme(name, int(match["weights"]), group, activations, int(match["rank"] or 0))

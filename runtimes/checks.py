@@ -74,10 +74,20 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
             hold them side by side.
     """
     for scheme in plan.schemes:
-        if scheme.name not in target.precisions:
+        if scheme.without_branch not in target.precisions:
             raise UnsupportedPrecision(
                 f"target {target.name!r} does not run {component} at {scheme.name!r}",
                 hint=f"it runs: {', '.join(target.precisions)}",
+            )
+        if scheme.rank and not target.low_rank:
+            raise UnsupportedPrecision(
+                f"a low-rank branch, as in {scheme.name!r}, is not built for target {target.name!r}",
+                hint=f"use {scheme.without_branch}, or another target",
+            )
+        if scheme.rank and scheme.activation_bits == 8:
+            raise UnsupportedPrecision(
+                f"{component} at {scheme.name!r}: a low-rank branch goes with float activations only",
+                hint=f"use {scheme.without_branch}, or a scheme of 4 bits that ends in _afp with the branch",
             )
     if plan.is_float and len(plan.schemes) > 1 and not target.mixes_floats:
         raise UnsupportedPrecision(

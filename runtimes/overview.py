@@ -19,6 +19,7 @@ def overview() -> list[dict[str, Any]]:
             "missing": None,
             "min_runtime": target.min_runtime,
             "precisions": list(target.precisions),
+            "low_rank": target.low_rank,
             "families": list(target.families),
         }
         try:

@@ -49,6 +49,7 @@ class Target(Protocol):
     activations: ClassVar[tuple[str, ...]]
     mixes_floats: ClassVar[bool]  # whether float16 and float32 weights may stand side by side in one model
     mixes_activations: ClassVar[bool]  # whether layers with activations of 8 bits may stand beside others
+    low_rank: ClassVar[bool]  # whether its schemes of float activations run with a low-rank branch
     families: ClassVar[tuple[str, ...]]
     tools: ClassVar[tuple[str, ...]]  # distributions that have a part in its files; their versions are in the manifest
     min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes

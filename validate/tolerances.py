@@ -201,9 +201,12 @@ def oracle_points(precision: str) -> float:
 
 
 def coarsest_scheme(precision: str) -> str:
-    """Of a plan's label, the scheme with the fewest bits, and among these the one with the largest groups."""
+    """Of a plan's label, the scheme with the fewest bits, and among these the one with the largest groups.
+
+    A low-rank branch loses less than the scheme without it, and adds two products of float32: it has no row of its own.
+    """
     schemes = [parse_scheme(name) for name in precision.split("+")]
-    return min(schemes, key=lambda s: (s.weight_bits, s.activation_bits, -(s.group or 2**31))).name
+    return min(schemes, key=lambda s: (s.weight_bits, s.activation_bits, -(s.group or 2**31))).without_branch
 
 
 def _unknown(what: str) -> UsageError:

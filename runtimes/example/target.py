@@ -35,6 +35,7 @@ class ExampleTarget:
     activations: ClassVar[tuple[str, ...]] = ()
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",

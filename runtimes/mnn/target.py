@@ -29,6 +29,7 @@ class MnnTarget:
     activations: ClassVar[tuple[str, ...]] = ("dynamic",)
     mixes_floats: ClassVar[bool] = False
     mixes_activations: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from ...quantize.codes import Codes
 from ..nibbles import pack_nibbles
 from .layout import Blob
-from .slots import TAG_BOOK, TAG_FP32, TAG_INT8
+from .slots import TAG_BOOK, TAG_FP16, TAG_FP32, TAG_INT8
 
 CODES: Final = "codes"  # int8, one a byte
 NIBBLES: Final = "nibbles"  # int8, two codes of four bits a byte
 BOOK: Final = "book"  # 256 float32 and an index of 8 bits a weight: ncnn makes floats of it when it loads
 NIBBLE_BOOK: Final = "nibble book"  # the same of bytes that hold two codes
 SCALES: Final = "scales"  # float32 [O, G]
+UP, DOWN = "up", "down"  # float16, the factors of a low-rank branch
 BOOK_SCALES: Final = "book scales"  # the scales that are left over from a `BOOK`
 
 
@@ -41,6 +42,11 @@ def encode(stream: BinaryIO, blob: Blob, codes: Codes) -> None:
             if blob.slot.tagged:
                 stream.write(TAG_FP32)
             stream.write(np.ascontiguousarray(scales, np.float32).data)
+        case "up" | "down" if codes.branch is not None:
+            factor = codes.branch.up if blob.kind == UP else codes.branch.down
+            stream.write(TAG_FP16)
+            stream.write(np.ascontiguousarray(factor).data)
+            stream.write(bytes(-factor.nbytes % 4))
         case kind:
             raise ValueError(f"{blob.name}: {kind!r} is not a form of codes")
 

@@ -5,6 +5,7 @@ Every form computes in float32 with exactly the dequantised values (tests compar
 - Convolution, 8 bits an output channel: codebook -> Convolution -> Scale. As fast as float32, and as large in memory.
 - Linear layers, attention, 4 bits, groups, small convolutions: MemoryData of bytes -> Cast -> (unpack) -> scales ->
   Gemm or Convolution of computed weights. Bytes are all that stays in memory; unpacking is paid on every run.
+- A low-rank branch: two MemoryData of float16 -> Gemm, added to the weight, which is computed anyway.
 - MultiHeadAttention, which takes no computed weights, becomes four Gemm and an SDPA.
 - Embed: a codebook of codes, and an Embed of scales, multiplied.
 """
@@ -19,7 +20,7 @@ from typing import Final
 from ...pipeline.errors import ExportError
 from ...quantize.scheme import Scheme
 from ..nibbles import are_halved
-from .codes import BOOK, BOOK_SCALES, CODES, NIBBLE_BOOK, NIBBLES, SCALES
+from .codes import BOOK, BOOK_SCALES, CODES, DOWN, NIBBLE_BOOK, NIBBLES, SCALES, UP
 from .layout import PARAMETER, Blob, is_transposed
 from .param import Layer
 from .slots import slots_of
@@ -29,7 +30,7 @@ Schemes = Callable[[str, Sequence[int]], Scheme]  # of a parameter's name and sh
 CODED_LAYERS: Final = ("Cast", "Scale")  # one is in every graph with codes, none in pnnx's graphs of these models
 
 _INT8, _FLOAT32 = "3", "1"  # of Cast
-_SUB, _MUL = "1", "2"  # of BinaryOp
+_ADD, _SUB, _MUL = "0", "1", "2"  # of BinaryOp
 _FLOOR: Final = "2"  # of UnaryOp
 _WORTH_A_BOOK: Final = 2**15  # weights: a codebook has 1 KiB, so that it stays within 3 % of them
 # Parameters that pnnx does not write today and that the code below would drop: fused activations, a cache of keys.
@@ -111,7 +112,12 @@ class _Graph:
         groups = scheme.groups(weight.shape)
         sides = {"p0": 1, "p1": rows} if groups == 1 else {"p0": 1, "p1": groups, "p2": rows}
         factors = self.add("MemoryData", (), replace(weight, kind=SCALES), **sides)
-        return self.scaled(codes, factors, columns, groups)
+        values = self.scaled(codes, factors, columns, groups)
+        if not scheme.rank:
+            return values
+        up = self.add("MemoryData", (), replace(weight, kind=UP), p0=scheme.rank, p1=rows, p21=0)
+        down = self.add("MemoryData", (), replace(weight, kind=DOWN), p0=columns, p1=scheme.rank, p21=0)
+        return self.add("BinaryOp", (values, self.add("Gemm", (up, down))), p0=_ADD)
 
     def unpack(self, packed: str) -> str:
         """[rows, K / 2] of bytes, as `pack_nibbles` makes them -> [rows, K] of codes."""
@@ -142,7 +148,8 @@ def _convolution(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     weight, bias = held["weight"], held.get("bias")
     scheme = graph.schemes(weight.name, weight.shape)
     outputs, has_bias = layer.number(0), int(bias is not None)
-    if scheme.weight_bits == 8 and scheme.groups(weight.shape) == 1 and weight.slot.elements >= _WORTH_A_BOOK:
+    is_plain = scheme.weight_bits == 8 and scheme.groups(weight.shape) == 1 and not scheme.rank
+    if is_plain and weight.slot.elements >= _WORTH_A_BOOK:
         raw = f"{layer.name}.raw"
         bare = replace(layer, outputs=(raw,), params={**layer.params, 5: "0"})
         graph.emit(bare, replace(weight, kind=BOOK))

@@ -32,6 +32,7 @@ class NcnnTarget:
     activations: ClassVar[tuple[str, ...]] = ()
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
     min_runtime: ClassVar[str] = "1.0.20261020"

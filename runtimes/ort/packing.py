@@ -4,6 +4,9 @@ A weight is widened by plain operators, which ONNX Runtime folds when it loads a
 float32 from a small file; told not to fold, it widens as it goes. `DequantizeLinear` is not used: at default
 options ONNX Runtime leaves it in front of convolutions, where it takes ten times the convolution, and merges it into
 matrix products that then round activations to 8 bits (docs/decisions/0030).
+
+A low-rank branch (docs/decisions/0080) is added to the weight where that is widened, so that it costs nothing once ONNX
+Runtime has folded it; beside MatMulNBits, which keeps the codes, to the product.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from ...export.graph import WeightSlot
 from ...pipeline.errors import ExportError
 from ...quantize.codes import Codes
+from ...quantize.low_rank import Branch
 from ...quantize.scheme import Scheme
 
 Store = Callable[[str, NDArray[Any], str], Any]  # name, array, ONNX dtype name -> TensorProto whose bytes are written
@@ -91,9 +95,25 @@ def _widened(slot: WeightSlot, codes: Codes, scheme: Scheme, store: Store) -> Pa
         wide = add("Cast", [packed.initializers[0].name], to=_FLOAT)
     packed.initializers.append(store(f"{slot.name}.scales", scales, "FLOAT"))
     scaled = add("Mul", [wide, packed.initializers[-1].name])
-    packed.initializers.append(store(f"{slot.name}.shape", np.array(slot.shape, np.int64), "INT64"))
-    add("Reshape", [scaled, packed.initializers[-1].name], output=slot.name)
+    shape = store(f"{slot.name}.shape", np.array(slot.shape, np.int64), "INT64")
+    packed.initializers.append(shape)
+    if codes.branch is None:
+        add("Reshape", [scaled, shape.name], output=slot.name)
+        return packed
+    factors = _factors(slot, codes.branch, store, packed)
+    pair = [add("Cast", [factor], to=_FLOAT) for factor in (factors if slot.permute else factors[::-1])]
+    product = add("Reshape", [add("MatMul", pair), shape.name])
+    add("Add", [add("Reshape", [scaled, shape.name]), product], output=slot.name)
     return packed
+
+
+def _factors(slot: WeightSlot, branch: Branch, store: Store, packed: Packed) -> list[str]:
+    """Store the factors of a branch in float16: first what meets the input; transposed for matrix products."""
+    pair = ("down", branch.down), ("up", branch.up)
+    turned = slot.permute is not None
+    tensors = [store(f"{slot.name}.low_rank.{tag}", each.T if turned else each, "FLOAT16") for tag, each in pair]
+    packed.initializers += tensors
+    return [tensor.name for tensor in tensors]
 
 
 def _matmul_nbits(slot: WeightSlot, codes: Codes, uses: Sequence[tuple[Any, int]], store: Store) -> Packed:
@@ -115,7 +135,24 @@ def _matmul_nbits(slot: WeightSlot, codes: Codes, uses: Sequence[tuple[Any, int]
         )
         changed.metadata_props.extend(node.metadata_props)
         packed.consumers[node.name] = [changed]
+    if codes.branch is not None:
+        factors = _factors(slot, codes.branch, store, packed)
+        add = partial(add_node, packed.nodes, f"{slot.name}.low_rank", None)
+        wide = [add("Cast", [factor], to=_FLOAT) for factor in factors]
+        for number, nodes in enumerate(packed.consumers.values()):
+            _add_branch(nodes, wide, f"{slot.name}.low_rank.use{number}")
     return packed
+
+
+def _add_branch(nodes: list[Any], factors: Sequence[str], stem: str) -> None:
+    """Add to what `nodes`, a single matrix product, compute, that of its input with both factors in turn."""
+    (product,) = nodes
+    result, add = product.output[0], partial(add_node, nodes, stem, product)
+    product.output[0] = f"{stem}.rest"
+    beside = product.input[0]
+    for factor in factors:
+        beside = add("MatMul", [beside, factor])
+    add("Add", [product.output[0], beside], output=result)
 
 
 def _gathered(slot: WeightSlot, codes: Codes, scheme: Scheme, uses: Sequence[tuple[Any, int]], store: Store) -> Packed:

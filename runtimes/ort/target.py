@@ -45,6 +45,7 @@ class OrtTarget:
     activations: ClassVar[tuple[str, ...]] = ("dynamic", "static")
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",

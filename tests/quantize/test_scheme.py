@@ -16,6 +16,8 @@ from diffusette.quantize.scheme import Scheme, parse_scheme
         ("w8c_afp", Scheme("w8c_afp", 8, None, 32)),
         ("w4g64_afp", Scheme("w4g64_afp", 4, 64, 32)),
         ("w8c_a8", Scheme("w8c_a8", 8, None, 8)),
+        ("w4g64r16_afp", Scheme("w4g64r16_afp", 4, 64, 32, 16)),
+        ("w4cr8_afp", Scheme("w4cr8_afp", 4, None, 32, 8)),
         ("keep", Scheme("fp32", 32, None, 32)),
     ],
 )

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 
 LOW_BIT = [scheme for scheme in NcnnTarget.precisions if not parse_scheme(scheme).is_float]
 MIXED = Plan("w4g64_afp", (("conv_in", "fp32"), ("conv_out", "fp16"), ("mid_block.attentions.0.proj_in", "w8c_afp")))
+BRANCHED = Plan("w4g64r8_afp", (("conv_in", "w8cr4_afp"), ("down_blocks.0.resnets.0.conv1", "w8cr16_afp")))
 
 
 def rounded_output(workshop: Workshop, component: str, plan: Plan, feeds: dict[str, Array]) -> Array:
@@ -56,7 +57,7 @@ def test_it_computes_what_pytorch_computes_with_the_same_codes(scheme: str, comp
     assert snr_db(rounded_output(workshop, component, plan, feeds), output) >= 100
 
 
-@pytest.mark.parametrize("plan", [*map(Plan, LOW_BIT[1:]), MIXED], ids=lambda plan: plan.label)
+@pytest.mark.parametrize("plan", [*map(Plan, LOW_BIT[1:]), MIXED, BRANCHED], ids=lambda plan: plan.label)
 def test_every_scheme_and_mixtures_run_in_the_unet(plan: Plan, workshop: Workshop) -> None:
     feeds = workshop.feeds("unet")
     output = ncnn_output(build(workshop, "unet", plan), workshop.native("unet", feeds))
@@ -73,7 +74,7 @@ def test_other_picture_sizes_are_as_exact(workshop: Workshop) -> None:
     assert snr_db(expected, output) >= 100
 
 
-@pytest.mark.parametrize("scheme", LOW_BIT)
+@pytest.mark.parametrize("scheme", [*LOW_BIT, "w4g64r8_afp"])
 def test_weights_take_the_bits_that_the_plan_says(scheme: str, workshop: Workshop) -> None:
     plan, source = Plan(scheme), workshop.sources["unet"]
     model = build(workshop, "unet", plan)

@@ -66,6 +66,9 @@ def output(session: Any, feeds: dict[str, Array]) -> Array:
         *(("text_encoder", Plan(name)) for name in INTEGERS),
         ("vae_decoder", Plan("w8c_afp")),
         ("vae_decoder", Plan("w4g64_afp")),
+        ("vae_decoder", Plan("w4cr8_afp")),
+        ("text_encoder", Plan("w4g64r8_afp")),
+        ("text_encoder", Plan("w8cr8_afp")),
         ("vae_decoder", MIX),
     ],
     ids=lambda value: value.label if isinstance(value, Plan) else value,
@@ -85,7 +88,7 @@ def test_it_computes_what_pytorch_computes_with_the_same_codes(component: str, p
         assert snr_db(expected, session.run(None, feeds)[0]) > 100
 
 
-@pytest.mark.parametrize("scheme", ["w8c_afp", "w4g64_afp"])
+@pytest.mark.parametrize("scheme", ["w8c_afp", "w4g64_afp", "w4g64r8_afp"])
 def test_bits_are_those_of_the_plan_and_the_file_holds_nothing_else(scheme: str, shop: Workshop) -> None:
     model, plan = built(shop, "vae_decoder", Plan(scheme)), Plan(scheme)
     source = shop.checkpoint.components["vae_decoder"]

@@ -64,7 +64,9 @@ SPINE: Final = {
 }  # fmt: skip
 
 # What weights are stored as, in words and numbers: `export/` and `runtimes/` speak of it too.
-NOTATION: Final = {f"quantize.{name}" for name in ("cast", "codes", "layer_ranges", "plan", "samples", "scheme")}
+NOTATION: Final = {
+    f"quantize.{name}" for name in ("cast", "codes", "layer_ranges", "low_rank", "plan", "samples", "scheme")
+}
 
 # Who may import what; a name covers what is below it, and the longest name that covers a module is its rule.
 # cli -> pipeline.convert -> export, quantize, runtimes, validate -> spine

@@ -14,8 +14,7 @@ import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ..pipeline import errors
 from ..pipeline.artifacts import TensorSpec
@@ -32,12 +31,12 @@ from ..pipeline.child import (
 from ..pipeline.errors import DiffusetteError, ToolCrashed
 from ..pipeline.limits import Patience, limit_memory, ran_out_of_memory
 from .checks import checked_feeds, checked_results
-from .protocol import Array, Feeds, Session
+from .protocol import Array, Closing, Feeds, Session
 
 _PAUSE = 1.0  # seconds between looks at a child that does not answer
 
 
-class IsolatedSession:
+class IsolatedSession(Closing):
     """The parent's handle of a session that lives in a child process. Satisfies `Session`."""
 
     def __init__(self, opener: str, argument: object, threads: int, name: str, timed: bool) -> None:
@@ -118,14 +117,6 @@ class IsolatedSession:
             with suppress(ProcessLookupError):  # it ended in this very moment
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_isolated(

@@ -18,6 +18,21 @@ Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
 
+class Closing:
+    """What holds native memory until it is closed, at the latest at the end of a `with` block."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class Session(Protocol):
     """A loaded model. Close it, or use it in a `with` block, to free the native memory."""
 

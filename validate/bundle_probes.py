@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..runtimes.inputs import native_feeds, pytorch_inputs
-from ..runtimes.protocol import Array, Feeds, Session
+from ..runtimes.protocol import Array, Closing, Feeds, Session
 from ..runtimes.txt2img.generate import draw
 from ..runtimes.txt2img.guidance import unconditional_needed
 from .probes import ProbePlan, Probes, pictures_for
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from ..runtimes.txt2img.generate import TextToImage
 
 
-class _Recorder:
+class _Recorder(Closing):
     """A session by PyTorch's names, whatever the runtime's model takes; writes the calls it is to keep."""
 
     def __init__(self, session: Session, component: str, book: _Book) -> None:
@@ -40,14 +39,6 @@ class _Recorder:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass

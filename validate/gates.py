@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
 from ..pipeline.errors import ModelError, ParityError, ToolCrashed, UsageError
 from ..runtimes.inputs import native_feeds
-from ..runtimes.protocol import Array, Session
+from ..runtimes.protocol import Array, Closing, Session
 from .parity import Parity, compare, finite_db, worst
 from .probes import Picture, ProbePlan, Probes, RoundedAnswers
 from .report import ComponentReport, ImageReport, OracleReport, PictureReport
@@ -202,7 +201,7 @@ def kept_open(open_component: OpenComponent) -> Iterator[OpenComponent]:
         yield borrow
 
 
-class _Borrowed:
+class _Borrowed(Closing):
     """A session that its borrower cannot close."""
 
     def __init__(self, session: Session) -> None:
@@ -210,14 +209,6 @@ class _Borrowed:
 
     def close(self) -> None:
         """Nothing: the lender closes."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_oracle(draw: Draw, probes: Probes, scenes: Sequence[Scene], precision: str) -> OracleReport:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from ..pipeline.artifacts import Checkpoint, ComponentSource, TensorSpec
 from ..pipeline.errors import ModelError
 from ..quantize.plan import Plan
 from ..quantize.quantized import QuantizedWeights, StoredWeights
-from ..runtimes.protocol import Array, Feeds
+from ..runtimes.protocol import Array, Closing, Feeds
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from ..runtimes.txt2img.conditioning import ENCODERS, GUIDANCE_INPUT, conditioning, zeroed
 from ..runtimes.txt2img.control import Control, picture_feeds, residual_feeds
@@ -49,7 +48,7 @@ class TorchModel:
     quantized: QuantizedWeights | None = None  # the codes, where the plan has any
 
 
-class TorchSession:
+class TorchSession(Closing):
     """A component behind the protocol of every runtime."""
 
     def __init__(self, model: TorchModel) -> None:
@@ -77,14 +76,6 @@ class TorchSession:
     def close(self) -> None:
         self._module = None
         gc.collect()  # modules hold reference cycles; gigabytes must not wait for the collector
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_reference(argument: Any, threads: int) -> TorchSession:

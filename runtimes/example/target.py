@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from ...export.onnx_model import onnx_model
 from ...pipeline.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetModel
@@ -21,7 +20,7 @@ from ...pipeline.errors import BundleError, MissingTool, ToolCrashed
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ..checks import refuse_schemes
-from ..protocol import Array, Feeds, Session
+from ..protocol import Array, Closing, Feeds, Session
 
 # fp16 weights are cast to float32 in the graph: 16 bits a weight, but for biases and norms.
 _BITS = {"fp32": 32.0, "fp16": 16.0}
@@ -101,7 +100,7 @@ class BuildExample:
         )
 
 
-class ExampleSession:
+class ExampleSession(Closing):
     """Satisfies `Session`. What it is fed was checked by `isolation.open_isolated` before."""
 
     def __init__(self, model: TargetModel) -> None:
@@ -128,11 +127,3 @@ class ExampleSession:
 
     def close(self) -> None:
         self._evaluator = None  # a native runtime frees its memory here
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

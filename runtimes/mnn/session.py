@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ModelError, ToolCrashed
 from ...quantize.scheme import parse_scheme
 from ..checks import checked_feeds, checked_results
-from ..protocol import Array, Feeds
+from ..protocol import Array, Closing, Feeds
 from .mnn_file import MnnFile
 
 # MNN::Interpreter::HintMode WINOGRAD_MEMORY_LEVEL, and its value for "no Winograd". The default costs 45 dB on 3x3
@@ -24,7 +23,7 @@ _NORMAL: Final = 0
 _LOW: Final = 2
 
 
-class MnnSession:
+class MnnSession(Closing):
     """A loaded model; satisfies `Session`.
 
     MNN has no errors for most misuse: too few inputs end the process, a wrong shape gives an empty list, NaN and
@@ -71,14 +70,6 @@ class MnnSession:
     def close(self) -> None:
         self._module = None
         self._runtime = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def rounds_activations(model: TargetModel) -> bool:

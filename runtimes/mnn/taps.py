@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ToolCrashed
-from ..protocol import Array, Feeds
+from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, boundaries, needed_feeds
 from .mnn_file import MnnFile
 from .session import load_part, new_runtime, rounds_activations
@@ -70,7 +69,7 @@ def _module(name: str, modules: Mapping[str, str]) -> str:
     return modules.get(name.removesuffix(_MATMUL), "")
 
 
-class MnnTaps:
+class MnnTaps(Closing):
     """Satisfies `TapSession`. Every run loads what it needs of the model, and nothing else.
 
     MNN has no tensor that is input and output in one run, so tensors that depend on each other are computed in turns.
@@ -115,14 +114,6 @@ class MnnTaps:
 
     def close(self) -> None:
         """Nothing is held between runs."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _turns(needs: Mapping[str, frozenset[str]]) -> list[list[str]]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import ModelError, ToolCrashed
 from ..checks import checked_feeds, checked_results
-from ..protocol import Array, Feeds
+from ..protocol import Array, Closing, Feeds
 from .forms import check_forms
 from .low_bit import CODED_LAYERS
 from .param import parse
@@ -31,7 +30,7 @@ _REDUCED: Final = (
 _UNFOLDED: Final = ("unet", "controlnet", "text_encoder")
 
 
-class NcnnSession:
+class NcnnSession(Closing):
     """A loaded ncnn model.
 
     Winograd convolution is off: at SD 1.5 size it takes 10.7 GB for 5.0 in the UNet, and costs 3 to 5 dB.
@@ -73,14 +72,6 @@ class NcnnSession:
         if self._net is not None:
             self._net.clear()
             self._net = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_net(model: TargetModel, threads: int) -> Any:

@@ -12,14 +12,13 @@ from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import BundleError, ToolCrashed
-from ..protocol import Array, Feeds
+from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, common_module, needed_feeds
 from . import layout
 from .param import Layer, parse, render
@@ -160,7 +159,7 @@ def projections(layers: Sequence[Layer], weights: Path) -> dict[str, Projection]
     return found
 
 
-class NcnnTaps:
+class NcnnTaps(Closing):
     """Satisfies `TapSession`. The net is loaded whole, once; every run computes what it needs.
 
     Raises:
@@ -254,11 +253,3 @@ class NcnnTaps:
         if self._net is not None:
             self._net.clear()
             self._net = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import BundleError, FeedError, ToolCrashed
-from ..protocol import Array, Feeds
+from ..protocol import Array, Closing, Feeds
 from .external_data import read_graph
 from .free_batch import BATCH
 from .optimum_outputs import SECOND_NAME
@@ -21,7 +20,7 @@ WIDEN_AT_MOST: Final = 2**30  # bytes of float32
 _ERRORS_ONLY: Final = 3  # ort's severities: 0 verbose ... 4 fatal
 
 
-class OrtSession:
+class OrtSession(Closing):
     """A loaded `.onnx` or `.ort` file.
 
     Args:
@@ -78,14 +77,6 @@ class OrtSession:
 
     def close(self) -> None:
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _open(file: Path, threads: int, timings: str) -> Any:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ToolCrashed, UsageError
 from ..mapped import dropped_pages
-from ..protocol import Array, Feeds
+from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, boundaries
 from .external_data import read_graph
 from .free_batch import BATCH
@@ -65,7 +64,7 @@ def module_of(node: Any) -> str:
     return next((entry.value for entry in node.metadata_props if entry.key == "module"), "")
 
 
-class OrtTaps:
+class OrtTaps(Closing):
     """Satisfies `TapSession`. Each run cuts the part that it needs out of the graph and loads the weights of that only.
 
     Raises:
@@ -142,11 +141,3 @@ class OrtTaps:
 
     def close(self) -> None:
         self._model = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from diffusette.export.families.variant import variant_of
-from diffusette.pipeline import child, gate, sessions
+from diffusette.pipeline import child, gate, layers, sessions
 from diffusette.pipeline.artifacts import ALONE, Companions
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.cache import Cache
@@ -61,7 +61,8 @@ def one_process() -> Iterator[None]:
     the sake of gigabytes, which these have not: with all of PyTorch in memory that takes a fifth of a second each time.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child, "run_in_child", in_this_process)
+        for place in (child, layers):
+            patch.setattr(place, "run_in_child", in_this_process)
         for place in (sessions, mnn_convert):
             patch.setattr(place, "open_isolated", lambda _, model, threads, **__: open_model(model, threads))
         patch.setattr(gate, "THREADS", 1)

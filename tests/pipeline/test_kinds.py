@@ -10,6 +10,9 @@ from typing import Final
 import pytest
 from diffusette.pipeline.artifacts import ALONE, Companions
 from diffusette.pipeline.cache import Cache
+from diffusette.pipeline.check import check_bundle
+from diffusette.pipeline.compare import compare_bundles
+from diffusette.pipeline.progress import Silent
 from diffusette.runtimes.registry import TARGETS
 
 from ..kinds import CONTROLLED, KINDS
@@ -36,6 +39,40 @@ def test_a_checkpoint_converts_validates_and_draws_with_no_hint_but_its_path(
     bundle = rows.bundle(kind, target, make)
     assert bundle.manifest.family == KINDS[kind].family
     note("kinds", kind, target, check_cell(bundle, rows.cache))
+
+
+# what each has besides what the demo has: the demo is looked into on every runtime
+OWN_MODULES: Final = {
+    ("sdxl", "ort"): {"unet": {"add_embedding.linear_1"}, "text_encoder_2": {"text_projection"}},
+    ("sd1-inpainting", "ncnn"): {"unet": {"conv_in"}},
+    ("lcm", "mnn"): {"unet": {"time_embedding.cond_proj"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "target"), OWN_MODULES)
+def test_layers_of_a_kind_are_all_looked_into_and_none_is_wrong(
+    kind: str, target: str, rows: Rows, kind_folder: Callable[[str], Path]
+) -> None:
+    bundle = rows.bundle(kind, target, lambda _: (kind_folder(kind), ALONE))
+    report, _ = check_bundle(bundle, image=False, layers=True, threads=1, cache=rows.cache, progress=Silent())
+    seen = {part.component: {layer.module for layer in part.layers} for part in report.layers}
+    assert set(seen) == set(bundle.components)
+    assert not any(part.bad for part in report.layers)
+    for component, modules in OWN_MODULES[kind, target].items():
+        assert modules <= seen[component]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [("ort", "mnn"), ("ncnn", "ort")])
+def test_two_runtimes_of_sdxl_take_the_same_by_pytorchs_names(
+    first: str, second: str, rows: Rows, kind_folder: Callable[[str], Path]
+) -> None:
+    a, b = (rows.bundle("sdxl", target, lambda _: (kind_folder("sdxl"), ALONE)) for target in (first, second))
+    found, remarks = compare_bundles(a, b, speed=False, threads=1, progress=Silent())
+    assert found.ok
+    assert remarks == []
+    assert {part.component for part in found.components} == set(a.components)
 
 
 def test_the_page_of_kinds_speaks_of_these_cells_alone() -> None:

@@ -108,7 +108,7 @@ def needed_feeds(tensor: str, makers: Mapping[str, Sequence[str]], feeds: Contai
     return frozenset(found)
 
 
-def boundaries(nodes: Sequence[Node], inputs: Iterable[str], output: str) -> dict[str, tuple[str, ...]]:
+def boundaries(nodes: Sequence[Node], inputs: Iterable[str], outputs: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The module boundaries of a graph whose nodes know their modules: tensor -> keys as in `Wiring`.
 
     A tensor that is made inside a module and read outside of it is an output of that module, and the other way
@@ -125,13 +125,13 @@ def boundaries(nodes: Sequence[Node], inputs: Iterable[str], output: str) -> dic
     found: dict[str, dict[str, None]] = {}
     for tensor in maker | readers:
         for module in ancestors(maker[tensor]) if tensor in maker else ():
-            if any(not inside(reader, module) for reader in readers.get(tensor, ())) or tensor == output:
+            if any(not inside(reader, module) for reader in readers.get(tensor, ())) or tensor in outputs:
                 found.setdefault(f"{module}:out", {})[tensor] = None
         for reader in readers.get(tensor, ()):
             for module in ancestors(reader):
                 if module and (tensor not in maker or not inside(maker[tensor], module)):
                     found.setdefault(f"{module}:in", {})[tensor] = None
-    found[":out"] = {output: None}
+    found[":out"] = {outputs[0]: None}
     keys: dict[str, tuple[str, ...]] = {}
     for key, tensors in found.items():
         if len(tensors) == 1:

@@ -42,11 +42,12 @@ def read_wiring(model: TargetModel, graph: Graph) -> Wiring:
         )
         for node in source.node
     ]
-    known = boundaries(nodes, [spec.name for spec in graph.inputs], graph.outputs[0].name)
+    outputs = [spec.name for spec in graph.outputs]
+    known = boundaries(nodes, [spec.name for spec in graph.inputs], outputs)
     modules = {tensor: node.module for node in nodes for tensor in node.outputs}
     wires = MnnFile(model.folder / model.files[0]).wires()
     kept = {op.name: op.name for op in wires if op.outputs[:1] == (op.name,)}
-    kept[graph.outputs[0].name] = graph.outputs[0].name
+    kept |= {name: name for name in outputs}
     flat = {}
     for op in wires:
         name = op.name.removesuffix(_MATMUL)

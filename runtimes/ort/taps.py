@@ -44,7 +44,7 @@ def read_wiring(model: TargetModel) -> Wiring:
         for node in graph.node
         if node.name != SECOND_NAME
     )
-    keys = boundaries(nodes, [spec.name for spec in model.inputs], model.outputs[0].name)
+    keys = boundaries(nodes, [spec.name for spec in model.inputs], [spec.name for spec in model.outputs])
     return Wiring(nodes, keys, streamed=True, shapes=_shapes(graph))
 
 

@@ -29,7 +29,7 @@ GRAPH = [
 
 
 def test_boundaries_are_what_one_module_makes_and_another_reads() -> None:
-    keys = boundaries(GRAPH, ["x"], "y")
+    keys = boundaries(GRAPH, ["x"], ["y"])
     assert set(keys["c"]) == {"block.conv:out", "block.act:in"}
     assert set(keys["a"]) == {"block.act:out"}
     assert set(keys["gated"]) == {"block.proj:in"}
@@ -44,9 +44,17 @@ def test_a_module_with_several_outputs_has_no_output_key() -> None:
         Node("B", "m.b", ("x",), ("two",)),
         Node("C", "n", ("one", "two"), ("y",)),
     ]
-    keys = boundaries(graph, ["x"], "y")
+    keys = boundaries(graph, ["x"], ["y"])
     assert all("m:out" not in found for found in keys.values())
     assert "m.a:out" in keys["one"]
+
+
+def test_every_output_is_one_of_the_module_that_makes_it() -> None:
+    graph = [Node("A", "states", ("x",), ("y",)), Node("B", "projection", ("y",), ("pooled",))]
+    assert "pooled" not in boundaries(graph, ["x"], ["y"])
+    keys = boundaries(graph, ["x"], ["y", "pooled"])
+    assert set(keys["y"]) == {"states:out", "projection:in", ":out"}
+    assert set(keys["pooled"]) == {"projection:out"}
 
 
 def test_a_node_without_module_takes_what_its_neighbours_share() -> None:

@@ -9,10 +9,13 @@ from typing import Any, ClassVar, Final
 
 from ..pipeline.artifacts import ComponentSource, OnnxModel
 from ..pipeline.stage import Runner
+from ..quantize.low_rank import UP
 from ..quantize.plan import Plan
 from ..quantize.quantized import QuantizedWeights, quantized_weights
+from .branches import BranchGraph
 from .graph import ExportGraph, Graph, WeightSlot
 from .simplify import SimplifyGraph
+from .weights import Weights
 
 DATA_FILE: Final = "model.onnx_data"  # optimum's name for external data
 _ALIGNMENT: Final = 4096  # lets ONNX Runtime map tensors instead of reading them
@@ -49,11 +52,12 @@ class WriteOnnx:
     def run(self, into: Path) -> OnnxModel:
         import onnx
 
-        from ..quantize.quantized import StoredWeights
+        from ..quantize.quantized import ApartWeights, StoredWeights
 
         model = onnx.load(str(self.graph.file))
         slots = self.graph.slots()
-        weights = StoredWeights(self.source, self.plan, self.quantized)
+        apart = any(slot.source.endswith(UP) for slot in slots)
+        weights = (ApartWeights if apart else StoredWeights)(self.source, self.plan, self.quantized)
         weights.check({slot.source: slot.stored for slot in slots})
         names = {slot.name for slot in slots}
         kept = [value for value in model.graph.input if value.name not in names]
@@ -99,6 +103,20 @@ class WriteOnnx:
         node = helper.make_node("Cast", [tensor.name], [slot.name], name=f"{slot.name}.cast", to=TensorProto.FLOAT)
         node.metadata_props.add(key="module", value=slot.source.rpartition(".")[0])
         return tensor, [node]
+
+
+def branched_model(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> OnnxModel:
+    """As `onnx_model`, with low-rank branches as layers of their own beside those that hold the codes' values."""
+    graph = branched(onnx_graph(source, size, run), source, plan, run)
+    return run(WriteOnnx(graph, source, plan, quantized_weights(source, plan, run)))
+
+
+def branched(graph: Graph, source: ComponentSource, plan: Plan, run: Runner) -> Graph:
+    """`graph`, of the architecture of `source` at any width, with a branch beside each layer that `plan` gives one."""
+    weights = Weights(source)
+    ranks = {name: plan.scheme(name, weights.spec(name)[1]).rank for name in weights.names()}
+    found = tuple(sorted((name, rank) for name, rank in ranks.items() if rank))
+    return run(BranchGraph(graph, found)) if found else graph
 
 
 def onnx_model(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> OnnxModel:

@@ -21,8 +21,9 @@ from ..pipeline.artifacts import ComponentSource, StoredTensor
 from ..pipeline.errors import ModelError
 from ..pipeline.stage import Runner
 from .codes import Codes, round_to_nearest
+from .low_rank import DOWN, UP
 from .plan import EMBEDDING, Plan
-from .quantized import CODES, DOWN, FILE, SCALES, UP, QuantizedWeights, read_codes, tensors_of, write_codes
+from .quantized import CODES, FILE, SCALES, QuantizedWeights, read_codes, tensors_of, write_codes
 from .samples import Samples
 from .scheme import Scheme, parse_scheme
 

@@ -96,15 +96,24 @@ def _round_beside_branches(
     name: str,
     factors: Sequence[float] | None,
 ) -> Mapping[str, Rounded]:
-    """As `round_by_output`, where some schemes have a branch: their codes are those of what it leaves."""
+    """As `round_by_output`, where some schemes have a branch.
+
+    Two ways are gone, and the one with the less output error is kept: codes of the weight, or, where a few directions
+    hold outliers, of what its truncated SVD leaves. Either way the branch is in the end the best for these codes.
+    """
+    import torch
+
     plain = [scheme for scheme in schemes if not scheme.rank]
     found = dict(round_by_output(weight, moments, plain, name, factors)) if plain else {}
     for rank in dict.fromkeys(scheme.rank for scheme in branched):
-        branch, rest = split(weight, rank, name, moments)
         bare = {scheme.without_branch: scheme.name for scheme in branched if scheme.rank == rank}
-        rounded = round_by_output(rest, moments, [parse_scheme(each) for each in bare], name, factors)
-        for each, result in rounded.items():
-            found[bare[each]] = Rounded(replace(result.codes, branch=branch), result.errors)
+        for start in (weight, split(weight, rank, name)[1]):
+            rounded = round_by_output(start, moments, [parse_scheme(each) for each in bare], name, factors)
+            for each, result in rounded.items():
+                branch, miss = split(weight - result.codes.residual(), rank, name, moments)
+                errors = output_error(torch.from_numpy(miss).reshape(len(miss), -1), moments).numpy()
+                if bare[each] not in found or errors.sum() < found[bare[each]].errors.sum():
+                    found[bare[each]] = Rounded(replace(result.codes, branch=branch), errors)
     return {scheme.name: found[scheme.name] for scheme in schemes}
 
 

@@ -21,15 +21,13 @@ from ..pipeline.artifacts import ComponentSource, StoredTensor
 from ..pipeline.stage import Runner
 from .cast import to_float16
 from .codes import Codes, round_to_nearest
-from .low_rank import Branch
+from .low_rank import DOWN, UP, Branch
 from .plan import Plan
-from .scheme import Scheme
+from .scheme import Scheme, parse_scheme
 
 FILE: Final = "codes.safetensors"
 CODES: Final = ".codes"  # int8 [O, ...]
 SCALES: Final = ".scales"  # float32 [O, G]
-UP: Final = ".low_rank.up"  # float16 [O, rank]
-DOWN: Final = ".low_rank.down"  # float16 [rank, K]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +176,37 @@ class StoredWeights:
         if scheme.name == "fp16":
             return to_float16(values, f"{self.component}/{name}").astype(np.float32)
         return values
+
+
+class ApartWeights(StoredWeights):
+    """As `StoredWeights`, for a graph that has branches as layers of their own: each weight is what its codes say, and
+    the factors are parameters `NAME.low_rank.up` [O, rank] and `NAME.low_rank.down` [rank, K] in float16."""
+
+    def __init__(self, source: ComponentSource, plan: Plan, quantized: QuantizedWeights | None) -> None:
+        super().__init__(source, plan, quantized)
+        self._factors = {name: stored.shape for name, stored in self._coded.items() if name.endswith((UP, DOWN))}
+        self.names = self._all_names
+        self.spec = self._any_spec
+        self.check = self._check_both
+
+    def _all_names(self) -> tuple[str, ...]:
+        return (*self._weights.names(), *self._factors)
+
+    def _any_spec(self, name: str) -> tuple[str, tuple[int, ...]]:
+        return ("float16", self._factors[name]) if name in self._factors else self._weights.spec(name)
+
+    def _check_both(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        if wrong := [name for name, shape in self._factors.items() if expected.get(name) != shape]:
+            raise ValueError(f"the graph has no branch {wrong[0]} of {self._factors[wrong[0]]}")
+        self._weights.check({name: shape for name, shape in expected.items() if name not in self._factors})
+
+    def scheme(self, name: str) -> Scheme:
+        return parse_scheme("fp16") if name in self._factors else super().scheme(name)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        if name in self._factors:
+            return read_tensor(self._coded[name]).astype(np.float32)
+        return super().read(name) if self.scheme(name).is_float else self.codes(name).residual()
 
 
 def quantized_weights(source: ComponentSource, plan: Plan, run: Runner) -> QuantizedWeights | None:

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 from ...pipeline.artifacts import ComponentSource, OnnxModel, TargetModel
 from ...quantize.plan import Plan
-from ...quantize.quantized import QuantizedWeights, StoredWeights
+from ...quantize.quantized import ApartWeights, QuantizedWeights
 from .convert import checked_model
 from .graph import write_mnn_graph
 from .mnn_file import MnnFile
@@ -51,7 +51,7 @@ class BuildCodedMnn:
     def run(self, into: Path) -> TargetModel:
         import onnx_ir as ir
 
-        stored = StoredWeights(self.source, self.plan, self.quantized)
+        stored = ApartWeights(self.source, self.plan, self.quantized)
         file, scratch = into / f"{self.onnx.component}.mnn", into / "scratch"
         scratch.mkdir()
         graph = write_mnn_graph(self.onnx, scratch, stored)

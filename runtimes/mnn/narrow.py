@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from ...export.graph import ExportGraph, Graph
-from ...export.onnx_model import onnx_graph
+from ...export.onnx_model import branched, onnx_graph
 from ...export.simplify import SimplifyGraph
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.child import FULL_DISK
@@ -148,9 +148,10 @@ def learned(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Run
         return None, "its channels have no common unit that is far smaller"
     if form == "codes" and source.component.startswith("text_encoder"):
         return None, "token embeddings that become codes are not learned"
-    graph = onnx_graph(source, size, run)
+    graph = branched(onnx_graph(source, size, run), source, plan, run)
     try:
         narrow = run(SimplifyGraph(run(ExportGraph(source.component, source.family, copy.config, size))))
+        narrow = branched(narrow, source, plan, run)
     except ModelError as error:
         return None, f"a narrow copy could not be exported: {error}"
     try:

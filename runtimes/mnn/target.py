@@ -29,7 +29,7 @@ class MnnTarget:
     activations: ClassVar[tuple[str, ...]] = ("dynamic",)
     mixes_floats: ClassVar[bool] = False
     mixes_activations: ClassVar[bool] = False
-    low_rank: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -55,7 +55,7 @@ class MnnTarget:
             raise MissingTool("the package MNN is not installed", hint="pip install MNN") from None
 
     def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
-        from ...export.onnx_model import onnx_model
+        from ...export.onnx_model import branched_model, onnx_model
         from ...quantize.quantized import quantized_weights
         from .coded import BuildCodedMnn
         from .convert import BuildMnn
@@ -68,10 +68,9 @@ class MnnTarget:
         if form is not None:
             return run(WriteMnn(form, source, plan, quantized))
         notes = (f"MNN's converter got the whole network: {reason}",) if reason else ()
-        onnx = onnx_model(source, size, plan, run)
         if quantized is None:
-            return run(BuildMnn(onnx, notes))
-        return run(BuildCodedMnn(onnx, source, plan, quantized, notes))
+            return run(BuildMnn(onnx_model(source, size, plan, run), notes))
+        return run(BuildCodedMnn(branched_model(source, size, plan, run), source, plan, quantized, notes))
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}

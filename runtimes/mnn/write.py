@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.artifacts import ComponentSource, TargetModel
 from ...quantize.plan import Plan
-from ...quantize.quantized import QuantizedWeights, StoredWeights
+from ...quantize.quantized import ApartWeights, QuantizedWeights, StoredWeights
 from .coded import setting_note
 from .codes import encode
 from .convert import BITS, checked_model
@@ -54,7 +54,7 @@ class WriteMnn:
 
     def run(self, into: Path) -> TargetModel:
         file = into / f"{self.source.component}.mnn"
-        stored = StoredWeights(self.source, self.plan, self.quantized)
+        stored = ApartWeights(self.source, self.plan, self.quantized)
         net, operations, shapes = self.learned.model()
         stored.check(shapes)
         cut: dict[str, NDArray[np.float32]] = {}

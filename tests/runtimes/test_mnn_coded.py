@@ -28,6 +28,7 @@ from .workshop import SIZE, Array, Workshop, snr_db
 
 LOW_BIT = [name for name in MnnTarget.precisions if name.endswith("_afp")]
 MIXED = Plan("w4g64_afp", (("conv_in", "fp32"), ("conv_out", "fp16"), ("mid_block.attentions.0.proj_in", "w8c_afp")))
+BRANCHED = Plan("w4g64r8_afp", (("conv_in", "w8cr4_afp"), ("conv_out", "fp16")))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +72,15 @@ def test_it_computes_what_pytorch_computes_with_the_same_codes(component: str, s
     assert snr_db(rounded_output(shop, component, plan), output(shop, build(shop, component, plan))) >= 100
 
 
-@pytest.mark.parametrize("plan", [*map(Plan, LOW_BIT[1:]), MIXED], ids=lambda plan: plan.label)
+@pytest.mark.parametrize(
+    "plan", [*map(Plan, LOW_BIT[1:]), MIXED, BRANCHED, Plan("w4cr8_afp")], ids=lambda plan: plan.label
+)
 def test_every_scheme_and_mixtures_run(plan: Plan, shop: Workshop) -> None:
-    component = "unet" if plan is MIXED else "text_encoder"
+    component = "unet" if plan in (MIXED, BRANCHED) else "text_encoder"
     assert snr_db(rounded_output(shop, component, plan), output(shop, build(shop, component, plan))) >= 100
 
 
-@pytest.mark.parametrize("scheme", LOW_BIT)
+@pytest.mark.parametrize("scheme", [*LOW_BIT, "w4g64r8_afp"])
 def test_weights_take_the_bits_that_the_plan_says(scheme: str, shop: Workshop) -> None:
     plan = Plan(scheme)
     expected = plan.bits_per_weight(stored(shop, "vae_encoder", plan).shapes())

@@ -135,7 +135,7 @@ def both_ways(name: str, precision: str, shop: Shop, monkeypatch: pytest.MonkeyP
     return [directly, shop.build(name, Plan(precision))]
 
 
-FORMS: Final = ("fp16", "fp32", "w8c_afp", "w4g32_afp")
+FORMS: Final = ("fp16", "fp32", "w8c_afp", "w4g32_afp", "w4g32r6_afp")
 OTHERS: Final = {
     "steered unet": "fp32",
     "controlnet": "fp16",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...quantize.codes import Codes
+from ...quantize.layer_ranges import Range
 from ..nibbles import pack_nibbles
 from .layout import Blob
 from .slots import TAG_BOOK, TAG_FP16, TAG_FP32, TAG_INT8
@@ -23,11 +24,20 @@ BOOK: Final = "book"  # 256 float32 and an index of 8 bits a weight: ncnn makes 
 NIBBLE_BOOK: Final = "nibble book"  # the same of bytes that hold two codes
 SCALES: Final = "scales"  # float32 [O, G]
 UP, DOWN = "up", "down"  # float16, the factors of a low-rank branch
-BOOK_SCALES: Final = "book scales"  # the scales that are left over from a `BOOK`
+BOOK_SCALES: Final = "book scales"  # the scales that are left over from a `BOOK`, or from a `UNIT`
+MULTIPLIERS: Final = "multipliers"  # float32 [O]: what weights are multiplied by to be codes, 1 / scale
+UNIT: Final = "unit"  # float32 [1]: the same of a whole tensor, 1 / `unit`
+INPUT_MULTIPLIER: Final = "input multiplier"  # float32 [1]: the same of what enters the weight's layer
+
+_TOP: Final = 127
 
 
-def encode(stream: BinaryIO, blob: Blob, codes: Codes) -> None:
-    """Write what `blob.kind` says of `codes` at an offset that is a multiple of 4, tag and padding included."""
+def encode(stream: BinaryIO, blob: Blob, codes: Codes, entering: Range | None = None) -> None:
+    """Write what `blob.kind` says of `codes` at an offset that is a multiple of 4, tag and padding included.
+
+    Args:
+        entering: least and greatest value of the layer's input, where `blob.kind` is about it.
+    """
     match blob.kind:
         case "codes":
             _write_bytes(stream, TAG_INT8, codes.values)
@@ -47,6 +57,12 @@ def encode(stream: BinaryIO, blob: Blob, codes: Codes) -> None:
             stream.write(TAG_FP16)
             stream.write(np.ascontiguousarray(factor).data)
             stream.write(bytes(-factor.nbytes % 4))
+        case "multipliers":
+            stream.write((1 / codes.scales).astype(np.float32).data)
+        case "unit":
+            stream.write((1 / unit(codes)).tobytes())
+        case "input multiplier" if entering is not None:
+            stream.write(input_multiplier(entering).tobytes())
         case kind:
             raise ValueError(f"{blob.name}: {kind!r} is not a form of codes")
 
@@ -58,6 +74,12 @@ def unit(codes: Codes) -> np.float32:
     in it.
     """
     return np.float32(2.0 ** np.floor(np.log2(np.median(codes.scales))))
+
+
+def input_multiplier(entering: Range) -> np.float32:
+    """What an input is multiplied by before it is rounded: its largest magnitude becomes 127, zero stays zero."""
+    peak = max(abs(entering[0]), abs(entering[1]))
+    return np.float32(_TOP / peak if peak > _TOP * np.finfo(np.float32).tiny else 1.0)  # nothing but zeros: any will do
 
 
 def _write_bytes(stream: BinaryIO, tag: bytes, values: NDArray[np.int8]) -> None:

@@ -8,6 +8,8 @@ Every form computes in float32 with exactly the dequantised values (tests compar
 - A low-rank branch: two MemoryData of float16 -> Gemm, added to the weight, which is computed anyway.
 - MultiHeadAttention, which takes no computed weights, becomes four Gemm and an SDPA.
 - Embed: a codebook of codes, and an Embed of scales, multiplied.
+
+Schemes with activations of 8 bits multiply integers instead: `products.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Final
 from ...pipeline.errors import ExportError
 from ...quantize.scheme import Scheme
 from ..nibbles import are_halved
+from . import products
 from .codes import BOOK, BOOK_SCALES, CODES, DOWN, NIBBLE_BOOK, NIBBLES, SCALES, UP
 from .layout import PARAMETER, Blob, is_transposed
 from .param import Layer
@@ -45,7 +48,7 @@ def coded_graph(
     Raises:
         ExportError: a layer is of a kind that this does not know.
     """
-    graph = _Graph(schemes)
+    graph = Graph(schemes)
     contents: dict[str, dict[str, Blob]] = {}
     for blob in blobs:
         contents.setdefault(blob.slot.layer, {})[blob.slot.role] = blob
@@ -65,7 +68,7 @@ def coded_graph(
 
 
 @dataclass
-class _Graph:
+class Graph:
     """A graph in the making: layers, and the contents of their slots."""
 
     schemes: Schemes
@@ -74,6 +77,9 @@ class _Graph:
 
     def is_coded(self, blob: Blob) -> bool:
         return blob.kind == PARAMETER and not self.schemes(blob.name, blob.shape).is_float
+
+    def rounds_inputs(self, weight: Blob) -> bool:
+        return self.schemes(weight.name, weight.shape).activation_bits == 8
 
     def emit(self, layer: Layer, *contents: Blob) -> None:
         self.layers.append(layer)
@@ -138,16 +144,22 @@ class _Graph:
         """A Gemm from `layer.inputs[0]` to `layer.outputs[0]`: [M, K] x [O, K]^T + bias."""
         rows, columns = weight.shape[0], prod(weight.shape[1:])
         coded = self.is_coded(weight)
+        if coded and self.rounds_inputs(weight):
+            products.linear(self, layer, weight, bias)
+            return
         inputs = (layer.inputs[0], self.matrix(weight)) if coded else layer.inputs
         params = {3: 1, 6: 1, 8: rows, 9: columns, 10: 4 if bias else -1} | ({} if coded else {5: 1})
         gemm = Layer("Gemm", layer.name, inputs, layer.outputs, {key: str(value) for key, value in params.items()})
         self.emit(gemm, *([] if coded else [weight]), *([bias] if bias else []))
 
 
-def _convolution(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
+def _convolution(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     weight, bias = held["weight"], held.get("bias")
     scheme = graph.schemes(weight.name, weight.shape)
     outputs, has_bias = layer.number(0), int(bias is not None)
+    if graph.rounds_inputs(weight):
+        products.convolution(graph, layer, weight, bias)
+        return
     is_plain = scheme.weight_bits == 8 and scheme.groups(weight.shape) == 1 and not scheme.rank
     if is_plain and weight.slot.elements >= _WORTH_A_BOOK:
         raw = f"{layer.name}.raw"
@@ -166,20 +178,20 @@ def _convolution(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     graph.emit(replace(layer, inputs=tuple(given), params={**layer.params, 19: "1"}))
 
 
-def _gemm(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
+def _gemm(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     if layer.number(3) != 1 or layer.number(5) != 1 or layer.number(4) or layer.number(14):
         raise ExportError(f"ncnn's Gemm {layer.name} is no linear layer: its weights cannot be integers")
     graph.linear(layer, held["B"], held.get("C"))
 
 
-def _inner_product(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
+def _inner_product(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     columns, product = prod(held["weight"].shape[1:]), f"{layer.name}.product"
     row = graph.add("Reshape", layer.inputs, p0=columns, p1=1)  # Gemm misreads a vector
     graph.linear(replace(layer, inputs=(row,), outputs=(product,)), held["weight"], held.get("bias"))
     graph.emit(Layer("Reshape", f"{layer.name}.vector", (product,), layer.outputs, {0: str(layer.number(0))}))
 
 
-def _attention(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
+def _attention(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     if len(layer.inputs) == 2 or layer.number(5):
         raise ExportError(f"ncnn's MultiHeadAttention {layer.name} has a mask or shares its key: not supported")
     width, heads = layer.number(0), layer.number(1, 1)
@@ -196,7 +208,7 @@ def _attention(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     graph.linear(output, held["out_weight"], held["out_bias"])
 
 
-def _embed(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
+def _embed(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     if layer.number(2):
         raise ExportError(f"ncnn's Embed {layer.name} has a bias: its weights cannot be integers")
     weight = held["weight"]
@@ -217,7 +229,7 @@ def _embed(graph: _Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     graph.layers[-1] = replace(graph.layers[-1], name=layer.name, outputs=layer.outputs)
 
 
-_WRITERS: Final[Mapping[str, Callable[[_Graph, Layer, Mapping[str, Blob]], None]]] = {
+_WRITERS: Final[Mapping[str, Callable[[Graph, Layer, Mapping[str, Blob]], None]]] = {
     "Convolution": _convolution,
     "Gemm": _gemm,
     "InnerProduct": _inner_product,

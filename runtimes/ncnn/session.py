@@ -11,9 +11,10 @@ from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import ModelError, ToolCrashed
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Closing, Feeds
-from .forms import check_forms
+from .forms import check_forms, check_products
 from .low_bit import CODED_LAYERS
 from .param import parse
+from .products import any_integers
 from .slots import check_bin
 
 # ncnn turns these on by default where the CPU has them. Parity is judged in float32; an app may choose otherwise.
@@ -117,3 +118,5 @@ def check_files(param: Path, weights: Path, inputs: tuple[TensorSpec, ...], outp
     check_bin(layers, weights)
     if any(layer.type in CODED_LAYERS for layer in layers):
         check_forms()
+    if any_integers(layers):
+        check_products()

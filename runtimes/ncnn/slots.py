@@ -39,6 +39,9 @@ def _convolution(layer: Layer) -> Iterator[tuple[str, bool, int]]:
     yield "weight", True, layer.number(6)
     if layer.number(5):
         yield "bias", False, layer.number(0)
+    if layer.number(8):  # integers: a multiplier for each row of weights, one for the input
+        yield "weight_scales", False, layer.number(0)
+        yield "input_scale", False, 1
 
 
 def _inner_product(layer: Layer) -> Iterator[tuple[str, bool, int]]:
@@ -56,6 +59,8 @@ def _gemm(layer: Layer) -> Iterator[tuple[str, bool, int]]:
     broadcast = layer.number(10)  # -1: no C
     if layer.number(6) and broadcast != -1:
         yield "C", True, (1, m, m, n * m, n)[broadcast]
+    if layer.number(18):
+        yield "B_scale", False, 1
 
 
 def _multi_head_attention(layer: Layer) -> Iterator[tuple[str, bool, int]]:

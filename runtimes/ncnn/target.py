@@ -27,9 +27,9 @@ class NcnnTarget:
 
     name: ClassVar[str] = "ncnn"
     precisions: ClassVar[tuple[str, ...]] = (
-        "fp32", "fp16", "w8c_afp", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp",
+        "fp32", "fp16", "w8c_afp", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp", "w8c_a8",
     )  # fmt: skip
-    activations: ClassVar[tuple[str, ...]] = ()
+    activations: ClassVar[tuple[str, ...]] = ("static",)  # of convolutions; linear layers round rows as they come
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True

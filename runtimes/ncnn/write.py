@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 
 from ...export.contract import output_specs
 from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...pipeline.errors import ExportError
+from ...quantize.layer_ranges import LayerRanges
 from ...quantize.plan import Plan
 from ...quantize.quantized import QuantizedWeights, StoredWeights
 from . import layout
-from .codes import encode
+from .codes import INPUT_MULTIPLIER, encode
 from .layout import Blob
 from .low_bit import coded_graph
 from .lower import native_inputs
 from .param import parse, render
 from .pnnx import check_layers
+from .products import NOTE, any_integers
 from .slots import TAG_FP16, TAG_FP32, check_bin
 from .trace import TracedNcnn
 
@@ -45,14 +48,15 @@ class WriteNcnn:
 
     name: ClassVar[str] = "weights"
     runtime: ClassVar[str] = "ncnn"  # the ONNX targets have a stage of that name too
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel
 
     def key(self) -> Mapping[str, object]:
         codes = self.quantized.digest if self.quantized else None
         inputs = {"traced": self.traced.digest, "source": self.source.digest, "codes": codes}
-        return {**inputs, "size": list(self.size), "plan": self.plan.key()}
+        ranges = self.plan.ranges.digest if self.plan.ranges else None
+        return {**inputs, "ranges": ranges, "size": list(self.size), "plan": self.plan.key()}
 
     @property
     def precision(self) -> str:
@@ -72,8 +76,9 @@ class WriteNcnn:
             param.write_text(render(layers))
             check_layers(param)
         with weights.open("wb") as stream, self.traced.literals.open("rb") as literals:
-            _write(contents, stored, stream, literals)
-        check_bin(parse(param.read_text()), weights)
+            _write(contents, stored, self.plan.ranges, stream, literals)
+        written = parse(param.read_text())
+        check_bin(written, weights)
         parameters = sum(blob.slot.elements for blob in blobs if blob.kind == layout.PARAMETER)
         return TargetModel(
             into,
@@ -84,13 +89,27 @@ class WriteNcnn:
             native_inputs(self.source, self.size),
             output_specs(self.source, self.size),
             bits_per_weight=round(8 * weights.stat().st_size / parameters, 3),
+            notes=(NOTE,) if any_integers(written) else (),
         )
 
 
-def _write(blobs: tuple[Blob, ...], weights: StoredWeights, stream: BinaryIO, literals: BinaryIO) -> None:
+def _write(
+    blobs: tuple[Blob, ...],
+    weights: StoredWeights,
+    ranges: LayerRanges | None,
+    stream: BinaryIO,
+    literals: BinaryIO,
+) -> None:
+    entering = ranges.read("input") if ranges else {}
     for blob in blobs:
         if blob.kind not in (layout.PARAMETER, layout.ZEROS, layout.LITERAL):
-            encode(stream, blob, weights.codes(blob.name))
+            limits = entering.get(blob.name.rpartition(".")[0])
+            if limits is None and blob.kind == INPUT_MULTIPLIER:
+                raise ExportError(
+                    f"{weights.component}: the input of {blob.name!r} has no calibrated range",
+                    hint='keep its activations in float: a recipe rule with scheme = "w8c_afp"',
+                )
+            encode(stream, blob, weights.codes(blob.name), limits)
             continue
         rounded = blob.kind == layout.PARAMETER and weights.scheme(blob.name).name == "fp16"
         if blob.slot.tagged:

@@ -13,11 +13,13 @@ from diffusette.export import contract, modules
 from diffusette.pipeline.artifacts import ComponentSource, TargetModel
 from diffusette.pipeline.stage import digest_of
 from diffusette.quantize.plan import Plan
+from diffusette.quantize.quantized import quantized_weights
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.ncnn.lower import native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.trace import TracedNcnn, trace_of
+from diffusette.validate.reference import TorchModel, TorchSession
 from numpy.typing import NDArray
 
 SIZE: Final = (64, 64)
@@ -83,3 +85,11 @@ def ncnn_output(model: TargetModel, feeds: Mapping[str, Array]) -> Array:
 def snr_db(reference: Array, candidate: Array) -> float:
     r, c = reference.astype(np.float64), candidate.astype(np.float64)
     return float(10 * np.log10((r**2).sum() / ((r - c) ** 2).sum()))
+
+
+def rounded_output(workshop: Workshop, component: str, plan: Plan, feeds: dict[str, Array]) -> Array:
+    """PyTorch with the dequantised weights of the same codes."""
+    source = workshop.sources[component]
+    with TorchSession(TorchModel(source, SIZE, plan, quantized_weights(source, plan, workshop.run))) as session:
+        (output,) = session.run(feeds).values()
+    return output

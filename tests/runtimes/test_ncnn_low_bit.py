@@ -25,21 +25,13 @@ from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.validate.reference import TorchModel, TorchSession
 
-from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, snr_db
+from .ncnn_workshop import SIZE, Workshop, ncnn_output, rounded_output, snr_db
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 
-LOW_BIT = [scheme for scheme in NcnnTarget.precisions if not parse_scheme(scheme).is_float]
+LOW_BIT = [scheme for scheme in NcnnTarget.precisions if scheme.endswith("_afp")]
 MIXED = Plan("w4g64_afp", (("conv_in", "fp32"), ("conv_out", "fp16"), ("mid_block.attentions.0.proj_in", "w8c_afp")))
 BRANCHED = Plan("w4g64r8_afp", (("conv_in", "w8cr4_afp"), ("down_blocks.0.resnets.0.conv1", "w8cr16_afp")))
-
-
-def rounded_output(workshop: Workshop, component: str, plan: Plan, feeds: dict[str, Array]) -> Array:
-    """PyTorch with the dequantised weights of the same codes."""
-    source = workshop.sources[component]
-    with TorchSession(TorchModel(source, SIZE, plan, quantized_weights(source, plan, workshop.run))) as session:
-        (output,) = session.run(feeds).values()
-    return output
 
 
 def build(workshop: Workshop, component: str, plan: Plan) -> TargetModel:

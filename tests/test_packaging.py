@@ -74,19 +74,40 @@ def test_no_folder_of_modules_lacks_its_init_file() -> None:
     assert with_modules <= set(source_folders())
 
 
+def shipped_files() -> dict[str, bytes]:
+    """Everything below the folders that are shipped, whatever its name, and the root's own."""
+    tops = {folder_of(package).parts[0] for package in PACKAGES if package != "diffusette"} | {"demo", "recipes"}
+    files = [file for top in tops for file in (ROOT / top).rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    files += [ROOT / name for name in ("__init__.py", "__main__.py", "py.typed")]
+    return {file.relative_to(ROOT).as_posix(): file.read_bytes() for file in files}
+
+
 def test_wheel_holds_the_package_its_data_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    wanted = {
-        file.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for file in (ROOT / folder_of(package)).glob("*")
-        if file.suffix in {".py", ".j2"} or (file.suffix in {".toml", ".txt"} and package != "diffusette")
-    }
-    wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "recipes").glob("*.toml")}
-    wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "demo").rglob("*") if file.is_file()}
-    wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "export/single_file").glob("*clip/*")}
-    wanted.add("py.typed")
-    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert found == {f"diffusette/{name}" for name in wanted}
+    found = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
+    wanted = {f"diffusette/{name}": content for name, content in shipped_files().items()}
+    assert sorted(found) == sorted(wanted)
+    assert found == wanted
+
+
+def test_what_is_imported_is_what_the_repository_holds() -> None:
+    """On the wheel, in `.ci/run`: what is tested in the checkout is then true of what is installed."""
+    (place,) = import_module("diffusette").__path__
+    wanted = shipped_files()
+    found = {name: Path(place, name).read_bytes() for name in wanted if Path(place, name).is_file()}
+    assert sorted(found) == sorted(wanted)
+    assert found == wanted
+
+
+def test_every_module_can_be_imported_by_itself() -> None:
+    modules = [
+        ".".join(("diffusette", *Path(name).with_suffix("").parts)).removesuffix(".__init__")
+        for name in shipped_files()
+        if name.endswith(".py") and "/" in name
+    ]
+    assert len(modules) > 150
+    alone = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-P", "-c", alone, *modules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_wheel_installs_one_name_and_no_tests(wheel: zipfile.ZipFile) -> None:

@@ -78,10 +78,9 @@ def match(
             found.append((*places[0], stored))
     if lost:
         more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-        amount = "nothing" if not found else f"only {len(found)} of {len(adapter.modules)} modules"
+        amount = f"only {len(found)} of its {len(adapter.modules)} modules match" if found else "nothing of it matches"
         raise CheckpointError(
-            f"--adapter {adapter.weights}: {amount} of it matches this checkpoint; without a match: "
-            f"{', '.join(lost[:SHOWN])}{more}",
+            f"--adapter {adapter.weights}: {amount} this checkpoint; without a match: {', '.join(lost[:SHOWN])}{more}",
             hint="it was made for another family, or for parts that this checkpoint lacks",
         )
     return found

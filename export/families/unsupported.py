@@ -9,7 +9,8 @@ from .family import Signature, Unsupported
 _NOT_YET: Final = "this family is not supported yet"
 _TRANSFORMER: Final = "its denoiser is a transformer, and only UNets are supported"
 _ADD_ON: Final = "it only changes a checkpoint and holds no model of its own"
-_GIVE_BASE: Final = "give the checkpoint that it was made for, as a diffusers folder"
+_GIVE_BASE: Final = "give the checkpoint that it was made for"
+_GIVE_BOTH: Final = "give the checkpoint that it was made for, and this with --adapter"
 _FRAMES: Final = "it draws frames, and only single pictures are supported"
 _GIVE_UNET: Final = "give a Stable Diffusion checkpoint whose denoiser is a UNet"
 _LONE: Final = "one model of a pipeline cannot be converted alone"
@@ -26,15 +27,16 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
             Signature(tensors=(r"\.lora\.(up|down)\.",)),
             Signature(tensors=(r"\.(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_(blocks|diag))$",)),
             Signature(lone=True, given=(".peft_type",)),
+            Signature(lone=True, tensors=(r"^base_model\.model\.",)),  # whatever kind PEFT will have next
         ),
-        _GIVE_BASE,
+        _GIVE_BOTH,
     ),
     Unsupported("an IP-Adapter", _ADD_ON, (Signature(lone=True, tensors=(r"^ip_adapter\.",)),), _GIVE_BASE),
     Unsupported(
         "a textual inversion (an embedding of new words)",
         _ADD_ON,
         (Signature(lone=True, tensors=(r"^(emb_params|string_to_param(\..*)?|clip_[lg]|<[^>]+>)$",)),),
-        _GIVE_BASE,
+        _GIVE_BOTH,
     ),
     Unsupported(
         "a ControlNet alone",

@@ -45,6 +45,14 @@ def test_a_file_in_a_folder_without_index_is_called_what_it_is(tmp_path: Path) -
     assert "a LoRA or LyCORIS adapter" in refusal_of(tmp_path)
 
 
+def test_an_adapter_of_any_kind_of_pefts_is_called_an_adapter(tmp_path: Path) -> None:
+    """OFT's was "66 tensors of no model known here"."""
+    key = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q."
+    for kind in ("oft_R.weight", "boft_R", "hra_u", "vera_lambda_d"):
+        lone_safetensors(tmp_path / "adapter_model.safetensors", (key + kind,))
+        assert "a LoRA or LyCORIS adapter" in refusal_of(tmp_path)
+
+
 def test_a_folder_of_one_model_is_called_what_it_is(tiny_folder: Path) -> None:
     assert "a UNet alone (class UNet2DConditionModel)" in refusal_of(tiny_folder / "unet")
     assert "a VAE alone" in refusal_of(tiny_folder / "vae")

@@ -42,6 +42,11 @@ def test_tensors_read_by_offset_are_those_that_torch_saved(tmp_path: Path) -> No
         )
 
 
+def test_a_pickle_is_read_whatever_its_name_says(tmp_path: Path) -> None:
+    torch.save({"weight": torch.full((2, 3), 7.0)}, tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(read_tensor(read_pickled(tmp_path / "x.safetensors")["weight"]), np.full((2, 3), 7.0))
+
+
 def test_the_child_needs_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch asks for one as it is imported, unless the process that started it has found one already."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)

@@ -95,7 +95,7 @@ def runtimes() -> tuple[str, ...]:
 
 @dataclass
 class Rows:
-    """Converts each row once, for all runtimes; one cache for all, so that rows share what they have in common."""
+    """Converts each row once, for all runtimes."""
 
     cache: Cache
     folder: Path
@@ -103,7 +103,7 @@ class Rows:
     done: dict[str, Conversion] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (self.cache.root / "work").mkdir()  # the child's, which would make it
+        (self.cache.root / "work").mkdir(parents=True, exist_ok=True)  # the child's, which would make it
 
     def bundle(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from diffusette.pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
 from diffusette.pipeline.bundle import Bundle
+from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.manifest import ConditioningEntry, GuidanceEntry, ParityEntry, TargetEntry, TimeEmbedding
 from diffusette.pipeline.pack import PackInputs, pack, vae_entry
 from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
@@ -28,6 +30,13 @@ def write_onnx(file: Path, *, location: str = "model.onnx_data") -> None:
     specs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [16]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", specs[:1], specs[1:], [w])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), file)
+
+
+@pytest.fixture(scope="session")
+def cells_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """One for all cells of docs/kinds.md and all workers of a parallel run: many have an architecture in common."""
+    base = tmp_path_factory.getbasetemp()
+    return Cache((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cells-cache")
 
 
 @pytest.fixture

@@ -23,20 +23,16 @@ from ..kinds import CONTROLLED, tiny_controlnet
 from .cells import SIZE, Rows, check_cell, note, one_process
 
 CELLS: Final = [(kind, target) for kind in CONTROLLED for target in TARGETS]
-# Every target once, and the one that is given SDXL's numbers in another form than its UNet; the others are much alike.
-OFTEN: Final = {*(("sd1-controlnet", target) for target in TARGETS), ("sdxl-controlnet", "ncnn")}
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+def rows(cells_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     with one_process():
-        yield Rows(Cache(tmp_path_factory.mktemp("cache")), tmp_path_factory.mktemp("rows"), goldens=True)
+        yield Rows(cells_cache, tmp_path_factory.mktemp("rows"), goldens=True)
 
 
-@pytest.mark.parametrize(
-    ("kind", "target"),
-    [pytest.param(*cell, marks=pytest.mark.slow if cell in OFTEN else pytest.mark.full) for cell in CELLS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "target"), CELLS)
 def test_a_checkpoint_with_a_controlnet_converts_validates_and_follows_pictures(
     kind: str, target: str, rows: Rows, kind_folder: Callable[[str], Path]
 ) -> None:

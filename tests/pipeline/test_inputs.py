@@ -21,17 +21,12 @@ from ..inputs import INPUTS, WORD
 from .cells import DOCS, SIZE, Rows, check_cell, note, one_process
 
 CELLS: Final = [(name, target) for name in INPUTS for target in TARGETS]
-# One of every way through the code that reads it; the others, which take minutes together, are run for the page.
-OFTEN: Final = {
-    "file-sd2-ckpt", "file-sdxl", "folder-non-ema", "folder-sharded-fp16", "taesd", "lora-kohya-sdxl", "oft", "several",
-    "lcm-lora", "words",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+def rows(cells_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     with one_process():
-        yield Rows(Cache(tmp_path_factory.mktemp("cache")), tmp_path_factory.mktemp("rows"))
+        yield Rows(cells_cache, tmp_path_factory.mktemp("rows"))
 
 
 def bundle_of(rows: Rows, name: str, target: str) -> Bundle:
@@ -42,10 +37,8 @@ def bundle_of(rows: Rows, name: str, target: str) -> Bundle:
     return rows.bundle(name, target, make, SIZE)
 
 
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [pytest.param(*cell, marks=pytest.mark.slow if cell[0] in OFTEN else pytest.mark.full) for cell in CELLS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "target"), CELLS)
 def test_an_input_converts_validates_and_draws(name: str, target: str, rows: Rows) -> None:
     bundle = bundle_of(rows, name, target)
     note("inputs", name, target, check_cell(bundle, rows.cache))

@@ -23,9 +23,9 @@ STEERED: Final = [(kind, target) for kind in CONTROLLED for target in TARGETS]  
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+def rows(cells_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     with one_process():
-        yield Rows(Cache(tmp_path_factory.mktemp("cache")), tmp_path_factory.mktemp("rows"))
+        yield Rows(cells_cache, tmp_path_factory.mktemp("rows"))
 
 
 @pytest.mark.slow

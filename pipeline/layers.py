@@ -93,7 +93,6 @@ def look_into(
         forced=2 if rounded else 1,
         exclusive=wiring.exclusive,
         streamed=wiring.streamed,
-        copies=wiring.copies,
     )
     findings, runs, peak = [], 0, 0.0
     with scratch_folder(cache.root / "work", "layers") as folder:

@@ -42,7 +42,6 @@ class Wiring:
     flat: frozenset[str] = frozenset()  # tensors laid out as [rows, columns, 1, 1], columns being PyTorch's last axis
     exclusive: bool = False  # whether a tensor that is fed and computed takes `TapSession.run` more than one run
     streamed: bool = False  # whether feeds that are mapped from files take no memory worth counting
-    copies: int = 1  # that a run holds of a tensor which it both hands out and goes on from
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors, where the graph states them
 
 
@@ -59,7 +58,8 @@ class TapSession(Protocol):
 
         A tensor may be both: then it is computed from the other feeds, and what comes after it reads the feed.
         Values are yielded as they come, NaN included, in any order. Feeds and results of a run can be larger than the
-        model: hold on to neither longer than it takes. Feeds may be read from a disk each time that one is looked up.
+        model: hold on to neither longer than it takes, to a result until the next one is asked for. Feeds may be
+        read from a disk each time that one is looked up.
 
         Args:
             wanted: in an order in which they can be computed.

@@ -62,7 +62,6 @@ def read_wiring(model: TargetModel, graph: Graph) -> Wiring:
         {tensor: known[name] for name, tensor in (flat | kept).items() if name in known},
         flat=frozenset(flat.values()),
         exclusive=True,
-        copies=2,  # its own layout and NCHW
     )
 
 
@@ -109,9 +108,10 @@ class MnnTaps(Closing):
         results = module.forward(variables)
         if len(results) != len(wanted):
             raise ToolCrashed(f"{self._name}, in part, gave {len(results)} outputs instead of {len(wanted)}")
-        del variables
+        del variables, module, runtime  # hundreds of MiB of weights and of the pool
         for name in wanted:
-            yield name, expr.convert(results.pop(0), expr.NCHW).read().copy()
+            result = expr.convert(results.pop(0), expr.NCHW)
+            yield name, result.read()  # a view of it, good until the next one is asked for
 
     def close(self) -> None:
         """Nothing is held between runs."""

@@ -250,19 +250,6 @@ def test_pieces_hold_every_segment_twice_in_few_runs_of_few_bytes(forced: int, e
         assert not any(piece.feeds & set(piece.tensors) for piece in fed), "it would take a second run"
 
 
-def test_a_runtime_that_holds_results_twice_gets_shorter_carried_pieces() -> None:
-    size = {f"t{n}": 2**27 for n in range(100)}
-    longest = []
-    for copies in (1, 2):
-        pieces = pieces_of(chain(100), size, copies=copies)
-        assert len(pieces) <= 25
-        longest.append([max(len(p.segments) for p in pieces if p.carried is kind) for kind in (True, False)])
-    (carried, fed), (carried_twice, fed_longer) = longest
-    assert carried > fed
-    assert carried_twice < carried
-    assert fed_longer > fed
-
-
 def test_neighbouring_pieces_share_the_points_that_lie_on_the_disk() -> None:
     size = [2**20 * (1 + n % 90) for n in range(2000)]
     names = {f"t{n}": each for n, each in enumerate(size)}

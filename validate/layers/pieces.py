@@ -50,7 +50,6 @@ def pieces_of(
     forced: int = 1,
     exclusive: bool = False,
     streamed: bool = False,
-    copies: int = 1,
     most: int = MOST_RUNS,
 ) -> tuple[Piece, ...]:
     """All of `segments` twice, carried and fed, in `most` partial runs that hold as few bytes as can be.
@@ -64,24 +63,22 @@ def pieces_of(
         forced: how often a fed piece is run, on different values.
         exclusive: whether the runtime cannot both feed a tensor and compute it in one run.
         streamed: whether what a run is fed with takes no memory.
-        copies: that a run holds of a tensor which it both hands out and goes on from.
     Returns:
         The pieces, ordered by the last point that each makes, so that neighbours need the same points; carried ones
         come in an order in which they can be computed.
     """
 
     fed_size = {} if streamed else size
-    copied = {name: copies * each for name, each in size.items()}
 
     def divided(limit: int) -> tuple[list[Piece], list[Piece]]:
-        carried = _divide(segments, [_Growing(copied, fed_size, limit, carried=True)])
+        carried = _divide(segments, [_Growing(size, fed_size, limit, carried=True)])
         return carried, _divide(segments, [_Growing(size, fed_size, limit, carried=False, exclusive=exclusive)])
 
     def runs(limit: int) -> int:
         carried, fed = divided(limit)
         return len(carried) + forced * len(fed)
 
-    low, high = _LEAST_BYTES, max(_LEAST_BYTES, (1 + copies) * sum(size.get(segment.tensor, 0) for segment in segments))
+    low, high = _LEAST_BYTES, max(_LEAST_BYTES, 2 * sum(size.get(segment.tensor, 0) for segment in segments))
     while low < high:
         middle = (low + high) // 2
         if runs(middle) <= most:

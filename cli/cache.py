@@ -67,7 +67,7 @@ def prune(
     from ..pipeline.cache import Cache
     from .terminal import print_json, size_text
 
-    gone = Cache.default().prune(parse_bytes(keep))
+    gone = Cache.default().prune(parse_bytes(keep, "--keep"))
     freed = sum(entry.bytes for entry in gone)
     if as_json:
         print_json({"removed": [entry.digest for entry in gone], "bytes": freed})

@@ -152,4 +152,4 @@ def _goal(bits: float | None, budget: str | None, min_snr: float | None, precisi
         raise UsageError(
             f"--precision {precision} is for all layers, a search chooses for each", hint="leave one of the two out"
         )
-    return Goal(bits, None if budget is None else parse_bytes(budget), min_snr)
+    return Goal(bits, None if budget is None else parse_bytes(budget, "--budget"), min_snr)

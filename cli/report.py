@@ -40,9 +40,13 @@ def show_conversion(conversion: Conversion) -> None:
         console.print(f"{facts.target.name:<5} {size:>8}  {verdict[facts.gate]:<18} {each.bundle.path}", markup=False)
         for line in _speed_lines(each.bundle):
             console.print(f"      {line}", markup=False)
+        noted: dict[str, list[str]] = {}
         for name, component in facts.components.items():
             for note in component.notes:
-                console.print(f"      {name}: {note}", markup=False)
+                noted.setdefault(note, []).append(name)
+        for note, names in noted.items():
+            everyone = len(names) == len(facts.components) > 1
+            console.print(f"      {'all models' if everyone else ', '.join(names)}: {note}", markup=False)
     count = len(conversion.converted)
     bundles = f"{count} bundle{'' if count == 1 else 's'}"
     console.print(

@@ -47,11 +47,15 @@ def refuse_activations(target: Target, recipe: Recipe, plans: Mapping[str, Plan]
     Raises:
         UnsupportedPrecision: the recipe asks for it, and a scheme has activations of 8 bits.
     """
+    from ..runtimes.registry import TARGETS, get_target
+
     wanted = recipe.quantize.activations
     if wanted and wanted not in target.activations and any(_rounds_activations(plan) for plan in plans.values()):
+        able = [f"--target {name}" for name in TARGETS if wanted in get_target(name).activations]
         raise UnsupportedPrecision(
             f"target {target.name!r} has no {wanted} rounding of activations",
-            hint=f"[quantize] activations: {', '.join(target.activations) or 'neither'}; or leave the key out",
+            hint=f"[quantize] activations: {', '.join(target.activations) or 'neither'}; or leave the key out; "
+            f"{wanted} runs on {' and '.join(able)}",
         )
 
 

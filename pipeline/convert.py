@@ -149,7 +149,7 @@ def convert(
     runtimes = {name: get_target(name, **chosen.target_options(name)) for name in dict.fromkeys(names)}
     if precision is not None and precision != AUTO:
         for runtime in runtimes.values():
-            refuse_schemes(runtime, "all components", Plan(precision))
+            refuse_schemes(runtime, "any component", Plan(precision))
     chosen = merged(chosen, precision=precision, size=size, goldens=goldens)
     for runtime in runtimes.values():
         runtime.require()  # fail in the first second, not after the export

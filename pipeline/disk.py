@@ -29,15 +29,17 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, what: str = "") -> int:
     """`20GB` -> 20000000000; a bare number counts bytes.
 
+    Args:
+        what: names the option in the error, if it has one.
     Raises:
         UsageError: another form.
     """
     match = _BYTES.fullmatch(text.strip())
     if not match:
-        raise UsageError(f"{text!r} is not a size", hint="for example 20GB or 500MB")
+        raise UsageError(f"{what} {text!r} is not a size".lstrip(), hint="for example 20GB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

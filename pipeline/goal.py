@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import UsageError
 
 if TYPE_CHECKING:
     from ..quantize.plan import Plan
     from .recipe import Recipe
+
+
+_TOO_LITTLE: Final = {
+    "--bits": "leaves nothing",
+    "--budget": "leaves nothing",
+    "--min-snr": "allows errors as large as the answers",
+}
+_EXAMPLES: Final = {"--bits": "--bits 4.5", "--budget": "--budget 300MB", "--min-snr": "--min-snr 40"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +35,15 @@ class Goal:
         if len(given) != 1:
             raise UsageError("--bits, --budget and --min-snr exclude each other", hint="choose one of them")
         if not 0 < given[0] < inf:
-            what = "--bits" if self.bits is not None else "--budget" if self.budget is not None else "--min-snr"
-            why = "is no number to reach" if given[0] > 0 or given[0] != given[0] else "leaves nothing"
-            raise UsageError(f"{what} {given[0]:g} {why}", hint="for example --bits 4.5 or --budget 300MB")
+            name = "--bits" if self.bits is not None else "--budget" if self.budget is not None else "--min-snr"
+            why = "is no number to reach" if given[0] > 0 or given[0] != given[0] else _TOO_LITTLE[name]
+            raise UsageError(f"{name} {given[0]:g} {why}", hint=f"for example {_EXAMPLES[name]}")
 
     def __str__(self) -> str:
         if self.bits is not None:
             return f"--bits {self.bits:g}"
         if self.budget is not None:
-            return f"--budget {self.budget / 1e6:g}MB"
+            return f"--budget {self.budget / 1e6:g}MB" if self.budget >= 1e5 else f"--budget {self.budget}"
         return f"--min-snr {self.min_snr:g}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from .artifacts import Checkpoint
@@ -54,6 +54,20 @@ def _falling(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _a_list(value: Any) -> Any:
+    if isinstance(value, str):
+        hint = {"hint": f"prompts is a list; for a file with a prompt a line: prompts_file = {json.dumps(value)}"}
+        raise PydanticCustomError("prompts", "should be a list of prompts", hint)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _prompts(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if values is not None and not all(value.strip() for value in values or ("",)):
+        hint = {"hint": "name a few sentences of the checkpoint's own world, or leave the key out for bundled ones"}
+        raise PydanticCustomError("prompts", "should be prompts, none of them empty", hint)
+    return values
+
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) != len(values):
         raise PydanticCustomError("distinct", "the same value is listed twice")
@@ -91,7 +105,7 @@ class QuantizeChoice(Strict):
 class CalibrateChoice(Strict):
     """`[calibrate]`: what methods that look at activations run the model on."""
 
-    prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None  # bundled
+    prompts: Annotated[tuple[str, ...] | None, BeforeValidator(_a_list), AfterValidator(_prompts)] = None  # bundled
     prompts_file: Annotated[str, Field(min_length=1)] | None = None  # a prompt a line; beside the recipe
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "percentile"  # of static activations
 

@@ -48,8 +48,10 @@ def digest_of(stage: Stage[Any]) -> str:
 
 def label_of(stage: Stage[Any]) -> str:
     """How people see a stage: `unet export`, or `unet gate ort fp16` where it is one runtime's own."""
-    form = getattr(stage, "form", "")
-    more = (getattr(stage, "runtime", ""), getattr(stage, "precision", ""), f".{form}" if form else "")
+    form, runtime = getattr(stage, "form", ""), getattr(stage, "runtime", "")
+    if form and runtime:
+        form = f".{form}"  # of the runtime's files, known by how their names end
+    more = (runtime, getattr(stage, "precision", ""), form)
     return " ".join(word for word in (_component_of(stage), stage.name, *more) if word)
 
 

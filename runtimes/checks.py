@@ -77,7 +77,7 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
         if scheme.without_branch not in target.precisions:
             raise UnsupportedPrecision(
                 f"target {target.name!r} does not run {component} at {scheme.name!r}",
-                hint=f"it runs: {', '.join(target.precisions)}",
+                hint=f"it runs: {', '.join(target.precisions)}{_who_runs(scheme.name)}",
             )
         if scheme.rank and not target.low_rank:
             raise UnsupportedPrecision(
@@ -100,3 +100,11 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
             f"target {target.name!r} rounds the activations of all of {component} or of none: {plan.label}",
             hint="one of w8c_a8 and the schemes that end in _afp for all of it; fp16 may stand beside either",
         )
+
+
+def _who_runs(scheme: str) -> str:
+    """The targets that have `scheme`, for the end of a hint."""
+    from .registry import TARGETS, get_target
+
+    able = [f"--target {name}" for name in TARGETS if scheme in get_target(name).precisions]
+    return f"; {scheme} runs on {' and '.join(able)}" if able else ""

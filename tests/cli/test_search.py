@@ -20,10 +20,12 @@ from .conftest import Command
     [
         (("--bits", 4.5, "--budget", "3MB"), "exclude each other"),
         (("--bits", 4.5, "--precision", "fp16"), "--precision fp16 is for all layers"),
-        (("--budget", ""), "not a size"),
-        (("--budget", "1kB"), "the least is 4."),
+        (("--budget", ""), "--budget '' is not a size"),
+        (("--budget", 0), "--budget 0 leaves nothing"),
+        (("--budget", "1kB"), "--budget 1000 cannot be met on ort: the least is 4."),
+        (("--bits", 0), "--bits 0 leaves nothing"),
         (("--bits", 1), "the least is 4."),
-        (("--min-snr", -1), "leaves nothing"),
+        (("--min-snr", -1), "allows errors as large as the answers\n  hint: for example --min-snr 40"),
         (("--bits", "inf"), "is no number to reach"),
     ],
 )
@@ -32,6 +34,24 @@ def test_goals_that_cannot_be_are_refused_before_any_work(
 ) -> None:
     answer = command("convert", "demo", "--target", "ort", "-o", tmp_path / "out", *words)
     assert answer.code == 2
+    assert said in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "said"),
+    [
+        ("ncnn", "w8c_a8", "w4g128_afp; w8c_a8 runs on --target ort and --target mnn"),
+        ("mnn", "w5c_afp", "it runs: fp32, fp16, w8c_afp"),
+        ("ort", "w4g64_a8", "w8c_a8"),
+    ],
+)
+def test_a_scheme_that_the_target_lacks_is_refused_with_its_list_and_who_has_it(
+    command: Command, tmp_path: Path, target: str, precision: str, said: str
+) -> None:
+    answer = command("convert", "demo", "--target", target, "-o", tmp_path / "out", "--precision", precision)
+    assert answer.code == 4
+    assert f"target '{target}' does not run any component at '{precision}'" in answer.err
     assert said in answer.err
     assert not list(tmp_path.iterdir())
 

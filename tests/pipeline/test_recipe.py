@@ -327,6 +327,13 @@ def test_a_file_of_prompts_becomes_part_of_the_recipe(tmp_path: Path) -> None:
     assert found.calibrate.prompts == ("a red star", "a blue disc")
     assert parse_recipe(found.to_toml(), "bundle").calibrate == found.calibrate
     assert found.calibrate.ranges == "mse"
+    file.write_text('schema = 1\n[calibrate]\nprompts = "prompts.txt"\n')
+    with pytest.raises(RecipeError, match="should be a list of prompts") as caught:
+        load_recipe(str(file))
+    assert 'prompts_file = "prompts.txt"' in caught.value.hint
+    for empty in ("[]", '["a", " "]'):
+        with pytest.raises(RecipeError, match="should be prompts, none of them empty"):
+            parse_recipe(f"schema = 1\n[calibrate]\nprompts = {empty}\n", "mine.toml")
     file.write_text('schema = 1\n[calibrate]\nprompts_file = "prompts.txt"\nprompts = ["a"]\n')
     with pytest.raises(RecipeError, match="both prompts and prompts_file"):
         load_recipe(file)
@@ -352,4 +359,5 @@ def test_a_rounding_of_activations_that_the_target_lacks_is_refused_with_those_t
     with pytest.raises(UnsupportedPrecision, match="'mnn' has no static rounding of activations") as caught:
         refuse_activations(get_target("mnn"), asked, plans)
     assert "dynamic" in caught.value.hint
+    assert "static runs on --target ort" in caught.value.hint
     refuse_activations(get_target("mnn"), asked, {"unet": Plan("w8c_afp")})

@@ -123,7 +123,8 @@ class OneTarget:
             if not parity.ok and not last:
                 self.progress.say(f"auto: {label} does not pass its gates: {parity.failures()[0]}")
                 continue
-            self.progress.say(f"auto: {label} it is; a picture takes {ratio:.2f}x of fp32's time here")
+            alike = ", which is no more than two loads of one model differ by" if 1 < ratio <= SLOWER else ""
+            self.progress.say(f"auto: {label} it is; a picture takes {ratio:.2f}x of fp32's time here{alike}")
             return Built(settled, plans, models, parity, entries(speeds))
         raise AssertionError("float32 is always a candidate")
 

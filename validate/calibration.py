@@ -17,6 +17,7 @@ SEED: Final = 1000
 
 _THOROUGH: Final = 12  # prompts where a UNet call takes milliseconds: 192 calls, every third step of 20 and the last
 _FRUGAL: Final = 2  # prompts where it takes many seconds: 20 calls, 8 of which are kept
+_TEXTS: Final = 96  # prompts for the text encoders, the drawn ones among them: words that none has are rounded blindly
 VAE_SIDE: Final = 16
 """Rows and columns of latents of the VAE's samples where calls take seconds: 128 x 128 pixels of the middle."""
 
@@ -42,8 +43,11 @@ def calibration_plans(
         UsageError: `prompts` is empty, or one of them is.
     """
     cheap = is_cheap(checkpoint, size)
+    texts: tuple[str, ...] = ()
     if prompts is None:
-        prompts = calibration_prompts(checkpoint.sources.values(), _THOROUGH if cheap else _FRUGAL)
+        known = calibration_prompts(checkpoint.sources.values(), _TEXTS)
+        count = _THOROUGH if cheap else _FRUGAL
+        prompts, texts = known[:count], tuple(dict.fromkeys(known[count:]))
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UsageError(
             "the list of calibration prompts is empty, or one of its prompts is",
@@ -54,7 +58,8 @@ def calibration_plans(
         picked = tuple((step, branch) for step in (*range(0, 20, 3), 19) for branch in both)
         cuts = [tuple(prompts[at : at + _TOGETHER]) for at in range(0, len(prompts), _TOGETHER)]
         return tuple(
-            ProbePlan(cut, steps=20, picked=picked, seed=SEED + index * _TOGETHER) for index, cut in enumerate(cuts)
+            ProbePlan(cut, () if index else texts, 20, picked, seed=SEED + index * _TOGETHER)
+            for index, cut in enumerate(cuts)
         )
     few: tuple[tuple[int, Branch], ...] = (
         (0, "conditional"),
@@ -62,7 +67,9 @@ def calibration_plans(
         (3, "conditional"),
         (4, "conditional"),
     )
-    return tuple(ProbePlan((prompt,), steps=5, picked=few, seed=SEED + index) for index, prompt in enumerate(prompts))
+    return tuple(
+        ProbePlan((prompt,), () if index else texts, 5, few, seed=SEED + index) for index, prompt in enumerate(prompts)
+    )
 
 
 def step_weights(scheduler: Mapping[str, Any], timesteps: Iterable[float]) -> tuple[tuple[float, float], ...]:

@@ -50,7 +50,14 @@ _SAME_WEIGHTS = "only float32 arithmetic may differ; 95 shows any weight matrix 
 # groups of 64: 14.3, 19.0 and 31.6, 3.0. The UNet's worst probe is the last step of the schedule (t = 1): one part in
 # a thousand of its input is noise, all of its answer, and an answer that is off by its own size moves the picture
 # by that part only. Its other probes leave 41 dB and more, and 13 dB and more.
-_EIGHT = "weights keep 8 bits of their channel's largest; the demo leaves 40 dB and more, damage shows in fidelity"
+#
+# What rounding costs is the checkpoint's, not the runtime's: intact models of other architectures with random weights
+# leave 30.1 dB (the second text encoder of an SDXL) and more at 8 bits a channel, and 113 in fidelity. So these gates
+# lie well below the demo, and damage is fidelity's business (docs/decisions/0083-what-rounding-may-cost.md).
+_EIGHT = (
+    "weights keep 8 bits of their channel's largest; the demo leaves 40 dB and more, random weights of other "
+    "architectures 30 and more, damage shows in fidelity"
+)
 _EIGHT_LAST_STEP = "the demo leaves 24 dB at t = 1, where the answer is noise of which a thousandth is in the input"
 _FOUR = "weights keep 4 bits of their group's largest; the demo leaves 14 dB and more, damage shows in fidelity"
 _FOUR_LAST_STEP = (
@@ -84,8 +91,8 @@ TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     ("loss", "vae_decoder", "mnn", "fp32"): Tolerance(85.0, _LONG_SUMS),
     ("loss", "*", "example", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "*", "fp16"): Tolerance(45.0, _HALF),
-    ("loss", "*", "*", "w8c_afp"): Tolerance(35.0, _EIGHT),
-    ("loss", "unet", "*", "w8c_afp"): Tolerance(20.0, _EIGHT_LAST_STEP),
+    ("loss", "*", "*", "w8c_afp"): Tolerance(25.0, _EIGHT),
+    ("loss", "unet", "*", "w8c_afp"): Tolerance(15.0, _EIGHT_LAST_STEP),
     **{("loss", "*", "*", scheme): Tolerance(8.0, _FOUR) for scheme in FOUR_BITS},
     **{("loss", "unet", "*", scheme): Tolerance(0.0, _FOUR_LAST_STEP) for scheme in FOUR_BITS},
     **{("fidelity", "*", "*", scheme): Tolerance(95.0, _SAME_WEIGHTS) for scheme in ("w8c_afp", *FOUR_BITS)},
@@ -112,7 +119,7 @@ IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
         90.0, "126 dB and more over 64 pictures of the demo, on every target; 8 bits hide what is above 59 dB"
     ),
     ("*", "w8c_afp"): ImageTolerance(
-        45.0, "rounding the weights to 8 bits a channel inside PyTorch alone leaves 54 dB on the demo, in the median"
+        40.0, "rounding the weights alone leaves 53.5 dB on the demo in the median of 64 pictures and 41.2 in the worst"
     ),
     ("mnn", "w8c_a8"): ImageTolerance(
         36.0, "the demo leaves 45.5 dB and more, 53 with the same weights and float activations"

@@ -111,12 +111,14 @@ class Rows:
         target: str,
         make: Callable[[Path], tuple[Path, Companions]],
         size: tuple[int, int] | None = None,
+        **how: Any,
     ) -> Bundle:
         """The bundle of one cell, which has passed its gate.
 
         Args:
             make: writes the checkpoint of `row` into a folder, and says what to give to `convert`.
             size: height and width in pixels, where the checkpoint says more than tests have time for.
+            how: further arguments of `convert`.
         """
         if target not in runtimes():
             pytest.skip(f"{target} is not installed")
@@ -132,6 +134,7 @@ class Rows:
                 size=size,
                 companions=given,
                 goldens=self.goldens,
+                **how,
                 cache=self.cache,
             )
         found = next(c for c in self.done[row].converted if c.bundle.manifest.target.name == target)

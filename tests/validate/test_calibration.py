@@ -9,6 +9,11 @@ from diffusette.pipeline.recipe import parse_recipe
 from diffusette.validate.calibration import calibration_plans, step_weights
 from diffusette.validate.probes import plan_for
 from diffusette.validate.prompts import calibration_prompts
+from diffusette.validate.scenes import oracle_prompts
+
+
+def words(text: str) -> list[str]:
+    return text.replace(",", "").split()
 
 
 def test_no_prompt_of_a_gate_is_calibrated_with(demo_checkpoint: Checkpoint) -> None:
@@ -18,6 +23,17 @@ def test_no_prompt_of_a_gate_is_calibrated_with(demo_checkpoint: Checkpoint) -> 
     assert len(used) == 12
     assert not {prompt for prompt, _ in used} & set(gate.prompts)
     assert not {seed for _, seed in used} & set(range(gate.seed, gate.seed + len(gate.prompts)))
+    texts = {text for plan in plans for text in plan.texts}
+    assert not texts & {*gate.prompts, *(scene.caption for scene in oracle_prompts(64, seed=0))}
+
+
+def test_text_encoders_read_every_word_of_the_demos_world(demo_checkpoint: Checkpoint) -> None:
+    """A word that no calibration prompt has is rounded blindly: twelve captions lack four of the oracle's words."""
+    plans = calibration_plans(demo_checkpoint, (64, 64))
+    read = {word for plan in plans for text in (*plan.prompts, *plan.texts) for word in words(text)}
+    assert {word for scene in oracle_prompts(300, seed=3) for word in words(scene.caption)} <= read
+    assert all(not plan.texts for plan in calibration_plans(demo_checkpoint, (64, 64), ("a user's own",)))
+    assert calibration_plans(demo_checkpoint, (2048, 2048))[0].texts, "a large model's text encoder is quick"
 
 
 def test_samples_span_the_schedule_and_both_branches(demo_checkpoint: Checkpoint) -> None:

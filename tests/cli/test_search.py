@@ -22,7 +22,7 @@ from .conftest import Command
         (("--bits", 4.5, "--precision", "fp16"), "--precision fp16 is for all layers"),
         (("--budget", ""), "--budget '' is not a size"),
         (("--budget", 0), "--budget 0 leaves nothing"),
-        (("--budget", "1kB"), "--budget 1000 cannot be met on ort: the least is 4."),
+        (("--budget", "1kB"), "--budget 1kB cannot be met on ort: the least is 4."),
         (("--bits", 0), "--bits 0 leaves nothing"),
         (("--bits", 1), "the least is 4."),
         (("--min-snr", -1), "allows errors as large as the answers\n  hint: for example --min-snr 40"),

@@ -54,7 +54,7 @@ def test_candidates_are_what_every_target_runs_with_float_activations() -> None:
 def test_a_size_that_cannot_be_had_is_refused_with_the_least_that_can() -> None:
     with pytest.raises(UsageError, match=r"--bits 2 cannot be met on ort: the least is 4\.\d\d bits a weight"):
         refuse_goal(Goal(bits=2.0), SHAPES, SCHEMES, "ort")
-    with pytest.raises(UsageError, match=r"--budget 0.01MB cannot be met"):
+    with pytest.raises(UsageError, match=r"--budget 10kB cannot be met"):
         refuse_goal(Goal(budget=10_000), SHAPES, SCHEMES, "ort")
     refuse_goal(Goal(bits=4.5), SHAPES, SCHEMES, "ort")
     refuse_goal(Goal(min_snr=90.0), SHAPES, SCHEMES, "ort")  # nothing is known of losses yet

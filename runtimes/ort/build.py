@@ -31,7 +31,7 @@ class BuildOrt:
     forms: tuple[str, ...] = FORMS  # the first that exists is what a session loads
 
     name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime")
     output: ClassVar[type] = TargetModel
 

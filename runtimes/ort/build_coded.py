@@ -41,7 +41,7 @@ class BuildCoded:
     forms: tuple[str, ...] = FORMS
 
     name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime", "numpy")
     output: ClassVar[type] = TargetModel
 

@@ -3,7 +3,8 @@
 A `.ort` file is a flatbuffer (onnxruntime, core/flatbuffers/schema/ort.fbs) with two children of its root: the model,
 always written alike, and behind it the table of kernel types, whose entries lie in the order of a hash table that is
 seeded with an address. Flatbuffers grow from back to front, so that table and the root are the first few kilobytes
-of the file. They are written again, entries in the order of their names; the model is copied as it is.
+of the file. They are written again, entries in the order of their names; the model is copied as it is. Some orders of
+the table take eight bytes more than others, about one of a hundred: where the model begins must not depend on it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ...pipeline.errors import ModelError
 _IDENTIFIER: Final = b"ORTM"
 _MODEL_SLOT: Final = 6  # of the root's vtable: 4 + 2 x the place of `model` among the fields of InferenceSession
 
-_ALIGNMENT: Final = 64  # at least that of everything in the schema: the model may be moved by multiples of it
+_ALIGNMENT: Final = 64  # at least that of everything in the schema
+_ANYWHERE: Final = 2**30  # a place of the model, to learn how long what stands before it is
 _CHUNK: Final = 8 * 2**20
 
 # An entry: operator, and for each of its type parameters the arguments that have it as (kind, index).
@@ -38,9 +40,10 @@ def put_in_order(source: Path, target: Path) -> None:
         version, kernels, model = _read(content)
         vtable = model - struct.unpack_from("<i", content, model)[0]
         old = min(model, vtable)  # a table's vtable lies before it, unless it is shared with one further back
-        new = old
-        while len(front := _front(version, kernels, model + new - old)) > new:
-            new += _ALIGNMENT
+        # A flatbuffer is aligned from its end, so its model may begin wherever the whole is a multiple of that.
+        length = len(_front(version, kernels, _ANYWHERE))
+        new = length + -(length + len(content) - old) % _ALIGNMENT
+        front = _front(version, kernels, model + new - old)
         with target.open("xb") as copy:
             copy.write(front.ljust(new, b"\0"))
             stream.seek(old)

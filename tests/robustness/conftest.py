@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,27 +26,8 @@ def listen_to_ctrl_c() -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, but for what ONNX Runtime itself does not write alike every time.
-
-    That is its `.ort` files: seen once, the same tables in another order, 8 of 164,960
-    bytes longer (docs/robustness.md). They are there, and the manifest is compared without their sizes and hashes.
-    """
-    found = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-    for name, content in found.items():
-        if name.endswith(".ort"):
-            found[name] = b"an .ort file"
-        if name.endswith("manifest.json"):
-            found[name] = json.dumps(_without_ort(json.loads(content)), sort_keys=True).encode()
-    return found
-
-
-def _without_ort(value: Any) -> Any:
-    """A manifest's value, the entries of `.ort` files reduced to their paths."""
-    if isinstance(value, dict):
-        if str(value.get("path", "")).endswith(".ort"):
-            return {"path": value["path"]}
-        return {key: _without_ort(inner) for key, inner in value.items()}
-    return [_without_ort(inner) for inner in value] if isinstance(value, list) else value
+    """Every file below `folder`."""
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 @pytest.fixture(scope="session")

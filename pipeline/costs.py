@@ -27,6 +27,7 @@ class Cost:
     seconds_gb: float = 0.0  # of float32 weights
     seconds_area: float = 0.0  # at 512 x 512
     disk: float = 0.0  # times what the plan stores
+    disk_area: float = 0.0  # MiB at 512 x 512
     least: float = 0.0  # MiB that are needed in any case
 
 
@@ -71,10 +72,10 @@ COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
         Cost(-148, weights=0.145, least=320, seconds=15, seconds_gb=6),
     ),
     "mnn from narrow copies": _by_kind(
-        Cost(75, tensor=2.35, seconds=2, seconds_gb=5, disk=1), Cost(70, tensor=2.75, seconds=2, seconds_gb=5, disk=1)
+        Cost(75, tensor=4.6, seconds=2, seconds_gb=5, disk=1), Cost(70, tensor=2.75, seconds=2, seconds_gb=5, disk=1)
     ),
     "pnnx": {
-        "text_encoder": Cost(480, tensor=1.45, seconds=4.5),
+        "text_encoder": Cost(520, tensor=0.9, seconds=4.5),
         "unet": Cost(560, weights=0.135, seconds=9, seconds_gb=1.2),
         "vae_decoder": Cost(760, tensor=122, seconds=17),
         "vae_encoder": Cost(570, tensor=75, seconds=9),
@@ -91,7 +92,7 @@ COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
     },
     "reference-probes": {
         "text_encoder": Cost(430, weights=1, seconds=4, seconds_gb=2),
-        "unet": Cost(380, weights=1, area=340, seconds=3, seconds_gb=1, seconds_area=35),
+        "unet": Cost(380, weights=1, area=340, seconds=3, seconds_gb=1, seconds_area=35, disk_area=11),
         "vae_decoder": Cost(380, weights=1, area=1050, seconds=1, seconds_area=8),
         "vae_encoder": Cost(380, weights=1, area=700, seconds=1, seconds_area=4),
     },
@@ -104,19 +105,22 @@ COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
     "gate ort": {  # of both forms the larger
         "text_encoder": Cost(100, weights=0.5, stored=1.1, seconds=2, seconds_gb=3),
         "unet": Cost(100, weights=0.42, stored=0.6, area=500, scores=0.9, seconds=4, seconds_gb=4, seconds_area=30),
-        "vae_decoder": Cost(110, weights=1, area=1150, scores=4, seconds=3, seconds_area=27),
-        "vae_encoder": Cost(110, weights=1, area=610, scores=2, seconds=2, seconds_area=13),
+        "vae_decoder": Cost(110, weights=1, area=1390, seconds=3, seconds_area=27),
+        "vae_encoder": Cost(110, weights=1, area=670, seconds=2, seconds_area=13),
+    },
+    "gate ort without .ort": {
+        "unet": Cost(100, weights=0.42, area=500, scores=0.9, seconds=4, seconds_gb=4, seconds_area=30),
     },
     "gate ncnn": {
         "text_encoder": Cost(90, weights=1.05, seconds=1, seconds_gb=2),
         "unet": Cost(110, weights=1.2, area=470, scores=1, seconds=2, seconds_gb=2, seconds_area=24),
-        "vae_decoder": Cost(110, weights=1.1, area=1160, scores=4, seconds=1, seconds_area=34),
-        "vae_encoder": Cost(110, weights=1.1, area=640, scores=2, seconds=1, seconds_area=15),
+        "vae_decoder": Cost(110, weights=1.1, area=1250, seconds=1, seconds_area=34),
+        "vae_encoder": Cost(110, weights=1.1, area=850, seconds=1, seconds_area=15),
     },
     "gate mnn": {
-        "text_encoder": Cost(120, weights=1.5, seconds=1, seconds_gb=4),
+        "text_encoder": Cost(250, weights=1.1, seconds=1, seconds_gb=4),
         "unet": Cost(120, weights=1.2, area=440, seconds=2, seconds_gb=3, seconds_area=40),
         "vae_decoder": Cost(120, weights=1.2, area=670, seconds=1, seconds_area=34),
-        "vae_encoder": Cost(120, weights=1.2, area=420, seconds=1, seconds_area=12),
+        "vae_encoder": Cost(120, weights=1.2, area=500, seconds=1, seconds_area=12),
     },
 }

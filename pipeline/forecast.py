@@ -169,6 +169,8 @@ def _special(row: str, component: str, precision: str, extent: Extent) -> str:
     """The row of `COSTS` for a stage that works in two ways."""
     if row == "build-ort" and not _has_ort_form(extent):
         return "build-ort without .ort"
+    if row == "gate ort" and component == "unet" and not _has_ort_form(extent):
+        return "gate ort without .ort"
     if row == "mnn" and _narrowed(component, precision, extent):
         return "mnn from narrow copies"
     return row
@@ -234,7 +236,8 @@ def _stage(label: str, cost: Cost, extent: Extent, fitted: bool) -> StageForecas
     peak = cost.base + cost.weights * extent.weights + cost.stored * extent.stored + cost.tensor * extent.tensor
     peak += cost.read * extent.read + cost.area * extent.area + cost.scores * extent.scores
     seconds = cost.seconds + cost.seconds_gb * extent.weights * MIB / 1e9 + cost.seconds_area * extent.area
-    return StageForecast(label, max(peak, cost.least), seconds, int(cost.disk * extent.stored * MIB), fitted)
+    disk = cost.disk * extent.stored + cost.disk_area * extent.area
+    return StageForecast(label, max(peak, cost.least), seconds, int(disk * MIB), fitted)
 
 
 def _cost(row: str, component: str = "") -> Cost | None:

@@ -70,7 +70,7 @@ class LearnMnn:
     form: str  # a key of _FLAGS
 
     name: ClassVar[str] = "mnn-form"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx", "onnx-ir", "flatbuffers")
     output: ClassVar[type] = LearnedMnn
 

@@ -26,6 +26,7 @@ _TEXT: Final = {
     "aMin:i32 readType:i32 has_scaleInt:u8 shapeInt32:u8 weightSize:u32 index:[u32] alphaFp16:[u16] scaleStorage:i8",
     "LayerNorm": "axis:[i32] epsilon:f32 gamma:[f32] beta:[f32] group:i32 external:[i64] useRMSNorm:u8",
     "Input": "dims:[i32] dtype:i32 dformat:i8",
+    "ArgMax": "outMaxVal:i32 topK:i32 axis:i32 softmaxThreshold:i32",
     "Axis": "axis:i32",
     "BinaryOp": "opType:i32 T:i32 activationType:i32",
     "CastParam": "srcT:i32 dstT:i32",
@@ -56,7 +57,7 @@ TABLES: Final = {
 
 # `main_type` of an Op: the place of a table in the union OpParameter.
 MAINS: Final = {
-    4: "Axis", 6: "BinaryOp", 7: "Blob", 8: "CastParam", 9: "Convolution2D", 17: "Flatten", 18: "Gather",
+    2: "ArgMax", 4: "Axis", 6: "BinaryOp", 7: "Blob", 8: "CastParam", 9: "Convolution2D", 17: "Flatten", 18: "Gather",
     19: "GatherV2", 21: "Input", 22: "Interp", 25: "MatMul", 29: "Permute", 50: "ReductionParam", 55: "Reshape",
     61: "Slice", 62: "SliceTf", 64: "SqueezeParam", 65: "StridedSliceParam", 66: "TensorConvertInfo", 70: "UnaryOp",
     84: "PadParam", 88: "LayerNorm",

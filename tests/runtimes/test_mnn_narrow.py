@@ -91,6 +91,7 @@ WIDE: Final = {
     "sdxl unet": ("unet", "sdxl", SDXL),
     "vae_decoder": ("vae_decoder", "sd1", VAE),
     "text_encoder": ("text_encoder", "sd1", TEXT),
+    "text_encoder_2": ("text_encoder_2", "sdxl", {**TEXT, "projection_dim": 64, "eos_token_id": 2}),
 }
 
 
@@ -143,6 +144,7 @@ OTHERS: Final = {
     "sdxl unet": "w8c_afp",
     "vae_decoder": "w4g32_afp",
     "text_encoder": "fp32",
+    "text_encoder_2": "fp16",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..export.families.variant import variant_of
 from ..pipeline.artifacts import Checkpoint
 from ..pipeline.errors import UsageError
 from .probes import CHEAP_UNET, Branch, ProbePlan
@@ -52,6 +53,19 @@ def calibration_plans(
         raise UsageError(
             "the list of calibration prompts is empty, or one of its prompts is",
             hint="name a few sentences of the checkpoint's own world, or leave the key out for the bundled ones",
+        )
+    variant = variant_of(checkpoint)
+    if variant.guidance_mode != "cfg":  # distilled: in the steps and with the guidance that it was made for
+        every: tuple[tuple[int, Branch], ...] = tuple((step, "conditional") for step in range(variant.steps))
+        how: dict[str, Any] = {
+            "steps": variant.steps,
+            "picked": every,
+            "guidance": variant.guidance,
+            "guidance_mode": variant.guidance_mode,
+        }
+        return tuple(
+            ProbePlan((prompt,), () if index else texts, seed=SEED + index, **how)
+            for index, prompt in enumerate(prompts)
         )
     both: tuple[Branch, ...] = ("conditional", "unconditional")
     if cheap:

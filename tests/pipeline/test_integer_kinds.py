@@ -21,7 +21,7 @@ from diffusette.validate.probes import probe_control
 from ..kinds import CONTROLLED, KINDS, tiny_controlnet
 from .cells import SIZE, Rows, check_cell, one_process
 
-SEARCHED: Final = "--bits 4.5"
+SEARCHED: Final = "--bits 6"  # of models so small that scales, biases and norms leave 5.2 to 5.4 at the least
 CELLS: Final = [
     (kind, scheme, target)
     for kind in ("sd2", "sdxl", "sd1-inpainting", "lcm", "sdxl-controlnet")
@@ -55,7 +55,7 @@ def test_integers_serve_every_kind_on_every_runtime(
         tiny_controlnet(base).save_pretrained(place / "controlnet")
         return kind_folder(base), Companions(controlnet=place / "controlnet")
 
-    how: dict[str, Any] = {"goal": Goal(bits=4.5)} if scheme == SEARCHED else {"precision": scheme}
+    how: dict[str, Any] = {"goal": Goal(bits=6.0)} if scheme == SEARCHED else {"precision": scheme}
     bundle = rows.bundle(f"{kind} {scheme}", target, make, **how)
     components = bundle.manifest.components
     assert bundle.manifest.family == KINDS[base].family

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from diffusette.export.checkpoint import open_checkpoint
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.pipeline.errors import RecipeError, UsageError
 from diffusette.pipeline.recipe import parse_recipe
@@ -42,6 +46,14 @@ def test_samples_span_the_schedule_and_both_branches(demo_checkpoint: Checkpoint
         assert min(steps) == 0
         assert max(steps) == 19
         assert {branch for _, branch in plan.picked} == {"conditional", "unconditional"}
+
+
+def test_a_distilled_model_is_calibrated_as_it_is_used(kind_folder: Callable[[str], Path]) -> None:
+    """An LCM takes guidance as an input and has no second branch: without it, PyTorch could not even be asked."""
+    plans = calibration_plans(open_checkpoint(kind_folder("lcm")), (64, 64))
+    assert {plan.guidance_mode for plan in plans} == {"embedded"}
+    assert all(plan.picked == tuple((step, "conditional") for step in range(plan.steps)) for plan in plans)
+    assert all(plan.steps < 20 for plan in plans)
 
 
 def test_a_large_model_gets_a_stage_a_prompt_and_few_calls(demo_checkpoint: Checkpoint) -> None:

@@ -114,8 +114,9 @@ def forecast(
         fitted = all(scheme.is_float for scheme in schemes) and name not in _NOT_MEASURED
         rounded = {scheme.name for scheme in schemes} - {"fp32", source.dtype.replace("float", "fp")}
         narrowed = _narrowed(name, precisions[name], extent)
+        uneven = isinstance(source.config.get("attention_head_dim"), list | tuple)
         for row in _rows(known, schemes, gate, rounded=bool(rounded), narrowed=narrowed):
-            if cost := _cost(_special(row, name, precisions[name], extent), name):
+            if cost := _cost(_special(row, name, precisions[name], extent, uneven=uneven), name):
                 stages.append(_stage(f"{name} {row}", cost, extent, fitted))
         if known and gate and (cost := _cost(_REFERENCE, name)):
             # PyTorch holds a ControlNet and the UNet: each step needs the one, then the other
@@ -165,14 +166,22 @@ def _rows(
             yield f"gate {target}"
 
 
-def _special(row: str, component: str, precision: str, extent: Extent) -> str:
-    """The row of `COSTS` for a stage that works in two ways."""
+def _special(row: str, component: str, precision: str, extent: Extent, *, uneven: bool) -> str:
+    """The row of `COSTS` for a stage that works in two ways.
+
+    Args:
+        uneven: whether each level of a UNet has a number of heads of its own.
+    """
     if row == "build-ort" and not _has_ort_form(extent):
         return "build-ort without .ort"
     if row == "gate ort" and component == "unet" and not _has_ort_form(extent):
         return "gate ort without .ort"
     if row == "mnn" and _narrowed(component, precision, extent):
         return "mnn from narrow copies"
+    if row == "mnn-form" and uneven and component in ("unet", "controlnet"):
+        return "mnn-form of uneven heads"
+    if row == "gate ncnn" and component.startswith("vae") and extent.area > 1:
+        return "gate ncnn of large pictures"
     return row
 
 

@@ -20,6 +20,7 @@ _FLAT: Final[Mapping[str, tuple[str, ...]]] = {
     "lora_te1_": ("text_encoder",),
     "lora_te2_": ("text_encoder_2",),
 }
+_OFT: Final = re.compile(r"^oft_(?=(unet|te\d?)_)")  # kohya's prefix of its rotations, which are named alike otherwise
 # the rest of the original code's names, once diffusers has renamed the blocks
 _SGM_ENDINGS: Final = (
     (r"^lora_unet_input_blocks_0_0$", "lora_unet_conv_in"),
@@ -109,7 +110,7 @@ def _spelled(name: str, dotted: Mapping[str, Mapping[str, str]]) -> list[tuple[s
 
 def _from_sgm(adapter: AdapterFile, config: Mapping[str, Any]) -> list[str]:
     """Names of the adapter's modules, those of the original UNet (kohya's for SDXL) in diffusers' spelling."""
-    names = [module.name for module in adapter.modules]
+    names = [_OFT.sub("lora_", module.name) for module in adapter.modules]
     sgm = [name for name in names if re.match(r"lora_unet_(input_blocks_(?!0_)|middle_block_|output_blocks_)", name)]
     if not sgm:
         return [_ending(name) for name in names]

@@ -36,7 +36,7 @@ class BuildCodedMnn:
     notes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "mnn"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx-ir", "flatbuffers")
     output: ClassVar[type] = TargetModel
 
@@ -65,7 +65,7 @@ class BuildCodedMnn:
         MnnFile(file).stamp()
         built, numbers = MnnFile(file), sum(prod(shape) for shape in stored.shapes().values())
         bits = round(8 * built.weight_bytes / numbers, 3)
-        notes, outputs = (setting_note(self.plan), *self.notes), self.onnx.outputs
+        notes, outputs = (setting_note(self.plan), *self.notes, *graph.notes), self.onnx.outputs
         return checked_model(built, self.onnx.component, self.onnx.precision, graph.inputs, outputs, bits, notes)
 
 

@@ -35,7 +35,7 @@ class BuildMnn:
     notes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "mnn"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx-ir", "flatbuffers")
     output: ClassVar[type] = TargetModel
 
@@ -65,9 +65,8 @@ class BuildMnn:
             MnnFile(file).store_as_float32(rounded_vectors(MnnFile(file), graph))
         MnnFile(file).stamp()
         onnx = self.onnx
-        return checked_model(
-            MnnFile(file), onnx.component, onnx.precision, graph.inputs, onnx.outputs, BITS[self.precision], self.notes
-        )
+        notes, bits = (*self.notes, *graph.notes), BITS[self.precision]
+        return checked_model(MnnFile(file), onnx.component, onnx.precision, graph.inputs, onnx.outputs, bits, notes)
 
 
 def refuse_lost_weights(built: MnnFile, onnx: OnnxModel) -> None:

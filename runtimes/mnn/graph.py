@@ -13,6 +13,7 @@ from ...pipeline.artifacts import OnnxModel, TensorSpec
 from ...pipeline.errors import ModelError
 from ...quantize.quantized import StoredWeights
 from ..inputs import TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
+from ..steady_norms import steady_norms
 from .embeddings import code_embeddings
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ _TIME_PROJECTION: Final = "time_embedding.linear_1.weight"
 _ADDED_PROJECTION: Final = "add_embedding.linear_1.weight"
 _DATA_FILE: Final = "model.onnx_data"  # where `OnnxModel` keeps large weights
 _WIDE_FILE: Final = "wide.onnx_data"
+
+# Values a group above which a norm is added up in two steps. MNN's own chain leaves 95 dB of the VAE decoder at 2^20
+# (512 x 512), which its tolerance allows for, and 78 at 2^22; two steps square in the graph, which takes float32.
+_LONGEST_CHAIN: Final = 2**20
+STEADY_NOTE: Final = (
+    "normalisations of the largest feature maps are computed in steps that float16 cannot hold: run it with MNN's "
+    "`precision` at 1 (high)"
+)
 
 _MOVES: Final = {"Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}  # no arithmetic
 
@@ -36,6 +45,7 @@ class MnnGraph:
     # Only at precision "fp16":
     vectors: dict[str, NDArray[np.float32]]  # its float32 constants by name: biases, norms, scalars
     halves: frozenset[str]  # names of the values that are exact in float16: weights
+    notes: tuple[str, ...] = ()
 
 
 def write_mnn_graph(onnx: OnnxModel, folder: Path, stored: StoredWeights | None = None) -> MnnGraph:
@@ -46,12 +56,17 @@ def write_mnn_graph(onnx: OnnxModel, folder: Path, stored: StoredWeights | None 
     - `input_ids` becomes int32: MNN has no int64.
     - float16 weights become the same numbers in float32: MNN misreads float16 external data, without a word.
     - Token embeddings that `stored` has codes of become codes.
+    - Norms of more than `_LONGEST_CHAIN` values are added up in two steps.
     - Metadata goes: MNN copies it into its model.
     """
+    import onnx as library
     import onnx_ir as ir
     from onnx_ir.passes import common as passes
 
-    model = ir.load(onnx.file)
+    proto = library.load(str(onnx.file), load_external_data=False)
+    steadied = steady_norms(proto, _LONGEST_CHAIN + 1)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, onnx.folder)
     graph, inputs = model.graph, onnx.inputs
     for value in tuple(graph.inputs):
         if value.name == "timestep":
@@ -81,7 +96,7 @@ def write_mnn_graph(onnx: OnnxModel, folder: Path, stored: StoredWeights | None 
     data = onnx.folder / _DATA_FILE
     if data.exists():
         (folder / _DATA_FILE).symlink_to(data.resolve())
-    return MnnGraph(file, inputs, vectors, halves)
+    return MnnGraph(file, inputs, vectors, halves, (STEADY_NOTE,) if steadied else ())
 
 
 def _take_embedding(graph: ir.Graph, number: ir.Value, name: str, projection: str) -> TensorSpec:

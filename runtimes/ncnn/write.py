@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from .param import parse, render
 from .pnnx import check_layers
 from .products import NOTE, any_integers
 from .slots import TAG_FP16, TAG_FP32, check_bin
+from .steady_norms import with_steady_norms
 from .trace import TracedNcnn
 
 _CHUNK: Final = 1 << 22  # elements cast and written at once: 16 MiB of float32
@@ -48,7 +48,7 @@ class WriteNcnn:
 
     name: ClassVar[str] = "weights"
     runtime: ClassVar[str] = "ncnn"  # the ONNX targets have a stage of that name too
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel
 
@@ -68,13 +68,15 @@ class WriteNcnn:
         stored = StoredWeights(self.source, self.plan, self.quantized)
         blobs = self.traced.blobs()
         stored.check(layout.expected_shapes(blobs))
-        if self.plan.is_float:
-            shutil.copyfile(self.traced.param, param)
-            contents = blobs
-        else:
-            layers, contents = coded_graph(parse(self.traced.param.read_text()), blobs, self.plan.scheme)
-            param.write_text(render(layers))
-            check_layers(param)
+        layers, contents = parse(self.traced.param.read_text()), blobs
+        if not self.plan.is_float:
+            layers, contents = coded_graph(layers, contents, self.plan.scheme)
+        inputs = native_inputs(self.source, self.size)
+        if component in ("vae_decoder", "vae_encoder"):
+            extents = {spec.name: (spec.shape[2], spec.shape[3]) for spec in inputs}
+            layers, contents = with_steady_norms(layers, contents, extents)
+        param.write_text(render(layers))
+        check_layers(param)
         with weights.open("wb") as stream, self.traced.literals.open("rb") as literals:
             _write(contents, stored, self.plan.ranges, stream, literals)
         written = parse(param.read_text())
@@ -86,7 +88,7 @@ class WriteNcnn:
             "ncnn",
             self.precision,
             (param.name, weights.name),
-            native_inputs(self.source, self.size),
+            inputs,
             output_specs(self.source, self.size),
             bits_per_weight=round(8 * weights.stat().st_size / parameters, 3),
             notes=(NOTE,) if any_integers(written) else (),

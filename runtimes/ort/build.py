@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Final
 
 from ...pipeline.artifacts import OnnxModel, TargetModel
 from ...pipeline.disk import copy_file
+from ..steady_norms import steady_norms
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch
 from .mobile import why_absent, write_ort
 from .optimum_outputs import add_second_names
-from .steady_norms import steady_norms
 
 FORMS: Final = ("onnx", "ort")
 

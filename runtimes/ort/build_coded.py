@@ -16,11 +16,11 @@ from ...export.onnx_model import DATA_FILE
 from ...pipeline.artifacts import ComponentSource, TargetModel
 from ...quantize.plan import Plan
 from ...quantize.quantized import QuantizedWeights, StoredWeights
+from ..steady_norms import steady_norms
 from .build import FORMS, write_batched
 from .mobile import why_absent, write_ort
 from .packing import Packed, apply, pack
 from .static_products import NOTE, static_products
-from .steady_norms import steady_norms
 
 _INLINE_BELOW: Final = 1024  # bytes, as in export/onnx_model.py
 _ALIGNMENT: Final = 64  # bytes: a cache line. 4096, which float weights have, would be 3 % of a small model in codes

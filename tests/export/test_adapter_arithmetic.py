@@ -41,11 +41,13 @@ def test_kohyas_dora_scale_weighs_rows_or_columns(axis: int, tiny_folder: Path, 
     assert snr_db(expected, after) > FLOOR_DB
 
 
-def test_lycoris_oft_turns_blocks_of_outputs(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["lora_unet_", "oft_unet_"])  # LyCORIS', kohya's
+def test_oft_blocks_turn_blocks_of_outputs(prefix: str, tiny_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     blocks = torch.randn(4, 4, 4) * 0.2
     state = {"oft_blocks": blocks, "alpha": torch.tensor(0.0)}
-    save_file({f"{FLAT_QUERY}.{k}": v for k, v in state.items()}, tmp_path / "o.safetensors")
+    flat = FLAT_QUERY.replace("lora_unet_", prefix)
+    save_file({f"{flat}.{k}": v for k, v in state.items()}, tmp_path / "o.safetensors")
     before, after = only(tiny_folder, tmp_path / "o.safetensors", f"{QUERY}.weight")
     turns = []
     for block in blocks.double():

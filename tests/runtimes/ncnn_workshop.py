@@ -87,9 +87,11 @@ def snr_db(reference: Array, candidate: Array) -> float:
     return float(10 * np.log10((r**2).sum() / ((r - c) ** 2).sum()))
 
 
-def rounded_output(workshop: Workshop, component: str, plan: Plan, feeds: dict[str, Array]) -> Array:
+def rounded_output(
+    workshop: Workshop, component: str, plan: Plan, feeds: dict[str, Array], size: tuple[int, int] = SIZE
+) -> Array:
     """PyTorch with the dequantised weights of the same codes."""
     source = workshop.sources[component]
-    with TorchSession(TorchModel(source, SIZE, plan, quantized_weights(source, plan, workshop.run))) as session:
+    with TorchSession(TorchModel(source, size, plan, quantized_weights(source, plan, workshop.run))) as session:
         (output,) = session.run(feeds).values()
     return output

@@ -1,9 +1,9 @@
 """Normalisation of large groups, summed in two steps.
 
-ONNX Runtime's InstanceNormalization adds a group up in one float32 chain. The VAE's last GroupNorms at 512 x 512
-have 2^20 values a group, and the rounding of that sum alone costs the decoder some 20 dB (99.9 dB for the operator
-by itself, where PyTorch, which adds pairwise, has 146). Sums of sums, each over about a thousand values, keep it:
-the error of a chain grows with its length (Higham, "The accuracy of floating point summation", 1993).
+ONNX Runtime's InstanceNormalization adds a group up in one float32 chain, as MNN's GroupNorm does. The VAE's last ones
+at 512 x 512 have 2^20 values a group, and the rounding of that sum alone costs the decoder some 20 dB (99.9 dB for
+the operator by itself, where PyTorch, which adds pairwise, has 146). Sums of sums, each over about a thousand values,
+keep it: the error of a chain grows with its length (Higham, "The accuracy of floating point summation", 1993).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Final
 LARGE: Final = 2**17
 
 
-def steady_norms(model: Any) -> int:
-    """Rewrite, in place, every InstanceNormalization of `model` over groups of `LARGE` values or more.
+def steady_norms(model: Any, least: int = LARGE) -> int:
+    """Rewrite, in place, every InstanceNormalization of `model` over groups of `least` values or more.
 
     Args:
         model: an `onnx.ModelProto` with static shapes, without its external data.
@@ -40,7 +40,7 @@ def steady_norms(model: Any) -> int:
     for node in model.graph.node:
         shape = shapes.get(node.input[0], []) if node.op_type == "InstanceNormalization" else []
         plain = len(shape) == 3 and holds(node.input[1], 1.0) and holds(node.input[2], 0.0)
-        if plain and prod(shape[2:]) >= LARGE:
+        if plain and prod(shape[2:]) >= least:
             nodes += _in_two_steps(model.graph, node, shape)
             rewritten += 1
         else:

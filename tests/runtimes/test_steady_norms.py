@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from diffusette.runtimes.ort.free_batch import free_batch
-from diffusette.runtimes.ort.steady_norms import LARGE, steady_norms
+from diffusette.runtimes.steady_norms import LARGE, steady_norms
 from numpy.typing import NDArray
 
 Array = NDArray[Any]

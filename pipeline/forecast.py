@@ -180,8 +180,8 @@ def _special(row: str, component: str, precision: str, extent: Extent, *, uneven
         return "mnn from narrow copies"
     if row == "mnn-form" and uneven and component in ("unet", "controlnet"):
         return "mnn-form of uneven heads"
-    if row == "gate ncnn" and component.startswith("vae") and extent.area > 1:
-        return "gate ncnn of large pictures"
+    if row in ("gate ncnn", "gate mnn") and component.startswith("vae") and extent.area > 1:
+        return f"{row} of large pictures"
     return row
 
 

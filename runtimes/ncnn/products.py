@@ -53,13 +53,13 @@ def linear(graph: Graph, layer: Layer, weight: Blob, bias: Blob | None) -> None:
     gemm = Layer("Gemm", layer.name, layer.inputs, (sums,), {key: str(value) for key, value in params.items()})
     graph.emit(gemm, replace(weight, kind=CODES), replace(weight, kind=UNIT))
 
-    def by_column(kind: str, operand: Blob, given: str, result: str) -> None:
+    def by_column(name: str, kind: str, operand: Blob, given: str, result: str) -> None:
         held = graph.add("MemoryData", (), operand, p0=rows, p1=1)
-        graph.emit(Layer("BinaryOp", result, (given, held), (result,), {0: kind}))
+        graph.emit(Layer("BinaryOp", f"{layer.name}.{name}", (given, held), (result,), {0: kind}))
 
-    by_column(_MUL, replace(weight, kind=BOOK_SCALES), sums, scaled)
+    by_column("scales", _MUL, replace(weight, kind=BOOK_SCALES), sums, scaled)
     if bias:
-        by_column(_ADD, bias, scaled, layer.outputs[0])
+        by_column("bias", _ADD, bias, scaled, layer.outputs[0])
 
 
 def any_integers(layers: Sequence[Layer]) -> bool:

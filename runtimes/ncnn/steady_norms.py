@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 from .layout import Blob
@@ -35,13 +36,11 @@ def with_steady_norms(
         sizes: height and width of the graph's inputs that are images or latents.
     """
     layers = tuple(layers)
-    contents: dict[str, list[Blob]] = {}
-    for blob in blobs:
-        contents.setdefault(blob.slot.layer, []).append(blob)
+    contents = iter(blobs)
     extents = _extents(layers, sizes)
     made = _Made()
     for layer in layers:
-        held = contents.get(layer.name, [])
+        held = list(islice(contents, len(list(slots_of([layer])))))
         if layer.type == "GroupNorm" and _group(layer, extents) > LONGEST_CHAIN:
             _take_apart(made, layer, held)
         else:

@@ -8,9 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from diffusette.pipeline.bundle import open_bundle
+from diffusette.pipeline.errors import UnsupportedPrecision
+from diffusette.quantize.plan import Plan
+from diffusette.runtimes.checks import refuse_schemes
+from diffusette.runtimes.ncnn.target import NcnnTarget
 
 from .conftest import Command
 
@@ -38,15 +43,24 @@ def test_goals_that_cannot_be_are_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_who_has_what_the_target_lacks_is_said() -> None:
+    class Less(NcnnTarget):
+        precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+
+    with pytest.raises(UnsupportedPrecision) as refused:
+        refuse_schemes(Less(), "unet", Plan("w8c_a8"))
+    assert "w8c_a8 runs on --target ort and --target ncnn and --target mnn" in refused.value.hint
+
+
 @pytest.mark.parametrize(
     ("target", "precision", "said"),
     [
-        ("ncnn", "w8c_a8", "w4g128_afp; w8c_a8 runs on --target ort and --target mnn"),
+        ("ncnn", "w4c_a8", "w4g128_afp, w8c_a8"),
         ("mnn", "w5c_afp", "it runs: fp32, fp16, w8c_afp"),
         ("ort", "w4g64_a8", "w8c_a8"),
     ],
 )
-def test_a_scheme_that_the_target_lacks_is_refused_with_its_list_and_who_has_it(
+def test_a_scheme_that_the_target_lacks_is_refused_with_its_list(
     command: Command, tmp_path: Path, target: str, precision: str, said: str
 ) -> None:
     answer = command("convert", "demo", "--target", target, "-o", tmp_path / "out", "--precision", precision)

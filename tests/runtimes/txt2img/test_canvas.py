@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.families import reference_pipeline
-from diffusette.export.schedule import default_scheduler
+from diffusette.export.scheduler import default_scheduler
 from diffusette.pipeline.errors import UsageError
 from diffusette.runtimes.txt2img.canvas import Canvas, first_row, read_canvas
 from diffusette.runtimes.txt2img.generate import draw

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusette.export.schedule import SCHEDULERS, compile_schedule
+from diffusette.export.schedule import compile_schedule
+from diffusette.export.scheduler import SCHEDULERS
 from diffusette.export.tokenizer import write_tokenizer
 from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.pipeline.errors import BundleError, ModelError, UsageError

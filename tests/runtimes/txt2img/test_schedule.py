@@ -11,7 +11,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusette.export.schedule import SCHEDULERS, compile_schedule
+from diffusette.export.schedule import compile_schedule
+from diffusette.export.scheduler import SCHEDULERS
 from diffusette.runtimes.txt2img.noise import TorchNoise
 from diffusette.runtimes.txt2img.schedule import Trajectory
 

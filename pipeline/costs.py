@@ -28,7 +28,6 @@ class Cost:
     seconds_area: float = 0.0  # at 512 x 512
     disk: float = 0.0  # times what the plan stores
     disk_area: float = 0.0  # MiB at 512 x 512
-    least: float = 0.0  # MiB that are needed in any case
 
 
 PARENT_MIB: Final = 100.0

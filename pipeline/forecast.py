@@ -246,7 +246,7 @@ def _stage(label: str, cost: Cost, extent: Extent, fitted: bool) -> StageForecas
     peak += cost.read * extent.read + cost.area * extent.area + cost.scores * extent.scores
     seconds = cost.seconds + cost.seconds_gb * extent.weights * MIB / 1e9 + cost.seconds_area * extent.area
     disk = cost.disk * extent.stored + cost.disk_area * extent.area
-    return StageForecast(label, max(peak, cost.least), seconds, int(disk * MIB), fitted)
+    return StageForecast(label, peak, seconds, int(disk * MIB), fitted)
 
 
 def _cost(row: str, component: str = "") -> Cost | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -33,6 +33,19 @@ class Blob:
     shape: tuple[int, ...] = ()  # of the parameter in PyTorch
     axes: tuple[int, ...] = ()  # the order in which its axes are written; (0, 1, ...) when it is unchanged
     offset: int = 0  # of the literal in the literals' file, bytes
+
+
+@dataclass
+class Written:
+    """A graph in the making: layers, and the contents of their slots."""
+
+    layers: list[Layer] = field(default_factory=list)
+    blobs: list[Blob] = field(default_factory=list)
+
+    def emit(self, layer: Layer, *contents: Blob) -> None:
+        self.layers.append(layer)
+        for slot, content in zip(slots_of([layer]), contents, strict=True):
+            self.blobs.append(replace(content, slot=slot))
 
 
 def learn(layers: Sequence[Layer], weights: Path, fingerprints: Fingerprints, literals: BinaryIO) -> tuple[Blob, ...]:

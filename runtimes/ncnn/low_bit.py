@@ -24,9 +24,8 @@ from ...quantize.scheme import Scheme
 from ..nibbles import are_halved
 from . import products
 from .codes import BOOK, BOOK_SCALES, CODES, DOWN, NIBBLE_BOOK, NIBBLES, SCALES, UP
-from .layout import PARAMETER, Blob, is_transposed
+from .layout import PARAMETER, Blob, Written, is_transposed
 from .param import Layer
-from .slots import slots_of
 
 Schemes = Callable[[str, Sequence[int]], Scheme]  # of a parameter's name and shape
 
@@ -48,7 +47,7 @@ def coded_graph(
     Raises:
         ExportError: a layer is of a kind that this does not know.
     """
-    graph = Graph(schemes)
+    graph = Graph(schemes=schemes)
     contents: dict[str, dict[str, Blob]] = {}
     for blob in blobs:
         contents.setdefault(blob.slot.layer, {})[blob.slot.role] = blob
@@ -68,23 +67,16 @@ def coded_graph(
 
 
 @dataclass
-class Graph:
-    """A graph in the making: layers, and the contents of their slots."""
+class Graph(Written):
+    """A graph in the making whose weights `schemes` stores."""
 
-    schemes: Schemes
-    layers: list[Layer] = field(default_factory=list)
-    blobs: list[Blob] = field(default_factory=list)
+    schemes: Schemes = field(kw_only=True)
 
     def is_coded(self, blob: Blob) -> bool:
         return blob.kind == PARAMETER and not self.schemes(blob.name, blob.shape).is_float
 
     def rounds_inputs(self, weight: Blob) -> bool:
         return self.schemes(weight.name, weight.shape).activation_bits == 8
-
-    def emit(self, layer: Layer, *contents: Blob) -> None:
-        self.layers.append(layer)
-        for slot, content in zip(slots_of([layer]), contents, strict=True):
-            self.blobs.append(replace(content, slot=slot))
 
     def add(self, kind: str, inputs: Sequence[str], *contents: Blob, **params: object) -> str:
         """Emit a layer with one output and return the name of both. Its parameters are written `p0=...`.

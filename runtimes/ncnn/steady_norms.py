@@ -8,11 +8,10 @@ sums leaves 86 dB of the decoder, where 512 x 512 leaves 104. Means of rows, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
-from .layout import Blob
+from .layout import Blob, Written
 from .param import Layer
 from .slots import slots_of
 
@@ -38,7 +37,7 @@ def with_steady_norms(
     layers = tuple(layers)
     contents = iter(blobs)
     extents = _extents(layers, sizes)
-    made = _Made()
+    made = Written()
     for layer in layers:
         held = list(islice(contents, len(list(slots_of([layer])))))
         if layer.type == "GroupNorm" and _group(layer, extents) > LONGEST_CHAIN:
@@ -72,18 +71,7 @@ def _extents(layers: Iterable[Layer], sizes: Mapping[str, tuple[int, int]]) -> d
     return found
 
 
-@dataclass
-class _Made:
-    layers: list[Layer] = field(default_factory=list)
-    blobs: list[Blob] = field(default_factory=list)
-
-    def emit(self, layer: Layer, *contents: Blob) -> None:
-        self.layers.append(layer)
-        for slot, content in zip(slots_of([layer]), contents, strict=True):
-            self.blobs.append(replace(content, slot=slot))
-
-
-def _take_apart(made: _Made, norm: Layer, held: list[Blob]) -> None:
+def _take_apart(made: Written, norm: Layer, held: list[Blob]) -> None:
     """[C, H, W] -> groups as [G, C / G * H, W] -> (x - mean) / sqrt(variance + epsilon) -> [C, H, W] -> Scale."""
 
     def add(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .auto import Built
     from .forecast import Forecast
     from .goal import Found, Goal
-    from .hindsight import Compared
+    from .hindsight import Compared, Taken
     from .manifest import MemoryEntry
     from .sampling import Sampling
     from .stage import Runner
@@ -58,6 +58,7 @@ class Conversion:
     moved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by adapters: component -> weight -> share
     found: Found | None = None  # what a search chose from
     compared: tuple[Compared, ...] = ()  # forecast and measured, stage by stage
+    taken: Mapping[str, Taken] = field(default_factory=dict)  # by every stage, forecast or not
 
     @property
     def ok(self) -> bool:
@@ -87,6 +88,7 @@ class Conversion:
             "forecast": self.forecast.to_json(),
             "stages": [dict(stage) for stage in self.stages],
             "compared": [stage.to_json() for stage in self.compared],
+            "taken": {stage: taken.to_json() for stage, taken in self.taken.items()},
             "adapters_moved": {component: dict(moved) for component, moved in self.moved.items()},
         }
 
@@ -209,7 +211,8 @@ def convert(
             Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
             for place, inputs, parity in proven
         ]
-        beside = () if automatic else compared(needed, run.taken())  # what `auto` tries is not known beforehand
+        taken = run.taken()
+        beside = () if automatic else compared(needed, taken)  # what `auto` tries is not known beforehand
         for each in converted if beside else ():
             digest = sha256_of_file(each.bundle.path / MANIFEST)
             cache.remember_memory(digest, [stage.to_json() for stage in beside])
@@ -217,7 +220,7 @@ def convert(
         progress.say(f"{len(gone)} of the longest unused stages left the cache, which {CAP} limits")
     took = time.monotonic() - started
     peak, stages = getattr(progress, "peak_mib", 0.0), tuple(getattr(progress, "stages", ()))
-    return Conversion(tuple(converted), needed, took, peak, stages, moved, found, beside)
+    return Conversion(tuple(converted), needed, took, peak, stages, moved, found, beside, taken)
 
 
 def _with_measured(memory: MemoryEntry, measured: Mapping[str, float]) -> MemoryEntry:

@@ -24,6 +24,9 @@ class Taken:
     bytes: int  # of its artifact
     seconds: float  # of processor time
 
+    def to_json(self) -> dict[str, Any]:
+        return {"memory_mib": round(self.peak_mib), "disk_bytes": self.bytes, "cpu_seconds": round(self.seconds, 1)}
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:

@@ -38,6 +38,7 @@ def test_a_second_convert_runs_no_stage_and_touches_nothing(command: Command, co
     taken = {row["stage"]: row["memory_mib"] for row in answer.json["compared"]}
     assert {f"{part} gate {target}" for part in COMPONENTS for target in TARGETS} <= taken.keys()
     assert all(row["measured"] > 20 for row in taken.values())
+    assert all(answer.json["taken"][stage]["memory_mib"] == row["measured"] for stage, row in taken.items())
 
 
 @pytest.mark.parametrize("target", TARGETS)

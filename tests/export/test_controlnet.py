@@ -21,7 +21,7 @@ from ..adapters import ATTENTION, random_lora
 from ..kinds import kind_pipeline, tiny_controlnet
 from ..ldm import ldm_controlnet, ldm_tensors, original_pipeline, write_ldm
 from ..models import edit_json
-from .test_single_file import TOKENIZER
+from .opening import TOKENIZER
 
 SIZE = (64, 64)
 Opened = Callable[[Path], Checkpoint]

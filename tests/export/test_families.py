@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,14 +162,15 @@ def test_a_latent_consistency_model_is_of_its_base_family() -> None:
 
 def test_configs_of_the_first_releases_which_leave_keys_out_are_recognised() -> None:
     headers = sd1()
-    del headers.configs["text_encoder"]["hidden_act"]
+    config = {key: value for key, value in headers.configs["text_encoder"].items() if key != "hidden_act"}
+    headers = replace(headers, configs={**headers.configs, "text_encoder": config})
     assert recognise(headers, "model")[0].name == "sd1"
 
 
 @pytest.mark.parametrize("part", sorted(SD1_PARTS))
 def test_a_part_that_the_index_does_not_list_is_named(part: str) -> None:
     headers = sd1()
-    del headers.parts[part]
+    headers = replace(headers, parts={name: kind for name, kind in headers.parts.items() if name != part})
     with pytest.raises(CheckpointError, match=f"component '{part}' is missing"):
         recognise(headers, "model")
 

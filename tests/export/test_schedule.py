@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -136,7 +137,7 @@ def test_unknown_names_and_impossible_counts_are_usage_errors() -> None:
 
 
 def test_diffusers_draws_its_own_noise_again_afterwards() -> None:
-    from diffusers.schedulers import scheduling_euler_ancestral_discrete as module
+    module: Any = import_module("diffusers.schedulers.scheduling_euler_ancestral_discrete")
     from diffusers.utils.torch_utils import randn_tensor
 
     compile_schedule(CONFIG, "euler_a", 4)

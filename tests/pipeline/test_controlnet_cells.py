@@ -43,6 +43,7 @@ def test_a_checkpoint_with_a_controlnet_converts_validates_and_follows_pictures(
 
     bundle = rows.bundle(kind, target, make)
     edges = probe_control(SIZE)
+    assert edges.picture is not None
     found = check_cell(bundle, rows.cache, control=edges)
     assert {"controlnet", "unet"} <= set(bundle.components)
     pictures = [

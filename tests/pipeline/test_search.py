@@ -21,7 +21,7 @@ from diffusette.quantize.losses import LossTable, bits_only, with_losses
 from diffusette.quantize.search import frontier
 from diffusette.validate import calibration
 
-from tests.quantize.test_calibrated import InProcess
+from ..quantize.test_calibrated import InProcess
 
 SCHEMES = ("w4c_afp", "w4g64_afp", "w8c_afp")
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {

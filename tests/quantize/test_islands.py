@@ -21,8 +21,8 @@ from diffusette.runtimes.protocol import Target
 from diffusette.validate.activation_peaks import ScanActivations
 from diffusette.validate.probes import ProbePlan, Probes
 
-from tests.models import Arrays, edit_tensors, poison
-from tests.runtimes.workshop import SIZE, Workshop, snr_db
+from ..models import Arrays, edit_tensors, poison
+from ..runtimes.workshop import SIZE, Workshop, snr_db
 
 SHAPES = {"a.weight": (64, 64), "b.weight": (64, 64), "b.bias": (64,), "c.weight": (640, 64)}
 COOL = dict.fromkeys(SHAPES, 1.0)

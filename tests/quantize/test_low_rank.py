@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.runtimes.registry import get_target
 from safetensors.numpy import load_file
 
-PARAMETERS = {
+PARAMETERS: Final[dict[str, dict[str, tuple[int, ...]]]] = {
     "unet": {"conv_in.weight": (32, 4, 3, 3), "conv_out.weight": (4, 32, 3, 3), "conv_in.bias": (32,)},
     "text_encoder": {"embeddings.token_embedding.weight": (1000, 64)},
 }

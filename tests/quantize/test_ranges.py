@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusette.export import modules
+from diffusette.export.contract import input_specs
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.pipeline.errors import ModelError
 from diffusette.quantize.histogram import BINS, Histogram
@@ -85,7 +86,7 @@ def samples(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactor
         folders.append(tmp_path_factory.mktemp(f"prompt{index}"))
         feeds = {
             f"feed.{spec.name}": chance.standard_normal(spec.shape).astype(np.float32) * (1 + index)
-            for spec in modules.input_specs(source, (64, 64))
+            for spec in input_specs(source, (64, 64))
         }
         feeds["feed.timestep"] = np.array(t, np.float32)
         np.savez(folders[-1] / "unet-000.npz", allow_pickle=False, **feeds)

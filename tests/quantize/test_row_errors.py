@@ -17,7 +17,7 @@ from diffusette.quantize.row_errors import EstimateErrors
 from diffusette.quantize.samples import Samples, middle
 from diffusette.quantize.scheme import parse_scheme
 
-from tests.quantize.test_calibrated import samples
+from .test_calibrated import samples
 
 __all__ = ["samples"]  # a fixture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffusette.runtimes.mnn.copies import _check_told_apart
 from diffusette.runtimes.mnn.flat import UnknownFormError, pack, read
 from diffusette.runtimes.mnn.half import cut_to_half
 from diffusette.runtimes.mnn.narrow import LearnMnn, learned
+from diffusette.runtimes.mnn.native import mnnconvert
 from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.runtimes.narrowing import NarrowCopy, NotAlikeError, carried, narrow_copy
 from safetensors.numpy import save_file
@@ -183,7 +185,7 @@ def refused(*_: object) -> int:
 
 def test_a_crash_on_a_narrow_copy_is_forgotten(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {stage: made for stage, made in shop.done.items() if isinstance(made, Graph)}
-    shop, converter = Shop(tmp_path, known), narrow.mnnconvert
+    shop = Shop(tmp_path, known)
 
     def crash(*_: object) -> str:
         raise ToolCrashed("mnnconvert crashed with SIGSEGV at 31 MiB; its last lines:\n  | no memory")
@@ -194,7 +196,7 @@ def test_a_crash_on_a_narrow_copy_is_forgotten(shop: Shop, tmp_path: Path, monke
     directly = shop.build("sd1 unet", Plan("fp16"))
     why = "a narrow copy could not be converted: mnnconvert crashed with SIGSEGV at 31 MiB; its last lines:"
     assert directly.notes == (f"MNN's converter got the whole network: {why}",)
-    monkeypatch.setattr(narrow, "mnnconvert", converter)
+    monkeypatch.setattr(narrow, "mnnconvert", mnnconvert)
     again = shop.build("sd1 unet", Plan("fp16"))
     assert again.notes == ()
     for file in directly.files:
@@ -209,7 +211,7 @@ def test_a_copy_that_broke_off_on_a_full_disk_is_no_reason(tmp_path: Path, monke
     stage = LearnMnn(graph, graph, 8, 1, whole=False, aliases={}, form="fp16")
     monkeypatch.setattr(narrow, "Copies", broken)
     assert stage.run(tmp_path).note == "the file ends within a table"
-    monkeypatch.setattr(narrow.shutil, "disk_usage", lambda _: SimpleNamespace(free=FULL_DISK - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=FULL_DISK - 1))
     with pytest.raises(NoRoom, match="the disk is full: the file ends within a table"):
         stage.run(tmp_path)
 

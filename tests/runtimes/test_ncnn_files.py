@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_bin_of_the_right_length_passes(fingerprints: Fingerprints, tmp_path: Pa
     ids=["cut", "longer", "empty", "tag"],
 )
 def test_bin_that_does_not_fit_the_graph_is_refused(
-    damage: object, message: str, fingerprints: Fingerprints, tmp_path: Path
+    damage: Callable[[bytes], bytes], message: str, fingerprints: Fingerprints, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.bin"
     file.write_bytes(damage(bin_of(fingerprints)))
@@ -191,7 +192,9 @@ def test_weight_that_is_no_whole_parameter_is_refused(fingerprints: Fingerprints
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-4], lambda data: data + bytes(4)], ids=["cut", "longer"])
-def test_bin_that_ends_elsewhere_is_refused(change: object, fingerprints: Fingerprints, tmp_path: Path) -> None:
+def test_bin_that_ends_elsewhere_is_refused(
+    change: Callable[[bytes], bytes], fingerprints: Fingerprints, tmp_path: Path
+) -> None:
     with pytest.raises(ExportError, match=r"ends there|beyond the last layer"):
         learn(change(bin_of(fingerprints)), fingerprints, tmp_path)
 

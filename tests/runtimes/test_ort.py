@@ -15,6 +15,7 @@ from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.pipeline.errors import BundleError, FeedError, ModelError, RecipeError, ToolCrashed
 from diffusette.runtimes.ort import mobile, ort_file, session
 from diffusette.runtimes.ort.build import BuildOrt
+from diffusette.runtimes.ort.external_data import read_graph
 from diffusette.runtimes.ort.loose_weights import put_weights_back, take_weights_out
 from diffusette.runtimes.ort.ort_file import schema
 from diffusette.runtimes.ort.session import OrtSession
@@ -91,7 +92,7 @@ def test_the_onnx_form_takes_any_batch(component: str, shop: Workshop) -> None:
 def test_large_fp16_weights_are_not_widened_when_loaded(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     model, feeds = built(shop, "unet", "fp16"), shop.feeds("unet")
     narrow = session._too_large_to_widen
-    graph = session.read_graph(model.folder / model.files[0])
+    graph = read_graph(model.folder / model.files[0])
     assert not narrow(graph)
     widened = result(model, feeds)
     monkeypatch.setattr(session, "WIDEN_AT_MOST", 2**20)
@@ -205,7 +206,7 @@ def parts(file: Path) -> tuple[object, ...]:
 
 def test_a_hollow_graph_holds_no_large_weight_and_its_file_refuses_others(shop: Workshop, tmp_path: Path) -> None:
     source = shop.canonical("text_encoder", "fp16")
-    model = session.read_graph(source.file)
+    model = read_graph(source.file)
     weights = take_weights_out(model)
     assert sum(weight.bytes for weight in weights) > 0.95 * (source.folder / weights[0].file).stat().st_size
     left = [tensor for tensor in model.graph.initializer if tensor.external_data]

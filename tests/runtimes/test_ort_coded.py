@@ -26,7 +26,7 @@ from diffusette.runtimes.ort.static_products import scale_of, static_products
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.validate.reference import round_weights
 
-from tests.runtimes.workshop import SIZE, Array, Workshop, snr_db
+from .workshop import SIZE, Array, Workshop, snr_db
 
 INTEGERS = [name for name in OrtTarget.precisions if name.startswith("w") and name.endswith("afp")]
 MIX = Plan("w8c_afp", (("decoder.conv_in", "fp16"), ("decoder.mid_block.resnets.0.conv1.weight", "w4g64_afp")))

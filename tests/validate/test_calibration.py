@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
@@ -81,7 +82,8 @@ def test_a_timestep_counts_what_its_noise_is_of_the_latent(demo_checkpoint: Chec
 
     config = {name: value for name, value in demo_checkpoint.scheduler.items() if not name.startswith("_")}
     known = {name: config[name] for name in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
-    noise = 1 - DDIMScheduler(**known).alphas_cumprod
+    scheduler: Any = DDIMScheduler(**known)
+    noise = 1 - scheduler.alphas_cumprod
     weights = step_weights(demo_checkpoint.scheduler, (1.0, 501.0, 1.0, 951.0))
     assert [t for t, _ in weights] == [1.0, 501.0, 951.0]
     assert torch.allclose(torch.tensor([w for _, w in weights]), noise[[1, 501, 951]], atol=1e-5)

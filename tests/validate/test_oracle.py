@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,7 @@ def one_attribute_changed(scene: Scene, chance: random.Random) -> Scene:
     thing, *rest = scene.things
     kinds = ["background", "colour", "shape", *(["place"] if thing.tells_place else [])]
     kind = chance.choice(kinds)
-    others: Callable[[object, str], str] = lambda known, now: chance.choice([x for x in known if x != now])  # noqa: E731
+    others: Callable[[Collection[str], str], str] = lambda known, now: chance.choice([x for x in known if x != now])  # noqa: E731
     if kind == "background":
         return replace(scene, background=others(COLOURS, scene.background))
     if kind == "place" and rest:

@@ -30,7 +30,7 @@ from diffusette.validate.reference import (
     settle_threads,
 )
 
-from tests.models import edit_tensors, poison
+from ..models import edit_tensors, poison
 
 SIZE = (64, 64)
 CAPTION = "a large red circle on the left, on a blue background"

@@ -10,7 +10,7 @@ import pytest
 from diffusette.validate import speed, times
 from diffusette.validate.speed import Speed, int8_unit, median_interval, take_turns, whole_ratio
 
-from tests.validate.test_latency import FEEDS, Clocked
+from .test_latency import FEEDS, Clocked
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,8 @@ SEED: Final = 3
 # Guidance in one batch of two reorders sums. A residual that is left out, or not scaled, leaves below 30.
 FLOOR_DB: Final = 100.0
 EDGES: Final = probe_control(SIZE)
+assert EDGES.picture is not None
+PICTURE: Final = EDGES.picture
 
 
 def controlled(kind: str, folder: Path, scheduler: str, steps: int, pipeline: str, scratch: Path) -> TextToImage:
@@ -63,7 +65,7 @@ def test_a_picture_along_edges_is_diffusers(
     expected = drawn_by_diffusers(kind, pipeline, 3, image=edges, controlnet_conditioning_scale=0.7)
     assert compare(expected, drawing.latents).snr_db >= FLOOR_DB
     assert drawing.control_scale == 0.7
-    inverted = draw(models, PROMPT, seed=SEED, control=Control(1 - EDGES.picture, 0.7))
+    inverted = draw(models, PROMPT, seed=SEED, control=Control(1 - PICTURE, 0.7))
     assert compare(expected, inverted.latents).snr_db < 30
 
 
@@ -123,7 +125,7 @@ def test_a_picture_that_nothing_reads_and_a_controlnet_without_one_are_refused(
         draw(models, PROMPT)
     assert "--control FILE" in refusal.value.hint
     with pytest.raises(UsageError, match="the control picture is"):
-        draw(models, PROMPT, control=Control(EDGES.picture[:, :, :32]))
+        draw(models, PROMPT, control=Control(PICTURE[:, :, :32]))
     (tmp_path / "plain").mkdir()
     plain = models_of(kind_folder("sd1"), "ddim", 3, "StableDiffusionPipeline", tmp_path / "plain")
     with pytest.raises(UsageError, match="no ControlNet in this bundle"):

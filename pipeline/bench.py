@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..validate.mixture import Mixture
 
 _TRIALS: Final = 12  # layers of a component that are rounded alone, where a call takes seconds; else all are
+_CALLS: Final = 24  # of a component, on which a mixture is tried
+_FEW_CALLS: Final = 3  # the same, where a call takes seconds
 _SAMPLES: Final = 8  # of a component that its inputs are taken from, where a call takes seconds
 
 
@@ -48,7 +50,7 @@ class Bench:
         self.cheap = is_cheap(source, size)
         self._source, self._size, self._samples, self._run, self._shapes = source, size, samples, run, shapes
         self._plan = calibration_plans(source, size, recipe.calibrate.prompts)[0]
-        self._calls = 24 if self.cheap else 3
+        self._calls = _CALLS if self.cheap else _FEW_CALLS
         self.rounded_with: tuple[str, ...] = ()  # schemes of integers that every layer was rounded at by GPTQ
         self.rounded: dict[str, tuple[RoundedLayers, ...]] = {}
         self.table = self._measure(schemes)
@@ -140,3 +142,14 @@ class Bench:
         from ..quantize.plan import plan_of
 
         return plan_of(schemes, self._shapes[part])
+
+
+def fp16_snr(source: Checkpoint, size: tuple[int, int], samples: Samples, run: Runner) -> Mapping[str, float]:
+    """Component -> dB with all its weights at fp16, which needs no rounding along samples: no mixture has more."""
+    from ..quantize.plan import Plan
+    from ..validate.calibration import is_cheap
+    from ..validate.mixture import TryMixture
+
+    plans = {part: Plan("fp16") for part in source.components}
+    calls = _CALLS if is_cheap(source, size) else _FEW_CALLS
+    return run(TryMixture(source, size, samples, plans, dict.fromkeys(plans, ()), calls, form="fp16")).snr_db

@@ -43,7 +43,7 @@ class Goal:
         if self.bits is not None:
             return f"--bits {self.bits:g}"
         if self.budget is not None:
-            unit, size = next(each for each in (("MB", 10**6), ("kB", 10**3), ("", 1)) if 10 * self.budget >= each[1])
+            unit, size = next(each for each in (("MB", 10**6), ("kB", 10**3), ("B", 1)) if 10 * self.budget >= each[1])
             return f"--budget {self.budget / size:g}{unit}"
         return f"--min-snr {self.min_snr:g}"
 

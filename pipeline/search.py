@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LADDER: Final = (4.25, 4.5, 5.0, 6.0, 7.0, 8.0)  # bits a weight of the menu's further rows
 _ROUNDS: Final = 2  # of weighing components by pictures: the second at the mixture that the first led to
+_FLOAT32: Final = ("loss", "fp32")  # rows of the tolerances
 _TRIES: Final = 5  # of reaching a signal-to-noise ratio
 
 
@@ -48,16 +49,18 @@ def candidates(runtimes: tuple[Target, ...]) -> tuple[str, ...]:
 
 
 def refuse_goal(goal: Goal, shapes: Mapping[str, Shapes], schemes: tuple[str, ...], target: str) -> None:
-    """Refuse, before anything is measured, a size that no choice of schemes can have.
+    """Refuse, before anything is measured, a size that no choice of schemes can have, and a ratio that float32 has not.
 
     Raises:
-        UsageError: it says what the least is.
+        UsageError: it says what the least is, or the most.
     """
     from ..quantize.losses import bits_only
     from ..quantize.search import frontier
+    from ..validate.tolerances import TOLERANCES
 
     table = bits_only(shapes, schemes)
     least = table.bits(frontier(table, dict.fromkeys(shapes, 1.0))[0])
+    most = table.most_bits()
     wanted = _bits_of(goal, table)
     if wanted is not None and wanted < least:
         enough = ceil(100 * least / table.total) / 100, ceil(least / 8e4) / 100
@@ -65,6 +68,21 @@ def refuse_goal(goal: Goal, shapes: Mapping[str, Shapes], schemes: tuple[str, ..
             f"{goal} cannot be met on {target}: the least is {least / table.total:.2f} bits a weight, "
             f"{least / 8e6:.2f} MB of weights",
             hint=f"--bits {enough[0]:.2f} or --budget {enough[1]:.2f}MB, or more; its schemes: {', '.join(schemes)}",
+        )
+    if wanted is not None and wanted > most:
+        enough = floor(100 * most / table.total) / 100, floor(most / 8e4) / 100
+        finest = schemes[-1]
+        raise UsageError(
+            f"{goal} is more than there is to choose on {target}: the most, {finest} everywhere, is "
+            f"{most / table.total:.2f} bits a weight, {most / 8e6:.2f} MB of weights",
+            hint=f"--precision {finest} or fp32 needs no search; or --bits {enough[0]:.2f} or "
+            f"--budget {enough[1]:.2f}MB, or less",
+        )
+    float32 = max(row.min_snr_db for (gate, _, _, scheme), row in TOLERANCES.items() if (gate, scheme) == _FLOAT32)
+    if goal.min_snr is not None and goal.min_snr > float32:
+        raise UsageError(
+            f"{goal} cannot be met: on these runtimes float32 itself is held to {float32:g} dB",
+            hint=f"--min-snr {float32:g} or less, or --precision fp32",
         )
 
 
@@ -90,12 +108,15 @@ def search(
         UsageError: the goal cannot be met; it says what can.
     """
     from ..quantize.search import within
-    from .bench import Bench
+    from .bench import Bench, fp16_snr
     from .found_recipe import found_recipe
 
     shapes = parameters_of(source)
     refuse_goal(goal, shapes, schemes, target)
-    bench = Bench(source, size, draw_samples(source, size, recipe, run), schemes, recipe, shapes, run)
+    samples = draw_samples(source, size, recipe, run)
+    if goal.min_snr is not None and "fp16" in schemes:  # before minutes of rounding
+        _refuse_beyond(goal.min_snr, fp16_snr(source, size, samples, run), slack=1.0)
+    bench = Bench(source, size, samples, schemes, recipe, shapes, run)
     table = bench.table
     wanted = _bits_of(goal, table)
 
@@ -140,16 +161,29 @@ def _until_snr(bench: Bench, wanted: float) -> Chosen:
         if not short:
             return chosen
         if all(chosen[part] == bench.best(part)[part] for part in short):
-            part = max(short, key=lambda name: short[name])
-            raise UsageError(
-                f"--min-snr {wanted:g} cannot be met: {part} has {measured[part]:.1f} dB with every layer at its best",
-                hint=f"--min-snr {floor(10 * measured[part]) / 10:.1f} or less, or --precision fp32",
-            )
+            _refuse_beyond(wanted, measured)
         for part, gap in short.items():
             aims[part] += gap + 0.2
     raise UsageError(
         f"--min-snr {wanted:g} was not reached in {_TRIES} attempts: {', '.join(short)}", hint="ask for a little less"
     )
+
+
+def _refuse_beyond(wanted: float, best: Mapping[str, float], slack: float = 0.0) -> None:
+    """Refuse a ratio that a component has not at its best.
+
+    Args:
+        best: component -> dB with every layer at its best.
+        slack: dB that it may have nevertheless.
+    Raises:
+        UsageError: it says what can be had.
+    """
+    part, found = min(best.items(), key=lambda each: each[1])
+    if wanted > found + slack:
+        raise UsageError(
+            f"--min-snr {wanted:g} cannot be met: {part} has {found:.1f} dB with every layer at its best",
+            hint=f"--min-snr {floor(10 * found) / 10:.1f} or less, or --precision fp32",
+        )
 
 
 def _loses_less(table: LossTable, part: str, most: float, chosen: Chosen) -> bool:

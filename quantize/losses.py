@@ -52,6 +52,11 @@ class LossTable:
             for parameter, options in self.options[component].items()
         )
 
+    def most_bits(self) -> int:
+        """Bits of all components with every parameter at its dearest option."""
+        dearest = (max(o.bits for o in options) for table in self.options.values() for options in table.values())
+        return sum(self.fixed_bits.values()) + sum(dearest)
+
     def bits(self, chosen: Mapping[str, Mapping[str, str]]) -> int:
         """Bits of all components."""
         return sum(self.fixed_bits.values()) + sum(

@@ -10,6 +10,7 @@ import numpy as np
 from ..pipeline.artifacts import TensorSpec
 from ..pipeline.errors import FeedError, ToolCrashed, UnsupportedPrecision
 from ..quantize.plan import Plan
+from ..quantize.scheme import Scheme
 from .protocol import Array, Feeds, Target
 
 # Activations of Stable Diffusion stay below a few hundred. MNN answers damaged weights with ±3.4e38.
@@ -77,12 +78,12 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
         if scheme.without_branch not in target.precisions:
             raise UnsupportedPrecision(
                 f"target {target.name!r} does not run {component} at {scheme.name!r}",
-                hint=f"it runs: {', '.join(target.precisions)}{_who_runs(scheme.name)}",
+                hint=f"it runs: {', '.join(target.precisions)}{_who_runs(scheme)}",
             )
         if scheme.rank and not target.low_rank:
             raise UnsupportedPrecision(
                 f"a low-rank branch, as in {scheme.name!r}, is not built for target {target.name!r}",
-                hint=f"use {scheme.without_branch}, or another target",
+                hint=f"use {scheme.without_branch}{_who_runs(scheme)}",
             )
         if scheme.rank and scheme.activation_bits == 8:
             raise UnsupportedPrecision(
@@ -102,9 +103,15 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
         )
 
 
-def _who_runs(scheme: str) -> str:
-    """The targets that have `scheme`, for the end of a hint."""
+def _who_runs(scheme: Scheme) -> str:
+    """The targets that have `scheme`, with its low-rank branch if it has one, for the end of a hint."""
     from .registry import TARGETS, get_target
 
-    able = [f"--target {name}" for name in TARGETS if scheme in get_target(name).precisions]
-    return f"; {scheme} runs on {' and '.join(able)}" if able else ""
+    targets = {name: get_target(name) for name in TARGETS}
+    able = [
+        f"--target {name}"
+        for name, target in targets.items()
+        if scheme.without_branch in target.precisions
+        and (not scheme.rank or (target.low_rank and scheme.activation_bits != 8))
+    ]
+    return f"; {scheme.name} runs on {' and '.join(able)}" if able else ""

@@ -251,10 +251,12 @@ def parity_table(report: ParityReport) -> Table:
             f"{worst.image.max_abs:.2e}" if worst else "-",
             f"{_db(image.psnr_db)} PSNR" if worst else "-",
             f"{image.tolerance.min_psnr_db:g}",
-            f"SSIM {min(picture.ssim for picture in image.pictures):.5f}" if worst else "-",
+            "-",
             "-",
             _coloured(image.ok, image.verdict),
         )
+        if worst:
+            table.add_row("", "", "", f"{min(each.ssim for each in image.pictures):.5f} SSIM", "-", "-", "-", "")
     if oracle := report.oracle:
         verdict = f"PyTorch {oracle.reference_score:.1f} %, {oracle.pictures} captions"
         row = ("oracle", "", "", f"{oracle.score:.1f} %", f"within {oracle.max_difference:g}", "", "")

@@ -15,6 +15,7 @@ from diffusette.pipeline.bundle import open_bundle
 from diffusette.pipeline.errors import UnsupportedPrecision
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.checks import refuse_schemes
+from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.runtimes.ncnn.target import NcnnTarget
 
 from .conftest import Command
@@ -30,6 +31,9 @@ from .conftest import Command
         (("--budget", "1kB"), "--budget 1kB cannot be met on ort: the least is 4."),
         (("--bits", 0), "--bits 0 leaves nothing"),
         (("--bits", 1), "the least is 4."),
+        (("--bits", 40), "--bits 40 is more than there is to choose on ort: the most, fp16 everywhere, is 16.13 bits"),
+        (("--budget", "300MB"), "hint: --precision fp16 or fp32 needs no search; or --bits 16.13 or --budget 9.61MB"),
+        (("--min-snr", 500), "--min-snr 500 cannot be met: on these runtimes float32 itself is held to 100 dB"),
         (("--min-snr", -1), "allows errors as large as the answers\n  hint: for example --min-snr 40"),
         (("--bits", "inf"), "is no number to reach"),
     ],
@@ -50,6 +54,24 @@ def test_who_has_what_the_target_lacks_is_said() -> None:
     with pytest.raises(UnsupportedPrecision) as refused:
         refuse_schemes(Less(), "unet", Plan("w8c_a8"))
     assert "w8c_a8 runs on --target ort and --target ncnn and --target mnn" in refused.value.hint
+    with pytest.raises(UnsupportedPrecision) as refused:
+        refuse_schemes(Less(), "unet", Plan("w4g64r16_afp"))
+    assert "w4g64r16_afp runs on --target ort and --target ncnn and --target mnn" in refused.value.hint
+    with pytest.raises(UnsupportedPrecision) as refused:
+        refuse_schemes(Less(), "unet", Plan("w8cr16_a8"))
+    assert "runs on" not in refused.value.hint  # a branch goes with float activations only
+
+
+def test_who_builds_a_branch_is_said_where_the_target_has_the_scheme_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Plain(NcnnTarget):
+        low_rank: ClassVar[bool] = False
+
+    monkeypatch.setattr(MnnTarget, "low_rank", False)
+    with pytest.raises(UnsupportedPrecision, match="is not built for target 'ncnn'") as refused:
+        refuse_schemes(Plain(), "unet", Plan("w4g64r16_afp"))
+    assert refused.value.hint == "use w4g64_afp; w4g64r16_afp runs on --target ort and --target ncnn"
 
 
 @pytest.mark.parametrize(

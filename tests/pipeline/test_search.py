@@ -60,7 +60,30 @@ def test_a_size_that_cannot_be_had_is_refused_with_the_least_that_can() -> None:
     refuse_goal(Goal(min_snr=90.0), SHAPES, SCHEMES, "ort")  # nothing is known of losses yet
 
 
-@pytest.mark.parametrize(("goal", "unit"), [(Goal(bits=2.0), "bits"), (Goal(budget=10_000), "budget")])
+def test_a_size_beyond_the_finest_scheme_is_refused_with_the_most_there_is() -> None:
+    halves = (*SCHEMES, "fp16")
+    with pytest.raises(UsageError, match=r"--bits 40 is more .* the most, fp16 everywhere, is 16\.\d\d bits a weight"):
+        refuse_goal(Goal(bits=40.0), SHAPES, halves, "ort")
+    with pytest.raises(UsageError, match=r"--budget 1MB is more .* w8c_afp everywhere, is 8\.\d\d bits"):
+        refuse_goal(Goal(budget=10**6), SHAPES, SCHEMES, "ort")
+    refuse_goal(Goal(bits=16.0), SHAPES, halves, "ort")
+
+
+def test_a_ratio_that_float32_itself_is_not_held_to_is_refused() -> None:
+    refuse_goal(Goal(min_snr=100.0), SHAPES, SCHEMES, "ort")
+    with pytest.raises(UsageError, match="--min-snr 101 cannot be met"):
+        refuse_goal(Goal(min_snr=101.0), SHAPES, SCHEMES, "ort")
+
+
+@pytest.mark.parametrize(
+    ("goal", "unit"),
+    [
+        (Goal(bits=2.0), "bits"),
+        (Goal(budget=10_000), "budget"),
+        (Goal(bits=40.0), "bits"),
+        (Goal(budget=10**6), "budget"),
+    ],
+)
 def test_what_the_hint_of_a_refusal_says_can_be_had(goal: Goal, unit: str) -> None:
     with pytest.raises(UsageError) as refused:
         refuse_goal(goal, SHAPES, SCHEMES, "ort")
@@ -148,3 +171,13 @@ def test_a_large_model_is_searched_without_rounding_all_of_it(
     assert answer.schemes == ()  # GPTQ rounds each layer at its own scheme only
     assert answer.recipe.quantize.rounding == "gptq"
     plot_frontier(answer, tmp_path / "plot.png")
+
+
+def test_a_ratio_beyond_fp16_is_refused_before_any_layer_is_rounded(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    run = InProcess(tmp_path)
+    base = parse_recipe('schema = 1\n[calibrate]\nprompts = ["a red circle"]\n', "mine.toml")
+    with pytest.raises(UsageError, match=r"--min-snr 99 cannot be met: \w+ has [67]\d\.\d dB with every layer at its"):
+        search(tiny_checkpoint, (64, 64), base, "ort", (*SCHEMES, "fp16"), Goal(min_snr=99.0), run, print)
+    assert set(run.done) == {"ReferenceProbes", "TryMixture"}

@@ -91,3 +91,5 @@ def test_the_table_shows_figures_verdicts_and_literal_brackets() -> None:
     text = out.getvalue()
     for words in ("ncnn against PyTorch", "110.0", "crashed in [attention]", "84.0 PSNR", "96.9 %"):
         assert words in text
+    heading, similarity = (next(line for line in text.splitlines() if word in line) for word in ("SNR dB", " SSIM"))
+    assert similarity.index("SSIM") < heading.index("same weights")  # a figure of pictures, not of equal weights

@@ -13,7 +13,7 @@ from ..validate.tolerances import AUTO_IMAGE_DB, image_tolerance
 from .calibrate import calibrated, ranged
 from .errors import UsageError
 from .gate import THREADS, ask_pytorch, prove
-from .manifest import SpeedEntry
+from .manifest_entries import SpeedEntry
 from .measure import machine
 
 if TYPE_CHECKING:

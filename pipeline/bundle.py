@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from .artifacts import TargetModel
 from .errors import BundleError, UsageError, refuse_unknown
 from .hashing import sha256_of_file, sha256_of_json
-from .manifest import MANIFEST, MAX_BYTES, FileEntry, Manifest, parse_manifest
+from .manifest import MANIFEST, MAX_BYTES, Manifest, parse_manifest
+from .manifest_entries import FileEntry
 from .plain_file import read_plain
 from .progress import Progress, Silent
 from .schedule import CompiledSchedule

@@ -15,33 +15,18 @@ import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from .artifacts import ALONE, Companions
+from .cache_object import ARTIFACT, CacheEntry, delete, find_problem, is_whole, read_entry, read_record
 from .errors import CheckpointError, ModelError, UsageError
-from .hashing import sha256_of_file
 
-ARTIFACT: Final = "artifact.json"
 CAP: Final = "DIFFUSETTE_CACHE_SIZE"
 SHORT: Final = 12  # hex digits of a digest that people see
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class CacheEntry:
-    """One finished stage; a record that cannot be read leaves `stage` empty and `label` "damaged"."""
-
-    digest: str
-    stage: str
-    label: str
-    bytes: int
-    last_used: float  # seconds since the epoch
-    folder: Path
 
 
 class Cache:
@@ -157,30 +142,30 @@ class Cache:
         """
         folder = self.folder(digest)
         with self._reached():
-            record = _record(folder)
-            if record is not None and _is_whole(folder, record):
+            record = read_record(folder)
+            if record is not None and is_whole(folder, record):
                 os.utime(folder / ARTIFACT)  # last use, for prune
                 return record
-            _delete(folder)
+            delete(folder)
         return None
 
     def entries(self) -> list[CacheEntry]:
         """All objects, damaged ones too, the longest unused first."""
         with self._reached():
             folders = [f for f in (self.root / "objects").glob("*/*") if _DIGEST.fullmatch(f.name) and f.is_dir()]
-            found = [entry for folder in folders if (entry := _entry(folder))]
+            found = [entry for folder in folders if (entry := read_entry(folder))]
         return sorted(found, key=lambda entry: entry.last_used)
 
     def damaged(self) -> Iterator[tuple[CacheEntry, str]]:
         """Read every byte again; yield each damaged object with the first file that is wrong."""
         for entry in self.entries():
-            if problem := _problem(entry.folder):
+            if problem := find_problem(entry.folder):
                 yield entry, problem
 
     def remove(self, entry: CacheEntry) -> None:
         """Delete one object, if it is still there; the caller holds `used(alone=True)`."""
         with self.lock(entry.digest), self._reached():
-            _delete(entry.folder)
+            delete(entry.folder)
 
     def prune(self, keep_bytes: int) -> list[CacheEntry]:
         """Delete the longest unused objects until at most `keep_bytes` remain; return what went.
@@ -272,77 +257,3 @@ class Cache:
         if not note.is_file():
             return ALONE
         return TypeAdapter(Companions).validate_python(json.loads(note.read_text()).get("companions", {}))
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    """What `artifact.json` says; None where it is absent, cannot be read, or is not what `run_stage` writes."""
-    try:
-        record: dict[str, Any] = json.loads((folder / ARTIFACT).read_bytes())
-        sound = (
-            isinstance(record["stage"], str)
-            and isinstance(record["files"], dict)
-            and {"facts", "measured"} <= record.keys()
-            and all(isinstance(f["bytes"], int) and isinstance(f["sha256"], str) for f in record["files"].values())
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if sound else None
-
-
-def describe_file(file: Path) -> dict[str, Any]:
-    """What a record says of a file: size and sha256, and when it was written, in ns since the epoch."""
-    state = file.stat()
-    return {"bytes": state.st_size, "sha256": sha256_of_file(file), "written": state.st_mtime_ns}
-
-
-def _is_whole(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether each file is as recorded. Hashes only what was written since, or copied without its times."""
-    for name, facts in record["files"].items():
-        file = folder / name
-        if not file.is_file():
-            return False
-        state = file.stat()
-        if state.st_size != facts["bytes"]:
-            return False
-        if state.st_mtime_ns != facts.get("written") and sha256_of_file(file) != facts["sha256"]:
-            return False
-    return True
-
-
-def _entry(folder: Path) -> CacheEntry | None:
-    """The object in `folder`, None if it went meanwhile."""
-    record = _record(folder)
-    try:
-        if record is None:
-            files = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
-            size = sum(file.lstat().st_size for file in files)
-            return CacheEntry(folder.name, "", "damaged", size, folder.stat().st_mtime, folder)
-        used = (folder / ARTIFACT).stat().st_mtime
-    except FileNotFoundError:
-        return None
-    size = sum(facts["bytes"] for facts in record["files"].values())
-    return CacheEntry(folder.name, record["stage"], record.get("label", ""), size, used, folder)
-
-
-def _problem(folder: Path) -> str:
-    """The first thing that is wrong with an object, empty if it is whole."""
-    record = _record(folder)
-    if record is None:
-        return f"{ARTIFACT} is damaged"
-    for name, facts in record["files"].items():
-        try:
-            if sha256_of_file(folder / name) != facts["sha256"]:
-                return f"{name} has changed"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-    return ""
-
-
-def _delete(path: Path) -> None:
-    with suppress(FileNotFoundError):  # somebody else may delete it too
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

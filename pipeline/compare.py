@@ -31,7 +31,8 @@ from .sessions import opener, painter
 
 if TYPE_CHECKING:
     from ..validate.latency import ComponentProfile
-    from .manifest import ComponentEntry, Manifest
+    from .manifest import Manifest
+    from .manifest_entries import ComponentEntry
     from .schedule import CompiledSchedule
 
 RUNS: Final = 5

@@ -18,7 +18,8 @@ from .errors import CheckpointError, UsageError
 from .hashing import sha256_of_file
 from .manifest import MANIFEST
 from .progress import Progress, Silent
-from .recipe import AUTO, Recipe, load_recipe, merged, parameters_of
+from .recipe import Recipe, load_recipe, merged, parameters_of
+from .recipe_tables import AUTO
 
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .forecast import Forecast
     from .goal import Found, Goal
     from .hindsight import Compared, Taken
-    from .manifest import MemoryEntry
+    from .manifest_entries import MemoryEntry
     from .sampling import Sampling
     from .stage import Runner
 
@@ -224,7 +225,7 @@ def convert(
 
 
 def _with_measured(memory: MemoryEntry, measured: Mapping[str, float]) -> MemoryEntry:
-    from .manifest import MemoryEntry
+    from .manifest_entries import MemoryEntry
 
     return MemoryEntry.model_validate({"forecast": memory.forecast, "measured": measured})
 
@@ -291,7 +292,8 @@ def _pack_inputs(
     needed: Forecast,
 ) -> Any:
     from ..runtimes.inputs import time_embedding_facts
-    from .manifest import AdapterEntry, Gate, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
+    from .manifest import Gate
+    from .manifest_entries import AdapterEntry, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
     from .pack import PackInputs, vae_entry
     from .sampling import conditioning_entry, control_entry, noted
 

@@ -12,7 +12,8 @@ from .cache import Cache
 from .errors import ModelError
 from .hashing import sha256_of_file
 from .manifest import MANIFEST
-from .recipe import AUTO, load_recipe, merged, parameters_of
+from .recipe import load_recipe, merged, parameters_of
+from .recipe_tables import AUTO
 
 
 def describe(

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .cache import ARTIFACT, Cache
+from .cache import Cache
+from .cache_object import ARTIFACT
 from .forecast import Forecast
 from .stage import Runner, Stage, place_of
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .origin import Origin
 
 QUICK_RUNS = 5
-TORCH = "diffusette.validate.reference:open_reference"
+TORCH = "diffusette.validate.torch_session:open_reference"
 
 
 def measure_bundle(bundle: Bundle, *, progress: Progress, **options: Any) -> ProfileReport:
@@ -109,7 +109,7 @@ def quick_profile(
 
 
 def _torch(checkpoint: Checkpoint, name: str, bundle: Bundle, threads: int) -> Contestant:
-    from ..validate.reference import TorchModel
+    from ..validate.torch_session import TorchModel
 
     model = TorchModel(checkpoint.components[name], bundle.manifest.size)
     open_torch: Callable[[], Session] = partial(

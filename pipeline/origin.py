@@ -13,7 +13,7 @@ from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from .artifacts import Checkpoint
-    from .manifest import SourceEntry
+    from .manifest_entries import SourceEntry
 
 # what a source's label begins with -> the option that gives it
 _OPTIONS: Final = {

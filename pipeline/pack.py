@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 from .artifacts import Checkpoint, TargetModel
 from .bundle import Bundle, open_bundle
 from .bundle_readme import bundle_readme
-from .cache import ARTIFACT
+from .cache_object import ARTIFACT
 from .disk import copy_file
 from .errors import BundleError, UsageError
 from .hashing import sha256_of_file
-from .manifest import (
-    MANIFEST,
+from .manifest import MANIFEST, Gate, Manifest
+from .manifest_entries import (
     AdapterEntry,
     ComponentEntry,
     ConditioningEntry,
     ControlEntry,
     FileEntry,
-    Gate,
     GuidanceEntry,
-    Manifest,
     MemoryEntry,
     OtherSchedule,
     ParityEntry,

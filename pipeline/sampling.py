@@ -11,7 +11,7 @@ from ..export.families.variant import GuidanceMode, Variant, reads_zeros_for_emp
 from ..runtimes.txt2img.control import USUAL_SCALE
 from .artifacts import ALONE, Checkpoint, Companions, TargetModel
 from .errors import RecipeError
-from .manifest import ConditioningEntry, ControlEntry
+from .manifest_entries import ConditioningEntry, ControlEntry
 from .recipe import Recipe
 
 UPCAST_NOTE = (

@@ -10,7 +10,7 @@ from ..runtimes.registry import get_target
 from ..runtimes.txt2img.generate import TextToImage
 from ..runtimes.txt2img.tokenizer import PromptTokenizer
 from .bundle import Bundle
-from .manifest import TokenizerEntry
+from .manifest_entries import TokenizerEntry
 from .schedule import CompiledSchedule
 
 OPENER = "diffusette.runtimes.registry:open_model"

@@ -9,7 +9,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from .cache import ARTIFACT, Cache, describe_file
+from .cache import Cache
+from .cache_object import ARTIFACT, describe_file
 from .hashing import sha256_of_json
 from .progress import Progress
 

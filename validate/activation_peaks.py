@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..pipeline.artifacts import ComponentSource
 from ..quantize.islands import Peaks, write_peaks
 from .probes import Probes
-from .reference import TorchModel, TorchSession
+from .torch_session import TorchModel, TorchSession
 
 
 @dataclass(frozen=True)

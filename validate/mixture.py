@@ -15,7 +15,8 @@ from ..quantize.calibrated import CodePicker, RoundedLayers
 from ..quantize.plan import Plan
 from ..quantize.samples import Samples
 from .probes import ProbePlan, read_arrays
-from .reference import ReferenceProbes, TorchModel, TorchSession
+from .reference import ReferenceProbes
+from .torch_session import TorchModel, TorchSession
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from diffusette.validate.layers.points import Point, find_points
 from diffusette.validate.layers.report import ComponentLayers
 from diffusette.validate.layers.segments import reshaped, segments_of, taps_of
 from diffusette.validate.layers.trace import save_points
-from diffusette.validate.reference import TorchModel, TorchSession
+from diffusette.validate.torch_session import TorchModel, TorchSession
 
 from ..faults import Fault, plant
 from ..pipeline.chromium import chromium, visit

@@ -29,7 +29,8 @@ from diffusette.pipeline.draw import draw_with_bundle
 from diffusette.pipeline.errors import MissingTool
 from diffusette.pipeline.origin import open_reference_checkpoint
 from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.recipe import Recipe, ScheduleChoice, load_recipe
+from diffusette.pipeline.recipe import Recipe, load_recipe
+from diffusette.pipeline.recipe_tables import ScheduleChoice
 from diffusette.pipeline.sampling import recipe_for
 from diffusette.runtimes.mnn import convert as mnn_convert
 from diffusette.runtimes.registry import TARGETS, get_target, open_model

@@ -9,7 +9,13 @@ import pytest
 from diffusette.pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.manifest import ConditioningEntry, GuidanceEntry, ParityEntry, TargetEntry, TimeEmbedding
+from diffusette.pipeline.manifest_entries import (
+    ConditioningEntry,
+    GuidanceEntry,
+    ParityEntry,
+    TargetEntry,
+    TimeEmbedding,
+)
 from diffusette.pipeline.pack import PackInputs, pack, vae_entry
 from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
 

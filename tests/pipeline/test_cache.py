@@ -11,7 +11,8 @@ from threading import Event, Thread
 
 import pytest
 from diffusette.cli import run
-from diffusette.pipeline.cache import Cache, CacheEntry, describe_file
+from diffusette.pipeline.cache import Cache
+from diffusette.pipeline.cache_object import CacheEntry, describe_file
 from diffusette.pipeline.errors import ModelError, UsageError
 from diffusette.pipeline.hashing import sha256_of_json
 

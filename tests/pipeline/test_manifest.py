@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.errors import BundleError
-from diffusette.pipeline.manifest import MAX_BYTES, Manifest, ParityEntry, RelativePath, parse_manifest, schema_json
+from diffusette.pipeline.manifest import MAX_BYTES, Manifest, parse_manifest, schema_json
+from diffusette.pipeline.manifest_entries import ParityEntry, RelativePath
 from diffusette.pipeline.safe_path import inside
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -11,7 +11,7 @@ from diffusette.export.checkpoint import open_checkpoint
 from diffusette.pipeline.artifacts import Checkpoint, Companions
 from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.errors import CheckpointError
-from diffusette.pipeline.manifest import AdapterEntry, Provenance, SourceEntry
+from diffusette.pipeline.manifest_entries import AdapterEntry, Provenance, SourceEntry
 from diffusette.pipeline.origin import Origin, open_reference_checkpoint
 from safetensors.torch import save_file
 

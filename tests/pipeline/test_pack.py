@@ -11,7 +11,7 @@ import pytest
 from diffusette.pipeline import pack as packing
 from diffusette.pipeline.bundle import Bundle, open_bundle
 from diffusette.pipeline.errors import NoRoom, UsageError
-from diffusette.pipeline.manifest import MemoryEntry, ParityEntry, SpeedEntry
+from diffusette.pipeline.manifest_entries import MemoryEntry, ParityEntry, SpeedEntry
 from diffusette.pipeline.pack import PackInputs, pack, packed_before, record, staged, vae_entry
 
 

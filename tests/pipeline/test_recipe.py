@@ -13,15 +13,8 @@ from diffusette.export.checkpoint import open_checkpoint
 from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource
 from diffusette.pipeline.calibrate import refuse_activations
 from diffusette.pipeline.errors import RecipeError, UnsupportedPrecision, UsageError
-from diffusette.pipeline.recipe import (
-    Compiled,
-    Recipe,
-    load_recipe,
-    merged,
-    parameters_of,
-    parse_recipe,
-    shipped_recipes,
-)
+from diffusette.pipeline.recipe import Recipe, load_recipe, merged, parameters_of, parse_recipe, shipped_recipes
+from diffusette.pipeline.recipe_tables import Compiled
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.registry import get_target
 from pydantic import BaseModel

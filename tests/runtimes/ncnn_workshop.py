@@ -19,7 +19,7 @@ from diffusette.runtimes.ncnn.lower import native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.trace import TracedNcnn, trace_of
-from diffusette.validate.reference import TorchModel, TorchSession
+from diffusette.validate.torch_session import TorchModel, TorchSession
 from numpy.typing import NDArray
 
 SIZE: Final = (64, 64)

@@ -22,7 +22,7 @@ from diffusette.runtimes.mnn.codes import decode, encode
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.session import MnnSession
 from diffusette.runtimes.mnn.target import MnnTarget
-from diffusette.validate.reference import TorchModel, TorchSession
+from diffusette.validate.torch_session import TorchModel, TorchSession
 
 from .workshop import SIZE, Array, Workshop, snr_db
 

@@ -23,7 +23,7 @@ from diffusette.runtimes.ncnn.layout import PARAMETER, Blob
 from diffusette.runtimes.ncnn.low_bit import coded_graph
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
-from diffusette.validate.reference import TorchModel, TorchSession
+from diffusette.validate.torch_session import TorchModel, TorchSession
 
 from .ncnn_workshop import SIZE, Workshop, ncnn_output, rounded_output, snr_db
 

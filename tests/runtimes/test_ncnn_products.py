@@ -22,7 +22,7 @@ from diffusette.runtimes.ncnn.products import multiplies_integers
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.write import WriteNcnn
-from diffusette.validate.reference import round_weights
+from diffusette.validate.torch_session import round_weights
 
 from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, rounded_output, snr_db
 

@@ -24,7 +24,7 @@ from diffusette.quantize.scheme import parse_scheme
 from diffusette.runtimes.ort.packing import apply, pack
 from diffusette.runtimes.ort.static_products import scale_of, static_products
 from diffusette.runtimes.ort.target import OrtTarget
-from diffusette.validate.reference import round_weights
+from diffusette.validate.torch_session import round_weights
 
 from .workshop import SIZE, Array, Workshop, snr_db
 

@@ -14,7 +14,7 @@ from diffusette.pipeline.layers import ranges_of
 from diffusette.validate.layers.points import Points, find_points, hooks
 from diffusette.validate.layers.report import FLOAT16_MAX, NEAR, ComponentLayers
 from diffusette.validate.layers.trace import Peaks, peaks_of
-from diffusette.validate.reference import TorchModel, TorchSession
+from diffusette.validate.torch_session import TorchModel, TorchSession
 
 SIZE: Final = (64, 64)
 # what follows each is a normalisation, so that only its own result grows with its weights

@@ -20,15 +20,8 @@ from diffusette.quantize.quantized import QuantizeWeights, StoredWeights
 from diffusette.validate.parity import compare
 from diffusette.validate.probes import ProbePlan, Probes, plan_for
 from diffusette.validate.prompts import too_long
-from diffusette.validate.reference import (
-    ReferenceProbes,
-    RoundedReference,
-    TorchModel,
-    TorchSession,
-    open_reference,
-    round_weights,
-    settle_threads,
-)
+from diffusette.validate.reference import ReferenceProbes, RoundedReference
+from diffusette.validate.torch_session import TorchModel, TorchSession, open_reference, round_weights, settle_threads
 
 from ..models import edit_tensors, poison
 

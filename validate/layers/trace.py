@@ -15,7 +15,7 @@ from ...quantize.plan import Plan
 from ...quantize.quantized import QuantizedWeights
 from ...runtimes.protocol import Feeds
 from ..probes import Probes
-from ..reference import TorchModel, TorchSession
+from ..torch_session import TorchModel, TorchSession
 from .points import hooks
 
 if TYPE_CHECKING:

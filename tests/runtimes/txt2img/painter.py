@@ -13,7 +13,7 @@ from diffusette.pipeline.artifacts import ALONE, Companions
 from diffusette.runtimes.inputs import time_embedding_facts
 from diffusette.runtimes.txt2img.generate import TextToImage
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
-from diffusette.validate.reference import TorchModel, TorchSession
+from diffusette.validate.torch_session import TorchModel, TorchSession
 
 SIZE: Final = (64, 64)
 

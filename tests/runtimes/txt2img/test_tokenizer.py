@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from diffusette.export.tokenizer import write_tokenizer
 from diffusette.pipeline.errors import BundleError, CheckpointError, UsageError
-from diffusette.pipeline.manifest import FileEntry, TokenizerEntry
+from diffusette.pipeline.manifest_entries import FileEntry, TokenizerEntry
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
 from transformers import CLIPTokenizer
 

@@ -24,7 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..pipeline.convert import Conversion
+    from ..pipeline.conversion import Conversion
     from ..pipeline.goal import Goal
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..pipeline.bundle import Bundle
-    from ..pipeline.convert import Conversion
+    from ..pipeline.conversion import Conversion
     from ..pipeline.goal import Found
     from ..pipeline.sizes import SizedConversions
     from ..validate.contrast import Comparison

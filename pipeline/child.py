@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from . import errors
-from .errors import DiffusetteError, NoRoom, ToolCrashed
-from .limits import MEMORY, SECONDS, Patience, limit_memory, ran_out_of_memory
+from .errors import DiffusetteError
+from .last_words import FULL_DISK, death, disk_full, hang, no_memory, refused
+from .limits import Patience, limit_memory, ran_out_of_memory
 from .warm import Forked, warm_pid, warm_process
 
 if TYPE_CHECKING:
@@ -36,14 +37,8 @@ if TYPE_CHECKING:
 
 _POLL: Final = 0.1  # seconds between looks at memory
 _REPLY_BYTES: Final = 2**16
-FULL_DISK: Final = 2**20  # bytes free below which a failure is a full disk, whatever a tool says of it
-_TAIL: Final = 20  # lines of a dead tool's output that are shown
 # A stage's threads sleep while they wait: by default they spin, which on a machine that is busy with other work
 # takes the very cores that the threads they wait for would need.
-MORE_MEMORY: Final = (
-    "close other programs, or take a smaller size or precision; "
-    f"{MEMORY}=N lets a process take N MiB whether they are free or not"
-)
 _PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -187,40 +182,6 @@ def _kill_group(process: subprocess.Popen[bytes] | Forked) -> None:
         process.wait()
 
 
-def hang(why: str, log: Path, what: str) -> DiffusetteError:
-    """The error for a child that was stopped because it hangs, with the last lines of its output."""
-    return ToolCrashed(
-        f"{what.rpartition(':')[2]} was stopped: {why}; its last lines:\n{_last_lines(log)}",
-        hint=f"a native tool hangs on this model: report it with these lines; {SECONDS}=N waits longer",
-    )
-
-
-def _last_lines(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-_TAIL:]
-    return "\n".join(f"  | {line}" for line in lines) or "  | (it printed nothing)"
-
-
-def death(status: int, log: Path, peak_mib: float, what: str) -> DiffusetteError:
-    """The error for a child that died without a reply, with the last lines of its output."""
-    tail = _last_lines(log)
-    name = what.rpartition(":")[2]
-    if ran_out_of_memory(tail):
-        return NoRoom(
-            f"{name} was given no more memory at {peak_mib:.0f} MiB; its last lines:\n{tail}", hint=MORE_MEMORY
-        )
-    if status == -signal.SIGKILL:
-        return NoRoom(
-            f"{name} was killed (signal 9) at {peak_mib:.0f} MiB; its last lines:\n{tail}",
-            hint="most often the system ran out of memory: `diffusette inspect` forecasts what a conversion needs",
-        )
-    if status < 0:
-        return ToolCrashed(
-            f"{name} crashed with {signal.Signals(-status).name} at {peak_mib:.0f} MiB; its last lines:\n{tail}",
-            hint="a native tool failed on this model; please report it with these lines",
-        )
-    return ToolCrashed(f"{name} ended with status {status} and no result; its last lines:\n{tail}")
-
-
 def own_peak_mib() -> float:
     """Highest resident memory of this process so far, MiB.
 
@@ -269,13 +230,13 @@ def main(target: str, folder: Path, into: Path) -> None:
         known = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
         reply = {"error": known, "what": error.what, "hint": error.hint}
     except OSError as error:
-        reply = _os_error(error, into)
+        reply = refused(error, into)
     except MemoryError:
-        reply = _no_memory(target)
+        reply = no_memory(target)
     except Exception as error:  # noqa: BLE001 - the parent raises it as `ChildBug`
-        reply = _no_memory(target) if ran_out_of_memory(str(error)) else {"bug": traceback.format_exc()}
+        reply = no_memory(target) if ran_out_of_memory(str(error)) else {"bug": traceback.format_exc()}
     if "facts" not in reply and shutil.disk_usage(folder).free < FULL_DISK:
-        reply = _disk_full("")  # whatever a tool made of it
+        reply = disk_full("")  # whatever a tool made of it
     with (folder / "reply.part").open("r+b") as part:
         part.write(json.dumps(reply).encode())
         part.truncate()
@@ -291,35 +252,6 @@ def _run(target: str, folder: Path, into: Path) -> dict[str, Any]:
     artifact = stage.run(into)
     facts: dict[str, Any] = TypeAdapter(kind.output).dump_python(artifact, mode="json")
     return {key: value for key, value in facts.items() if key not in ("folder", "digest")}
-
-
-def _os_error(error: OSError, into: Path) -> dict[str, Any]:
-    """The reply for what the system refused: the user's matter, unless it is a file that the stage itself writes."""
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _disk_full(str(error.filename or ""))
-    if error.errno in (errno.EACCES, errno.ENOENT) and isinstance(error.filename, str):
-        file = Path(error.filename)
-        if file.is_absolute() and not file.is_relative_to(into):
-            return {
-                "error": "ModelError",
-                "what": f"{file} cannot be used: {error.strerror}",
-                "hint": "check that it exists and that you may read it",
-            }
-    return {"bug": traceback.format_exc()}
-
-
-def _no_memory(target: str) -> dict[str, Any]:
-    return {"error": "NoRoom", "what": f"{target.rpartition(':')[2]} ran out of memory", "hint": MORE_MEMORY}
-
-
-def _disk_full(file: str) -> dict[str, Any]:
-    return {
-        "error": "NoRoom",
-        "what": f"the disk is full: {file or 'while writing to the cache'}",
-        "hint": "free some space (`diffusette cache prune`), or set DIFFUSETTE_CACHE to another disk",
-    }
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import ALONE, Checkpoint, Companions
-from .bundle import Bundle
 from .cache import CAP, Cache
+from .conversion import Conversion, Converted
 from .errors import CheckpointError, UsageError
 from .hashing import sha256_of_file
 from .manifest import MANIFEST
@@ -25,73 +25,12 @@ if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
     from ..quantize.plan import Plan
     from ..runtimes.protocol import Target
-    from ..validate.report import ParityReport
     from .auto import Built
     from .forecast import Forecast
-    from .goal import Found, Goal
-    from .hindsight import Compared, Taken
+    from .goal import Goal
     from .manifest_entries import MemoryEntry
     from .sampling import Sampling
     from .stage import Runner
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """One target's bundle, and what the gate found (None with `--no-gate`)."""
-
-    bundle: Bundle
-    parity: ParityReport | None
-
-    @property
-    def ok(self) -> bool:
-        return self.parity is None or self.parity.ok
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """All bundles of one command, and what it took."""
-
-    converted: tuple[Converted, ...]
-    forecast: Forecast
-    seconds: float
-    peak_mib: float  # of this process and its children together
-    stages: tuple[Mapping[str, Any], ...]
-    moved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by adapters: component -> weight -> share
-    found: Found | None = None  # what a search chose from
-    compared: tuple[Compared, ...] = ()  # forecast and measured, stage by stage
-    taken: Mapping[str, Taken] = field(default_factory=dict)  # by every stage, forecast or not
-
-    @property
-    def ok(self) -> bool:
-        return all(each.ok for each in self.converted)
-
-    def misses(self) -> list[str]:
-        """Stages that took over 20 % more or less than was forecast, in words."""
-        return [miss for stage in self.compared for miss in stage.misses()]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "bundles": [
-                {
-                    "target": each.bundle.manifest.target.name,
-                    "path": str(each.bundle.path),
-                    "ok": each.ok,
-                    "bytes": sum(file.bytes for file in dict.fromkeys(each.bundle.manifest.files())),
-                    "gate": each.bundle.manifest.gate,
-                    "parity": each.parity.to_json() if each.parity else None,
-                }
-                for each in self.converted
-            ],
-            **({"search": self.found.to_json()} if self.found else {}),
-            "seconds": round(self.seconds, 1),
-            "peak_mib": round(self.peak_mib),
-            "forecast": self.forecast.to_json(),
-            "stages": [dict(stage) for stage in self.stages],
-            "compared": [stage.to_json() for stage in self.compared],
-            "taken": {stage: taken.to_json() for stage, taken in self.taken.items()},
-            "adapters_moved": {component: dict(moved) for component, moved in self.moved.items()},
-        }
 
 
 def convert(
@@ -294,7 +233,7 @@ def _pack_inputs(
     from ..runtimes.inputs import time_embedding_facts
     from .manifest import Gate
     from .manifest_entries import AdapterEntry, GuidanceEntry, MemoryEntry, ParityEntry, TargetEntry, TimeEmbedding
-    from .pack import PackInputs, vae_entry
+    from .pack_inputs import PackInputs, vae_entry
     from .sampling import conditioning_entry, control_entry, noted
 
     recipe, parity = built.recipe, built.parity

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from .bundle import Bundle, open_bundle
 from .errors import UsageError
 from .manifest import MANIFEST
-from .pack import PackInputs, pack, packed_before
+from .pack import pack, packed_before
+from .pack_inputs import PackInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from ..validate.stages import GateComponent, GatedComponent, GatedPictures, Gate
 from ..validate.tolerances import coarsest_scheme
 from .artifacts import Checkpoint, ComponentSource, TargetModel
 from .errors import CheckpointError, ToolCrashed
-from .pack import vae_entry
+from .pack_inputs import vae_entry
 from .stage import Runner, Stage
 
 if TYPE_CHECKING:

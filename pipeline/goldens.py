@@ -27,7 +27,8 @@ from .bundle import Bundle, open_bundle
 from .errors import BundleError, UsageError
 from .gate import calls_are_cheap
 from .hashing import sha256_of_json
-from .pack import PackInputs, staged
+from .pack import staged
+from .pack_inputs import PackInputs
 from .progress import Progress
 from .publish import scratch_folder
 from .sessions import painter

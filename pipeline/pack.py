@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from .artifacts import Checkpoint, TargetModel
+from .artifacts import TargetModel
 from .bundle import Bundle, open_bundle
 from .bundle_readme import bundle_readme
 from .cache_object import ARTIFACT
@@ -19,12 +18,8 @@ from .errors import BundleError, UsageError
 from .hashing import sha256_of_file
 from .manifest import MANIFEST, Gate, Manifest
 from .manifest_entries import (
-    AdapterEntry,
     ComponentEntry,
-    ConditioningEntry,
-    ControlEntry,
     FileEntry,
-    GuidanceEntry,
     MemoryEntry,
     OtherSchedule,
     ParityEntry,
@@ -34,68 +29,17 @@ from .manifest_entries import (
     SchemeEntry,
     SourceEntry,
     SpeedEntry,
-    TargetEntry,
     TensorEntry,
-    TimeEmbedding,
     TokenizerEntry,
-    VaeEntry,
 )
+from .pack_inputs import Content, PackInputs
 from .publish import published, written
 from .safe_path import inside
 from .schedule import CompiledSchedule
 
-if TYPE_CHECKING:
-    from ..quantize.plan import Plan, Shapes
-
 _LICENCES: Final = ("license", "licence", "notice", "copying", "use_policy")  # file names begin so, in any case
 
-
-Content = Path | bytes  # a file to copy, or what to write
 Put = Callable[[Content, str], FileEntry]  # content, path in the bundle
-
-
-@dataclass(frozen=True, slots=True)
-class PackInputs:
-    """All that makes a bundle. Equal inputs give equal bytes."""
-
-    checkpoint: Checkpoint
-    target: TargetEntry
-    models: tuple[TargetModel, ...]
-    tokenizers: tuple[
-        tuple[Path, Mapping[str, Any]], ...
-    ]  # a folder a text encoder, and what write_tokenizer told of it
-    schedules: tuple[CompiledSchedule, ...]  # the default first
-    guidance: GuidanceEntry
-    conditioning: ConditioningEntry
-    vae: VaeEntry
-    time_embedding: TimeEmbedding
-    size: tuple[int, int]  # height, width in pixels
-    recipe: str  # verbatim
-    tools: Mapping[str, str]  # distribution -> version
-    gate: Gate
-    plans: Mapping[str, Plan] = field(default_factory=dict)  # by component
-    shapes: Mapping[str, Shapes] = field(default_factory=dict)  # of every parameter, by component
-    parity: Mapping[str, ParityEntry] = field(default_factory=dict)
-    speed: Mapping[str, SpeedEntry] = field(default_factory=dict)
-    memory: MemoryEntry = field(default_factory=MemoryEntry)
-    adapters: tuple[AdapterEntry, ...] = ()
-    control: ControlEntry | None = None
-    assets: Mapping[str, Content] = field(default_factory=dict)  # by path in the bundle
-
-
-def vae_entry(config: Mapping[str, Any], encoder: Mapping[str, Any] | None = None) -> VaeEntry:
-    """The numbers between UNet and VAE, from the decoder's config and, where that is another model's, the encoder's.
-
-    Stable Diffusion's configs state no shift.
-    """
-    encoder = config if encoder is None else encoder
-    return VaeEntry(
-        scaling_factor=float(config["scaling_factor"]),
-        shift=float(config.get("shift_factor") or 0.0),
-        encoder_scaling_factor=float(encoder["scaling_factor"]),
-        encoder_shift=float(encoder.get("shift_factor") or 0.0),
-        force_upcast=config.get("force_upcast") is True,
-    )
 
 
 def pack(inputs: PackInputs, output: Path, *, replace: bool = False) -> Bundle:

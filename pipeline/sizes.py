@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from .bundle import Bundle
-from .convert import Conversion
+from .conversion import Conversion
 
 Size = tuple[int, int]  # height, width in pixels
 

@@ -19,8 +19,8 @@ from ...export.graph import ExportGraph, Graph
 from ...export.onnx_model import branched, onnx_graph
 from ...export.simplify import SimplifyGraph
 from ...pipeline.artifacts import ComponentSource, TensorSpec
-from ...pipeline.child import FULL_DISK
 from ...pipeline.errors import ModelError, NoRoom, ToolCrashed
+from ...pipeline.last_words import FULL_DISK
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ..narrowing import NotAlikeError, Width, narrow_copy

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.child import child_environment, death, die_with_parent
+from ...pipeline.child import child_environment, die_with_parent
 from ...pipeline.errors import ToolCrashed
+from ...pipeline.last_words import death
 
 _DONE: Final = "Converted Success!"
 _TROUBLE: Final = re.compile(r"error|fail|not support|unsupport|can't|cannot|not exist|invalid", re.IGNORECASE)

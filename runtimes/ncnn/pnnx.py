@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from ...pipeline.artifacts import TensorSpec
-from ...pipeline.child import MORE_MEMORY
 from ...pipeline.errors import ExportError, MissingTool, NoRoom, ToolCrashed
+from ...pipeline.last_words import MORE_MEMORY
 from ...pipeline.limits import ran_out_of_memory
 from .param import parse
 

@@ -24,7 +24,8 @@ from diffusette.pipeline.artifacts import ALONE, Companions
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.check import check_bundle
-from diffusette.pipeline.convert import Conversion, convert
+from diffusette.pipeline.conversion import Conversion
+from diffusette.pipeline.convert import convert
 from diffusette.pipeline.draw import draw_with_bundle
 from diffusette.pipeline.errors import MissingTool
 from diffusette.pipeline.origin import open_reference_checkpoint

@@ -16,7 +16,8 @@ from diffusette.pipeline.manifest_entries import (
     TargetEntry,
     TimeEmbedding,
 )
-from diffusette.pipeline.pack import PackInputs, pack, vae_entry
+from diffusette.pipeline.pack import pack
+from diffusette.pipeline.pack_inputs import PackInputs, vae_entry
 from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
 
 

@@ -12,7 +12,8 @@ from diffusette.pipeline import pack as packing
 from diffusette.pipeline.bundle import Bundle, open_bundle
 from diffusette.pipeline.errors import NoRoom, UsageError
 from diffusette.pipeline.manifest_entries import MemoryEntry, ParityEntry, SpeedEntry
-from diffusette.pipeline.pack import PackInputs, pack, packed_before, record, staged, vae_entry
+from diffusette.pipeline.pack import pack, packed_before, record, staged
+from diffusette.pipeline.pack_inputs import PackInputs, vae_entry
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from diffusette.pipeline.pack import PackInputs, pack
+from diffusette.pipeline.pack import pack
+from diffusette.pipeline.pack_inputs import PackInputs
 from diffusette.pipeline.sizes import convert_sizes, share_files
 
 

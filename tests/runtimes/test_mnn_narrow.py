@@ -16,8 +16,8 @@ from diffusette.export import modules
 from diffusette.export.families.family import TAKES_RESIDUALS
 from diffusette.export.graph import Graph
 from diffusette.pipeline.artifacts import ComponentSource, TargetModel
-from diffusette.pipeline.child import FULL_DISK
 from diffusette.pipeline.errors import NoRoom, ToolCrashed
+from diffusette.pipeline.last_words import FULL_DISK
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.mnn import convert, narrow
 from diffusette.runtimes.mnn.copies import _check_told_apart

@@ -37,7 +37,7 @@ from diffusette.runtimes.mnn import convert as mnn_convert
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
 from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from diffusette.runtimes.txt2img.control import Control
-from diffusette.validate import reference
+from diffusette.validate import torch_session
 from diffusette.validate.probes import probe_canvas
 from pydantic import TypeAdapter
 
@@ -68,7 +68,7 @@ def one_process() -> Iterator[None]:
         for place in (sessions, mnn_convert):
             patch.setattr(place, "open_isolated", lambda _, model, threads, **__: open_model(model, threads))
         patch.setattr(gate, "THREADS", 1)
-        patch.setattr(reference, "gc", SimpleNamespace(collect=lambda: 0))
+        patch.setattr(torch_session, "gc", SimpleNamespace(collect=lambda: 0))
         patch.setattr(os, "fsync", lambda _: None)
         yield
         gc.collect()

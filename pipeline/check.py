@@ -27,6 +27,7 @@ from .timesteps import timesteps_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ..quantize.plan import Plan
     from ..validate.timesteps import TimestepCurve
     from .artifacts import Checkpoint, TargetModel
     from .stage import Runner
@@ -102,7 +103,8 @@ def check_bundle(
             components = _check_forms(bundle, models, probes, rounded, threads)
         report = ParityReport(facts.target.name, components)
         if layers:
-            report = replace(report, layers=_look_into(bundle, checkpoint, report, probes, threads, cache, progress))
+            found = _look_into(bundle, checkpoint, plans, report, probes, threads, cache, progress)
+            report = replace(report, layers=found)
         if image is None and not cheap:
             remarks.append(
                 "no pictures were drawn, which takes long for a model of this size: ask for them with --image"
@@ -137,6 +139,7 @@ def layers_of(
 def _look_into(
     bundle: Bundle,
     checkpoint: Checkpoint,
+    plans: Mapping[str, Plan],
     report: ParityReport,
     probes: Probes,
     threads: int,
@@ -150,7 +153,7 @@ def _look_into(
         look_into(
             bundle.model(part.component),
             checkpoint.components[part.component],
-            bundle.plan(part.component),
+            plans[part.component],
             part,
             probes,
             time_embedding=bundle.manifest.time_embedding.model_dump(),

@@ -2,14 +2,16 @@
 
 Weights are found in a model's files by their bytes, so one way of planting serves all targets: in any of their
 layouts a float parameter is there as float16 or float32, as PyTorch has it or transposed; and codes are in one of a few
-packings, with their scales elsewhere.
+packings, with their scales elsewhere. Files are mapped, not read: `benchmarks/planted_faults.py` plants in models of
+full size.
 """
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,13 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.component}/{self.module}"
+
+
+def guilty(fault: Fault) -> set[str]:
+    """The modules that a fault is in."""
+    if fault.kind == "swapped q and k":
+        return {f"{fault.module}.to_q", f"{fault.module}.to_k"}
+    return {fault.module}
 
 
 def scaled_weight(weight: Array) -> Array:
@@ -129,7 +138,7 @@ def plant(fault: Fault, model: TargetModel, stored: StoredWeights, wiring: Wirin
     """
     files = [model.folder / file for file in model.files]
     if fault.kind == "wrong epsilon":
-        _change_epsilon(model, files, fault.module, stored, wiring)
+        _change_epsilon(model, files, fault.module, wiring)
     elif fault.kind == "swapped q and k":
         query, key = (stored.read(f"{fault.module}.{name}.weight") for name in ("to_q", "to_k"))
         of_query, of_key = _places(files, query), _places(files, key)
@@ -158,11 +167,12 @@ def _damage_codes(files: list[Path], kind: str, codes: Codes, bits: int) -> None
     found = 0
     for form in forms:
         old, new = (np.ascontiguousarray(form(value, codes)).tobytes() for value in (whole, edit(whole)))
+        if old == new:
+            continue
         for file in files:
-            content = file.read_bytes()
-            if (count := content.count(old)) and old != new:
-                file.write_bytes(content.replace(old, new))
-                found += count
+            for start in _occurrences(file, old):
+                _overwrite(file, start, new)
+                found += 1
     if not found:
         raise LookupError(f"codes of shape {codes.values.shape} are in none of {[file.name for file in files]}")
 
@@ -193,11 +203,10 @@ Place = tuple[int, int, np.dtype[Any], bool]  # file, byte, dtype, transposed
 def _places(files: list[Path], value: Array) -> list[Place]:
     found: list[Place] = []
     for number, file in enumerate(files):
-        content = file.read_bytes()
         for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
             for transposed in (False, True)[: 2 if value.ndim == 2 else 1]:
                 wanted = _bytes(value, dtype, transposed)
-                found += [(number, start, dtype, transposed) for start in _occurrences(content, wanted)]
+                found += [(number, start, dtype, transposed) for start in _occurrences(file, wanted)]
     if not found:
         raise LookupError(f"a parameter of shape {value.shape} is in none of {[file.name for file in files]}")
     return found
@@ -208,21 +217,28 @@ def _bytes(value: Array, dtype: np.dtype[Any], transposed: bool) -> bytes:
         return np.ascontiguousarray(value.T if transposed else value).astype(dtype).tobytes()
 
 
-def _occurrences(content: bytes, wanted: bytes) -> Iterator[int]:
-    start = content.find(wanted)
-    while start >= 0:
-        yield start
-        start = content.find(wanted, start + len(wanted))
+def _occurrences(file: Path, wanted: bytes) -> list[int]:
+    found = []
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(wanted)
+        while start >= 0:
+            found.append(start)
+            start = content.find(wanted, start + len(wanted))
+    return found
 
 
 def _write(files: list[Path], places: list[Place], value: Array) -> None:
     for number, start, dtype, transposed in places:
-        with files[number].open("r+b") as stream:
-            stream.seek(start)
-            stream.write(_bytes(value, dtype, transposed))
+        _overwrite(files[number], start, _bytes(value, dtype, transposed))
 
 
-def _change_epsilon(model: TargetModel, files: list[Path], module: str, stored: StoredWeights, wiring: Wiring) -> None:
+def _overwrite(file: Path, start: int, content: bytes) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(start)
+        stream.write(content)
+
+
+def _change_epsilon(model: TargetModel, files: list[Path], module: str, wiring: Wiring) -> None:
     """Change the constant that keeps a normalisation from dividing by zero."""
     if model.target == "ort":
         import onnx
@@ -236,7 +252,7 @@ def _change_epsilon(model: TargetModel, files: list[Path], module: str, stored: 
                         onnx.save(graph, str(files[0]))
                         return
     elif model.target == "ncnn":
-        _change_ncnn_epsilon(files, stored.read(f"{module}.weight"))
+        _change_ncnn_epsilon(files[0], module, wiring)
         return
     else:
         own = next((n.outputs[0] for n in wiring.nodes if n.module == module and n.op == str(_LAYER_NORM)), "")
@@ -245,20 +261,19 @@ def _change_epsilon(model: TargetModel, files: list[Path], module: str, stored: 
     raise LookupError(f"no epsilon of {module}")
 
 
-def _change_ncnn_epsilon(files: list[Path], gamma: Array) -> None:
-    from diffusette.runtimes.ncnn.param import parse
-    from diffusette.runtimes.ncnn.slots import spans_of
-
-    ((_, place, _, _),) = [found for found in _places(files, gamma) if found[0] == 1]
-    for slot, start, _ in spans_of(parse(files[0].read_text()), files[1]):
-        if start == place:
-            key = "2" if slot.type == "GroupNorm" else "1"
-            line = next(line for line in files[0].read_text().splitlines() if line.split()[1:2] == [slot.layer])
-            changed = re.sub(rf" {key}=\S+", f" {key}={WRONG_EPSILON}", line)
-            assert changed != line
-            files[0].write_text(files[0].read_text().replace(line, changed))
-            return
-    raise LookupError("no layer reads these weights")
+def _change_ncnn_epsilon(param: Path, module: str, wiring: Wiring) -> None:
+    keys = {"GroupNorm": 2, "LayerNorm": 1}
+    own = next((node for node in wiring.nodes if node.module == module and node.op in keys), None)
+    if own is None:
+        raise LookupError(f"no layer normalises for {module}")
+    lines = param.read_text().splitlines(keepends=True)
+    (number,) = [
+        number for number, line in enumerate(lines) if line.split()[:1] == [own.op] and own.outputs[0] in line.split()
+    ]
+    changed = re.sub(rf" {keys[own.op]}=\S+", f" {keys[own.op]}={WRONG_EPSILON}", lines[number])
+    assert changed != lines[number]
+    lines[number] = changed
+    param.write_text("".join(lines))
 
 
 def _change_mnn_epsilon(file: Path, module: str, own: str) -> None:

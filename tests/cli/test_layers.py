@@ -33,7 +33,7 @@ from diffusette.validate.layers.segments import reshaped, segments_of, taps_of
 from diffusette.validate.layers.trace import save_points
 from diffusette.validate.torch_session import TorchModel, TorchSession
 
-from ..faults import Fault, plant
+from ..faults import Fault, guilty, plant
 from ..pipeline.chromium import chromium, visit
 from .conftest import TARGETS, Command
 from .test_demo import rewrite_hashes
@@ -180,13 +180,6 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkp
     store = Cache(cache)
     store.prepare()
     return Laboratory(tmp_path_factory.mktemp("laboratory"), demo_checkpoint, store)
-
-
-def guilty(fault: Fault) -> set[str]:
-    """The modules that a fault is in."""
-    if fault.kind == "swapped q and k":
-        return {f"{fault.module}.to_q", f"{fault.module}.to_k"}
-    return {fault.module}
 
 
 def test_the_true_module_of_a_planted_fault_is_named_first(

@@ -18,7 +18,7 @@ help:
 	@echo "make demo        convert, check, profile and draw with the embedded checkpoint on every runtime"
 	@echo "make test        the fast tests"
 	@echo "make test-full   the full-size tests too: minutes and gigabytes each"
-	@echo "make check       format, lint, types, import rules, generated docs"
+	@echo "make check       format, lint, types, import rules, docs"
 	@echo "make format      apply the formatter and the lint fixes"
 	@echo "make docs        rewrite the generated parts of the docs"
 	@echo "make wheel       build the wheel into dist/"
@@ -49,7 +49,7 @@ check: setup .links/diffusette
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(PYTEST) -q tests/test_imports.py tests/test_packaging.py
+	$(PYTEST) -q tests/test_imports.py tests/test_packaging.py tests/test_docs.py
 	$(VENV)/bin/python -P docs/generate.py --check
 
 format: setup

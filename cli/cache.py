@@ -60,7 +60,9 @@ def verify(as_json: Json = False) -> int:
 
 @app.command("prune")
 def prune(
-    keep: Annotated[str, typer.Option("--keep", help="Bytes to keep, the most recently used first, e.g. 20GB.")] = "0",
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="SIZE", help="Bytes to keep, the most recently used first, e.g. 20GB.")
+    ] = "0",
     as_json: Json = False,
 ) -> int:
     """Delete the longest unused stages until at most --keep remains; without it, all of them."""

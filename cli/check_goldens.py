@@ -12,7 +12,7 @@ from .options import Json, Threads
 
 
 def check_goldens(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:

@@ -21,7 +21,9 @@ def compare(
         bool | None,
         typer.Option("--speed/--no-speed", help="Time both, taking turns. [default: where that takes seconds]"),
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page to send: one file, works offline.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page to send: one file, works offline.")
+    ] = None,
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:

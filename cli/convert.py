@@ -30,35 +30,50 @@ if TYPE_CHECKING:
 
 def convert(
     checkpoint: Annotated[
-        str, typer.Argument(help="A diffusers folder, a single file, or the word demo.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A diffusers folder, a single file, or the word demo.", show_default=False
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the bundle; several targets get a folder each in it.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="Folder of the bundle; several targets get a folder each in it."
+        ),
     ],
     recipe: Annotated[
-        str | None, typer.Option("-r", "--recipe", help="A shipped recipe's name, or a TOML file.")
+        str | None, typer.Option("-r", "--recipe", metavar="RECIPE", help="A shipped recipe's name, or a TOML file.")
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", help="ort, ncnn or mnn; repeat for several. [default: the recipe's, else all]"),
+        typer.Option(
+            "--target", metavar="NAME", help="ort, ncnn or mnn; repeat for several. [default: the recipe's, else all]"
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="A scheme for all components, such as fp16 or w8c_afp, or auto.")
+        str | None,
+        typer.Option(
+            "--precision", metavar="SCHEME", help="A scheme for all components, such as fp16 or w8c_afp, or auto."
+        ),
     ] = None,
     bits: Annotated[
-        float | None, typer.Option("--bits", help="Search for each layer's scheme: bits a weight, for example 4.5.")
+        float | None,
+        typer.Option("--bits", metavar="B", help="Search for each layer's scheme: bits a weight, for example 4.5."),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Search: the size of all weights together, for example 300MB.")
+        str | None,
+        typer.Option("--budget", metavar="SIZE", help="Search: the size of all weights together, for example 300MB."),
     ] = None,
     min_snr: Annotated[
-        float | None, typer.Option("--min-snr", help="Search: the least signal-to-noise ratio of a component, in dB.")
+        float | None,
+        typer.Option("--min-snr", metavar="DB", help="Search: the least signal-to-noise ratio of a component, in dB."),
     ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(
             "--size",
-            help="HEIGHTxWIDTH of the pictures; several make a folder OUTPUT/HEIGHTxWIDTH each. "
+            metavar="HxW",
+            help="HEIGHTxWIDTH of the pictures; several make a folder OUT/HEIGHTxWIDTH each. "
             "[default: the checkpoint's own]",
         ),
     ] = None,
@@ -91,7 +106,7 @@ def convert(
 ) -> int:
     """Convert CHECKPOINT for mobile runtimes, compare each model with PyTorch, and write bundles.
 
-    Exits with 5 when a component drifted past its tolerance; the bundle is then at OUTPUT.rejected.
+    Exits with 5 when a component drifted past its tolerance; the bundle is then at OUT.rejected.
     """
     from ..pipeline.convert import convert as run
     from ..pipeline.sizes import convert_sizes

@@ -9,13 +9,13 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the bundles and pictures.")] = Path(
-        "demo-out"
-    ),
-    prompt: Annotated[str, typer.Option("--prompt", help="What the three runtimes draw.")] = (
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the bundles and pictures.")
+    ] = Path("demo-out"),
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What the three runtimes draw.")] = (
         "a large red star in the center, on a blue background"
     ),
-    seed: Annotated[int, typer.Option("--seed", help="Of the noise.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise.")] = 7,
 ) -> int:
     """Convert the embedded checkpoint for every runtime, compare, profile, and draw one picture with each."""
     from ..pipeline.bundle import open_bundle

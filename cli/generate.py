@@ -11,34 +11,43 @@ from .options import Json, Threads
 
 
 def generate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help="What to draw; may be empty.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")] = Path("picture.png"),
-    negative: Annotated[str, typer.Option("--negative", help="What to steer away from.")] = "",
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="[default: the bundle's]")] = None,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; may be empty.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="PNG file to write.")] = Path(
+        "picture.png"
+    ),
+    negative: Annotated[str, typer.Option("--negative", metavar="TEXT", help="What to steer away from.")] = "",
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="[default: the bundle's]")] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", help="1 or less: none. [default: the bundle's]")
+        float | None, typer.Option("--guidance", metavar="G", help="1 or less: none. [default: the bundle's]")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the noise; as torch's CPU generator.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise; as torch's CPU generator.")] = 0,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            "--scheduler", help="ddim, euler, euler_a, dpmpp_2m, unipc, pndm, lcm, tcd. [default: the bundle's]"
+            "--scheduler",
+            metavar="NAME",
+            help="ddim, euler, euler_a, dpmpp_2m, unipc, pndm, lcm, tcd. [default: the bundle's]",
         ),
     ] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="Picture to start from.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Picture to start from.")] = None,
     mask: Annotated[
-        Path | None, typer.Option("--mask", help="For inpainting models: white is drawn anew, black stays.")
+        Path | None,
+        typer.Option("--mask", metavar="FILE", help="For inpainting models: white is drawn anew, black stays."),
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option("--strength", help="How far from --image, above 0 to 1. [default: 0.8; 1 with --mask]"),
+        typer.Option(
+            "--strength", metavar="S", help="How far from --image, above 0 to 1. [default: 0.8; 1 with --mask]"
+        ),
     ] = None,
     control: Annotated[
-        Path | None, typer.Option("--control", help="For a bundle with a ControlNet: the picture to draw along.")
+        Path | None,
+        typer.Option("--control", metavar="FILE", help="For a bundle with a ControlNet: the picture to draw along."),
     ] = None,
     control_scale: Annotated[
-        float | None, typer.Option("--control-scale", help="How strongly --control steers; 0: not at all. [default: 1]")
+        float | None,
+        typer.Option("--control-scale", metavar="S", help="How strongly --control steers; 0: not at all. [default: 1]"),
     ] = None,
     threads: Threads = 2,
     as_json: Json = False,

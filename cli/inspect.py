@@ -23,11 +23,21 @@ from .options import (
 
 def inspect(
     path: Annotated[
-        str, typer.Argument(help="A checkpoint, an .onnx file, a bundle, or the word demo.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="PATH", help="A checkpoint, an .onnx file, a bundle, or the word demo.", show_default=False
+        ),
     ],
-    target: Annotated[list[str] | None, typer.Option("--target", help="Forecast for these. [default: all]")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="Forecast for fp32 or fp16.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH. [default: the checkpoint's own]")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", metavar="NAME", help="Forecast for these. [default: all]")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="SCHEME", help="Forecast for this scheme. [default: the recipe's]"),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HxW", help="HEIGHTxWIDTH. [default: the checkpoint's own]")
+    ] = None,
     adapter: Adapters = None,
     vae: Vae = None,
     vae_decoder: VaeDecoder = None,

@@ -13,26 +13,40 @@ from ..pipeline.artifacts import Companions
 from ..pipeline.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads that the runtime may use.")]
+Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="CPU threads that the runtime may use.")]
 
 VaeDecoder = Annotated[
-    Path | None, typer.Option("--vae-decoder", help="A tiny decoder in the VAE's place: TAESD's or TAEXL's folder.")
+    Path | None,
+    typer.Option("--vae-decoder", metavar="PATH", help="A tiny decoder in the VAE's place: TAESD's or TAEXL's folder."),
 ]
 Controlnet = Annotated[
     list[Path] | None,
-    typer.Option("--controlnet", help="A ControlNet, a folder or a file: the bundle draws along pictures."),
+    typer.Option(
+        "--controlnet", metavar="PATH", help="A ControlNet, a folder or a file: the bundle draws along pictures."
+    ),
 ]
-Vae = Annotated[Path | None, typer.Option("--vae", help="A VAE apart: a folder, or a safetensors file.")]
+Vae = Annotated[
+    Path | None, typer.Option("--vae", metavar="PATH", help="A VAE from elsewhere: a folder, or a safetensors file.")
+]
 TokenizerFolder = Annotated[
     Path | None,
-    typer.Option("--tokenizer", help="Its tokenizer's folder. [default: the checkpoint's; for a single file, CLIP's]"),
+    typer.Option(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="Its tokenizer's folder. [default: the checkpoint's; for a single file, CLIP's]",
+    ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="For a single file: a folder of diffusers configurations, or the original YAML."),
+    typer.Option(
+        "--config",
+        metavar="PATH",
+        help="For a single file: a folder of diffusers configurations, or the original YAML.",
+    ),
 ]
 Prediction = Annotated[
-    str | None, typer.Option("--prediction", help="For a single file that does not say: epsilon or v_prediction.")
+    str | None,
+    typer.Option("--prediction", metavar="KIND", help="For a single file that does not say: epsilon or v_prediction."),
 ]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of a single file that holds both.")]
 
@@ -40,8 +54,8 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option(
         "--adapter",
-        help="PATH[:SCALE] of a LoRA, DoRA, LoHa, LoKr, OFT, BOFT or textual inversion; repeat for several. "
-        "[default scale: 1]",
+        metavar="PATH[:SCALE]",
+        help="A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or textual inversion; repeat for several. [default scale: 1]",
     ),
 ]
 

@@ -25,14 +25,22 @@ from .options import (
 
 
 def profile(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs a component, after one to warm up.")] = 5,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=1, help="Timed runs a component, after one to warm up.")
+    ] = 5,
     threads: Threads = 2,
-    versus: Annotated[str | None, typer.Option("--vs", help="torch: run PyTorch eager between the runs.")] = None,
+    versus: Annotated[
+        str | None, typer.Option("--vs", metavar="torch", help="torch: run PyTorch eager between the runs.")
+    ] = None,
     ops: Annotated[bool, typer.Option("--ops", help="Also time every operation of the runtime's graph.")] = False,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="The checkpoint, for --vs torch and --ops. [default: where it was converted]"),
+        typer.Option(
+            "--reference",
+            metavar="CHECKPOINT",
+            help="The checkpoint, for --vs torch and --ops. [default: where it was converted]",
+        ),
     ] = None,
     adapter: Adapters = None,
     vae: Vae = None,
@@ -42,7 +50,9 @@ def profile(
     config: Config = None,
     prediction: Prediction = None,
     ema: Ema = False,
-    form: Annotated[str | None, typer.Option("--form", help="Another form of the models, such as ort.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--form", metavar="FORM", help="Another form of the models, such as ort.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Measure each component of BUNDLE in a process of its own: latency, load time, peak memory, size on disk.

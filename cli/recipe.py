@@ -9,7 +9,9 @@ import typer
 from .options import Json
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a TOML file.", show_default=False)
+]
 
 
 @app.command("list")
@@ -43,7 +45,10 @@ def show(name: Name) -> int:
 def check(
     name: Name,
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Compare its rules with the modules of this checkpoint.")
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="CHECKPOINT", help="Compare its rules with the modules of this checkpoint."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:

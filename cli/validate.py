@@ -24,10 +24,14 @@ from .options import (
 
 
 def validate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="The checkpoint it was made from. [default: where it was converted]"),
+        typer.Option(
+            "--reference",
+            metavar="CHECKPOINT",
+            help="The checkpoint it was made from. [default: where it was converted]",
+        ),
     ] = None,
     adapter: Adapters = None,
     vae: Vae = None,
@@ -49,20 +53,28 @@ def validate(
         ),
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option("--prompts", min=1, help="With --image on the demo: captions for the oracle.")
+        int | None,
+        typer.Option("--prompts", metavar="N", min=1, help="With --image on the demo: captions for the oracle."),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Pictures of each prompt.")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Pictures of each prompt.")] = 1,
     scheduler: Annotated[
-        str | None, typer.Option("--scheduler", help="Of the pictures, such as euler_a. [default: the checkpoint's]")
+        str | None,
+        typer.Option(
+            "--scheduler", metavar="NAME", help="Of the pictures, such as euler_a. [default: the checkpoint's]"
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Of the pictures, as the bundle has them.")
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Of the pictures, as the bundle has them.")
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page to send: one file, works offline.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page to send: one file, works offline.")
+    ] = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option(
-            "--beside", help="With --layers --html: another runtime's bundle, for the map; repeat for several."
+            "--beside",
+            metavar="BUNDLE",
+            help="With --layers --html: another runtime's bundle, for the map; repeat for several.",
         ),
     ] = None,
     speed: Annotated[

@@ -12,7 +12,8 @@ from .options import Json
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)], as_json: Json = False
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    as_json: Json = False,
 ) -> int:
     """Read every file of BUNDLE and compare it with the manifest. Exits with 6 when one differs."""
     from ..pipeline.bundle import verify_bundle

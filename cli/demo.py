@@ -21,10 +21,10 @@ def demo(
     from ..pipeline.bundle import open_bundle
     from ..pipeline.convert import convert
     from ..pipeline.draw import draw_with_bundle, save_drawing
-    from ..pipeline.measure import measure_bundles
+    from ..pipeline.measure import busy, measure_bundles
     from ..runtimes.registry import TARGETS
     from .report import show_conversion, show_profile
-    from .terminal import TerminalProgress
+    from .terminal import TerminalProgress, warn
 
     for name in TARGETS:
         _refuse_others_bundle(output / name)
@@ -36,8 +36,11 @@ def demo(
         return 5
     progress.say("\n2. profile: next to PyTorch eager, run by run")
     bundles = [open_bundle(output / name) for name in TARGETS]
-    for report in measure_bundles(bundles, versus_torch=True, runs=10, progress=progress):
-        show_profile(report)
+    reports = measure_bundles(bundles, versus_torch=True, runs=10, progress=progress)
+    for report in reports:
+        show_profile(report, explained=report is reports[-1])
+    if (load := busy()) is not None:
+        warn(f"the machine was busy with other work (load {load:.1f}): its times say little")
     progress.say(f"\n3. generate: {prompt!r}, seed {seed}, by each bundle alone")
     for name, bundle in zip(TARGETS, bundles, strict=True):
         drawing = draw_with_bundle(bundle, prompt, seed=seed, progress=progress)

@@ -111,13 +111,13 @@ def show_parity(report: ParityReport) -> None:
         console.print(ranges_table(report.layers))
 
 
-def show_profile(report: ProfileReport) -> None:
-    """The table; its caption says how it was measured. With operations, a table a component."""
+def show_profile(report: ProfileReport, *, explained: bool = True) -> None:
+    """The table, with a caption where it is `explained`: how it was measured. With operations, a table a component."""
     from ..validate.latency import profile_table
     from ..validate.op_profile import OPS_METHOD, ops_table
 
     console = stdout()
-    console.print(profile_table(report))
+    console.print(profile_table(report, explained=explained))
     for profile in report.ops:
         console.print()
         console.print(ops_table(profile))

@@ -119,7 +119,9 @@ class TerminalProgress(Silent):
             return
         start = "\r\x1b[2K" if self._live else ""
         mark = {"done": "+", "cached": "=", "failed": "x"}[outcome]
-        cost = "from the cache" if outcome == "cached" else f"{_clock(seconds):>7}  {_size(peak_mib):>9}"
+        cost = "from the cache" if outcome == "cached" else f"{_clock(seconds):>7}"
+        if outcome != "cached" and peak_mib:  # not asked for where many short runs are timed
+            cost += f"  {_size(peak_mib):>9}"
         self._write(f"{start}{mark} {label:<36} {cost}\n")
 
     def say(self, text: str) -> None:

@@ -176,14 +176,14 @@ def _timing_json(timing: Timing) -> Mapping[str, float]:
     }
 
 
-def profile_table(report: ProfileReport) -> Table:
-    """The report for a terminal; the caption says how it was measured."""
+def profile_table(report: ProfileReport, *, explained: bool = True) -> Table:
+    """The report for a terminal; where it is `explained`, the caption says how it was measured."""
     from rich.table import Table
 
     table = Table(
         title=f"{report.target} on {report.machine}",
         title_justify="left",
-        caption=f"{report.method}. Memory: {DEFINITION}.",
+        caption=f"{report.method}. Memory: {DEFINITION}." if explained else None,
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)

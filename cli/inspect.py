@@ -69,78 +69,87 @@ def inspect(
 
 
 def _show_checkpoint(facts: dict[str, Any]) -> None:
-    from .terminal import size_text
+    from .terminal import print_lines, size_text
 
-    print(f"{facts['name']}: a checkpoint of family {facts['family']} ({facts['why']})")
-    print(f"  variant {facts['variant']} ({facts['variant_why']})")
-    print(
+    print_lines(f"{facts['name']}: a checkpoint of family {facts['family']} ({facts['why']})")
+    print_lines(f"  variant {facts['variant']} ({facts['variant_why']})")
+    print_lines(
         f"  pictures {facts['size'][0]}x{facts['size'][1]}, {facts['scheduler']}, {facts['input_channels']} channels in"
     )
-    print(f"  prediction {facts['prediction_type']} ({facts['prediction_why']})")
-    print(f"  guidance {facts['guidance']['mode']} {facts['guidance']['default']:g}, {facts['steps']} steps")
-    print(f"  recipe {facts['recipe']}")
+    print_lines(f"  prediction {facts['prediction_type']} ({facts['prediction_why']})")
+    print_lines(f"  guidance {facts['guidance']['mode']} {facts['guidance']['default']:g}, {facts['steps']} steps")
+    print_lines(f"  recipe {facts['recipe']}")
     for name, part in facts["components"].items():
-        print(f"  {name:<13} {part['parameters'] / 1e6:8.2f} M parameters, stored as {part['dtype']}")
+        print_lines(f"  {name:<13} {part['parameters'] / 1e6:8.2f} M parameters, stored as {part['dtype']}")
     for remark in facts["remarks"]:
-        print(f"  {remark}")
+        print_lines(f"  {remark}")
     needed = facts["forecast"]
-    print(f"\nconverting it to {', '.join(facts['targets'])} at {facts['precision']} needs about")
-    print(f"  memory {needed['peak_mib']} MiB at its peak ({facts['available_mib']:.0f} MiB are available)")
-    print(
+    print_lines("", f"converting it to {', '.join(facts['targets'])} at {facts['precision']} needs about")
+    print_lines(f"  memory {needed['peak_mib']} MiB at its peak ({facts['available_mib']:.0f} MiB are available)")
+    print_lines(
         f"  disk   {size_text(needed['output_bytes'])} for the bundles, {size_text(needed['cache_bytes'])} in the cache"
     )
-    print(f"  time   {_minutes(needed['seconds'])} (rough: on two cores)")
-    print("\n  memory of each stage, MiB (its own process and the programs that it starts), and disk that it leaves")
+    print_lines(f"  time   {_minutes(needed['seconds'])} (rough: on two cores)")
+    print_lines(
+        "", "  memory of each stage, MiB (its own process and the programs that it starts), and disk that it leaves"
+    )
     _show_stages(needed["stages"], tuple(facts["components"]))
 
 
 def _show_stages(stages: list[dict[str, Any]], components: tuple[str, ...]) -> None:
     """A line a stage, a column a component; stages of no component stand in the first."""
-    from .terminal import size_text
+    from rich.table import Table
+
+    from .terminal import print_table, size_text
 
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for stage in stages:
         component, _, row = stage["stage"].partition(" ")
         known = component in components
         rows.setdefault(row if known else stage["stage"], {})[component if known else ""] = stage
-    print(f"  {'':<18}" + "".join(f"{name:>16}" for name in components) + f"{'disk':>10}")
+    table = Table("", *components, "disk", box=None, pad_edge=False, padding=(0, 0, 0, 2))
+    for column in table.columns[1:]:
+        column.justify = "right"
     for row, found in rows.items():
         cells = [f"{found[name]['peak_mib']}" if name in found else "" for name in components]
         cells[0] = cells[0] or (f"{found['']['peak_mib']}" if "" in found else "")
         disk = sum(stage["disk_bytes"] for stage in found.values())
-        print(f"  {row:<18}" + "".join(f"{cell:>16}" for cell in cells) + f"{size_text(disk) if disk else '-':>10}")
+        table.add_row(row, *cells, size_text(disk) if disk else "-")
+    print_table(table)
 
 
 def _show_bundle(facts: dict[str, Any]) -> None:
-    from .terminal import size_text
+    from .terminal import print_lines, size_text
 
     target = facts["target"]
-    print(f"{facts['name']}: a bundle for {target['name']} {target['version']}, family {facts['family']}")
-    print(f"  parity gate: {facts['gate']}")
+    print_lines(f"{facts['name']}: a bundle for {target['name']} {target['version']}, family {facts['family']}")
+    print_lines(f"  parity gate: {facts['gate']}")
     for name, part in facts["components"].items():
         inputs = ", ".join(f"{i['name']} {i['dtype']}{i['shape']}" for i in part["inputs"])
-        print(f"  {name:<13} {part['precision']:<5} {size_text(part['bytes']):>8}  takes {inputs}")
+        print_lines(f"  {name:<13} {part['precision']:<5} {size_text(part['bytes']):>8}  takes {inputs}")
     if facts["control"]:
-        print("  draws along a picture: generate --control FILE")
+        print_lines("  draws along a picture: generate --control FILE")
     schedules = ", ".join(f"{name} ({', '.join(map(str, steps))})" for name, steps in facts["schedules"].items())
-    print(f"  schedules: {schedules}")
+    print_lines(f"  schedules: {schedules}")
     for kind, peaks in facts["memory"].items():
         if peaks:
             told = ", ".join(f"{name} {mib:.0f}" for name, mib in peaks.items())
-            print(f"  memory of a process that runs one component, {kind}, MiB: {told}")
+            print_lines(f"  memory of a process that runs one component, {kind}, MiB: {told}")
     if facts["conversion"]:
-        print("  memory of the conversion here, MiB, forecast / measured")
+        print_lines("  memory of the conversion here, MiB, forecast / measured")
         for stage in facts["conversion"]:
             memory = stage["memory_mib"]
-            print(f"  {stage['stage']:<32} {memory['forecast']:>6} / {memory['measured']}")
+            print_lines(f"  {stage['stage']:<32} {memory['forecast']:>6} / {memory['measured']}")
 
 
 def _show_onnx(facts: dict[str, Any]) -> None:
-    print(f"{facts['name']}: an ONNX graph, opset {facts['opset']}")
-    print(f"  {facts['nodes']} nodes, {facts['parameters']} parameters")
+    from .terminal import print_lines
+
+    print_lines(f"{facts['name']}: an ONNX graph, opset {facts['opset']}")
+    print_lines(f"  {facts['nodes']} nodes, {facts['parameters']} parameters")
     for kind in ("inputs", "outputs"):
-        print(f"  {kind}: " + ", ".join(f"{v['name']} {v['dtype']}{v['shape']}" for v in facts[kind]))
-    print("  ops: " + ", ".join(f"{name} {count}" for name, count in facts["ops"].items()))
+        print_lines(f"  {kind}: " + ", ".join(f"{v['name']} {v['dtype']}{v['shape']}" for v in facts[kind]))
+    print_lines("  ops: " + ", ".join(f"{name} {count}" for name, count in facts["ops"].items()))
 
 
 _SHOW = {"checkpoint": _show_checkpoint, "bundle": _show_bundle, "onnx": _show_onnx}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .terminal import size_text, stdout
+from .terminal import print_table, size_text, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ def show_menu(found: Found) -> None:
         ms = (f"{row.unet_ms[target]:.1f}" for target in timed)
         cells = (f"{row.bits:.2f}", f"{row.bytes / 1e6:.2f}", *snr, picture, *ms)
         table.add_row("chosen" if row.chosen else "", *cells, style="bold" if row.chosen else None)
-    console.print(table)
+    print_table(table)
     if not all(row.measured for row in found.menu):
         console.print("~ from the losses of layers alone, not run; nearest rounding, GPTQ comes with the build")
     for file in found.files:
@@ -98,7 +98,7 @@ def show_parity(report: ParityReport) -> None:
     from ..validate.report import parity_table
 
     console = stdout()
-    console.print(parity_table(report))
+    print_table(parity_table(report))
     if report.timesteps and report.timesteps.ok:
         console.print(report.timesteps.line, markup=False)
     for line in report.failures():
@@ -106,9 +106,9 @@ def show_parity(report: ParityReport) -> None:
     console.print()
     if report.layers:
         for component in report.layers:
-            console.print(layers_table(component))
+            print_table(layers_table(component))
             console.print()
-        console.print(ranges_table(report.layers))
+        print_table(ranges_table(report.layers))
 
 
 def show_profile(report: ProfileReport, *, explained: bool = True) -> None:
@@ -117,10 +117,10 @@ def show_profile(report: ProfileReport, *, explained: bool = True) -> None:
     from ..validate.op_profile import OPS_METHOD, ops_table
 
     console = stdout()
-    console.print(profile_table(report, explained=explained))
+    print_table(profile_table(report, explained=explained))
     for profile in report.ops:
         console.print()
-        console.print(ops_table(profile))
+        print_table(ops_table(profile))
     if report.ops:
         console.print(f"{OPS_METHOD}.", markup=False, style="dim")
 
@@ -130,7 +130,7 @@ def show_comparison(found: Comparison) -> None:
     from ..validate.contrast import contrast_table
 
     console = stdout()
-    console.print(contrast_table(found))
+    print_table(contrast_table(found))
     for what, a, b in found.differences:
         console.print(f"{what}: {a} | {b}", markup=False)
     for line in found.alone:

@@ -8,7 +8,7 @@ from .options import Json
 def targets(as_json: Json = False) -> int:
     """List the runtimes, their versions here, and the precisions and families that each really runs."""
     from ..runtimes.overview import overview
-    from .terminal import print_json, stdout
+    from .terminal import print_json, print_table
 
     rows = overview()
     if as_json:
@@ -24,5 +24,5 @@ def targets(as_json: Json = False) -> int:
         table.add_row(
             row["name"], installed, f">= {row['min_runtime']}", ", ".join(row["precisions"]), ", ".join(row["families"])
         )
-    stdout().print(table)
+    print_table(table)
     return 0

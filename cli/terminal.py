@@ -13,7 +13,10 @@ from ..pipeline.progress import Silent
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+_WIDE: Final = 10_000  # columns: wider than any table
+_SHORT: Final = 18  # characters of a name that is left in one piece: "vae_encoder (.ort)"
 _REDRAW: Final = 0.2  # seconds
 
 
@@ -55,6 +58,34 @@ def stdout() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+
+
+def print_table(table: Table) -> None:
+    """`table` on stdout; where the terminal is too narrow for it, denser and with cells folded, but all of it."""
+    from rich import box
+
+    console = stdout()
+    wanted = console.measure(table, options=console.options.update(max_width=_WIDE)).maximum
+    if console.is_terminal and wanted > console.width:
+        table.box, table.padding, table.show_edge, table.pad_edge = box.SIMPLE_HEAD, (0, 0, 0, 0), False, False
+        for column in table.columns:
+            column.overflow = "fold"
+            column.no_wrap = column.no_wrap and max(len(str(cell)) for cell in column.cells) <= _SHORT
+    console.print(table)
+
+
+def print_lines(*lines: str) -> None:
+    """Text on stdout, wrapped at words on a terminal and nowhere else; further lines are indented like the first."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = stdout()
+    for line in lines:
+        text = line.lstrip(" ")
+        if not console.is_terminal or not text:
+            print(line)
+            continue
+        console.print(Padding(Text(text), (0, 0, 0, len(line) - len(text)), expand=False), soft_wrap=False)
 
 
 def print_json(document: Any) -> None:

@@ -64,7 +64,7 @@ COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
     # what a runtime's own converter holds
     "build-ort": _all(Cost(320, seconds=3, seconds_gb=3, disk=2)),
     "build-ort without .ort": _all(Cost(155, seconds=2, seconds_gb=2, disk=1)),
-    "mnn": _all(Cost(290, weights=2.17, seconds=3, seconds_gb=28, disk=1)),
+    "mnn": _all(Cost(340, weights=1.8, seconds=3, seconds_gb=28, disk=1)),
     "mnn-form": _all(Cost(320, weights=0.005, seconds=15, seconds_gb=6)),
     # where each level has a number of heads of its own, copies must be wider for constants to stay apart
     "mnn-form of uneven heads": {"unet": Cost(1400, seconds=15, seconds_gb=6)},
@@ -110,7 +110,7 @@ COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
     },
     "gate ncnn": {
         "text_encoder": Cost(90, weights=1.05, seconds=1, seconds_gb=2),
-        "unet": Cost(110, weights=1.2, area=470, scores=1, seconds=2, seconds_gb=2, seconds_area=24),
+        "unet": Cost(110, weights=1.1, area=500, scores=2, seconds=2, seconds_gb=2, seconds_area=24),
         "vae_decoder": Cost(110, weights=1.1, area=1250, seconds=1, seconds_area=34),
         "vae_encoder": Cost(110, weights=1.1, area=850, seconds=1, seconds_area=15),
     },

@@ -17,7 +17,7 @@ from ..pipeline.artifacts import ComponentSource
 from ..pipeline.errors import CheckpointError
 from .contract import PIXELS_PER_LATENT, layers_of
 from .diffusers_folder import INDEX, read_json
-from .families import Part
+from .families import TEXT_WIDTHS, Part
 from .families.family import TAKES_RESIDUALS
 from .graph import architecture
 from .layout import PartWeights, read_parts
@@ -27,7 +27,6 @@ from .weight_files import find_weights
 CLASS: Final = "ControlNetModel"
 OPTION: Final = "--controlnet"
 PREFIX: Final = "control_model."  # of the original code's ControlLDM
-_TITLES: Final = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _HINT: Final = f"give a {CLASS} of diffusers (its folder), or a control_*.safetensors, for SD 1.x, 2.x or XL"
 
 # Keys that ControlNetModel.from_unet takes over from the UNet, which a file without config.json leaves open.
@@ -210,7 +209,7 @@ def _refuse_other(config: Mapping[str, Any], unet: Mapping[str, Any], place: Pat
 def _refuse_unlike(key: str, config: Mapping[str, Any], unet: Mapping[str, Any], place: Path) -> None:
     own, other = (_plain(key, each) for each in (config, unet))
     if own != other:
-        name = _TITLES.get(own) if key == "cross_attention_dim" else None
+        name = TEXT_WIDTHS.get(own) if key == "cross_attention_dim" else None
         hint = f"it was made for {name or 'another UNet'}"
         raise CheckpointError(f"{OPTION} {place}: {key} is {own!r}, that of the UNet is {other!r}", hint=hint)
 

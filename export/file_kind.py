@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,6 +44,8 @@ _MAGIC: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it first"),
     (b"\x89HDF", "an HDF5 file (Keras)", FOLDER),
 )
+# its first key, as every writer has it: a text (type 8) of up to 255 bytes; ggml/docs/gguf.md
+_GGUF_ARCHITECTURE: Final = re.compile(rb"general\.architecture\x08\0{3}(.)\0{7}", re.DOTALL)
 _ONNX_IR_VERSION_FIELD: Final = b"\x08"  # ModelProto.ir_version: field 1, a varint, which writers put first
 
 
@@ -59,9 +62,16 @@ def describe_foreign(file: Path) -> ForeignFile | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, what, hint in _MAGIC:
         if head.startswith(magic) or (magic[:1] in b"<{v" and text.startswith(magic)):
-            return ForeignFile(what, hint)
+            return ForeignFile(what + _architecture(head), hint)
     if head[4:8] == b"TFL3":
         return ForeignFile("a TensorFlow Lite model", FOLDER)
     if file.suffix == ".onnx" and head.startswith(_ONNX_IR_VERSION_FIELD):
         return ForeignFile("an ONNX model, already exported", "give the PyTorch checkpoint that it was made from")
     return None
+
+
+def _architecture(head: bytes) -> str:
+    """Of a GGUF file, what model is in it."""
+    found = _GGUF_ARCHITECTURE.search(head) if head.startswith(b"GGUF") else None
+    name = head[found.end() : found.end() + found[1][0]] if found else b""
+    return f" of the architecture {name.decode(errors='replace')!r}" if name else ""

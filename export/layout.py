@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.artifacts import Companions, StoredTensor
+from .adapters.text_width import refuse_other_width
 from .diffusers_folder import INDEX, config_file, find_tokenizer_files, read_headers
 from .families import Headers, recognise
 from .safetensors_file import read_header
@@ -70,6 +71,7 @@ def read_folder(root: Path, given: Companions) -> Layout:
             configs={**headers.configs, "vae": config},
         )
     family, _ = recognise(headers, str(root))
+    refuse_other_width(given.adapters, headers.setting("unet.cross_attention_dim"))
     stored: dict[str, FolderWeights] = {}
     places = {INDEX: root / INDEX}
     tokenizer = given.tokenizer or root / "tokenizer"

@@ -12,7 +12,7 @@ from ..pipeline.plain_file import open_plain
 from .diffusers_folder import INDEX, read_json
 from .families import Headers, refuse_unsupported
 from .file_kind import FOLDER, describe_foreign
-from .pickled_file import is_pickled, read_pickled
+from .pickled_file import is_pickled, read_pickled, spelled_in
 from .safetensors_file import read_header
 
 LDM_UNET: Final = "model.diffusion_model."  # where the original code keeps the UNet
@@ -28,7 +28,7 @@ def is_single_file(path: Path) -> bool:
     if not path.is_file():
         return False
     if is_pickled(path):
-        return any(name.startswith(LDM_UNET) for name in read_pickled(path))
+        return any(name.startswith(LDM_UNET) for name in spelled_in(path))
     return (
         describe_foreign(path) is None
         and _looks_like_safetensors(path)
@@ -61,11 +61,18 @@ def _refuse_folder(folder: Path) -> NoReturn:
     # the second is where the hub's cache keeps a repository's files
     inside = sorted((*folder.glob(f"*/{INDEX}"), *folder.glob(f"snapshots/*/{INDEX}")))
     hint = f"did you mean {inside[0].parent}?" if inside else FOLDER
+    parts = [file.parent.name for file in sorted(folder.glob("*/config.json"))]
+    if "unet" in parts and not inside:
+        raise CheckpointError(
+            f"{folder}: {', '.join(parts)} of a diffusers folder, without its {INDEX}",
+            hint=f"download {INDEX} too: it says what belongs together",
+        )
     raise CheckpointError(f"{folder}: not a checkpoint: no {INDEX} in it", hint=hint)
 
 
 def _refuse_file(file: Path) -> NoReturn:
     if is_pickled(file):
+        refuse_unsupported(Headers(tensors={"": dict.fromkeys(spelled_in(file), ())}), str(file))
         _refuse_tensors(file, read_pickled(file))
     foreign = describe_foreign(file)
     if foreign is not None:

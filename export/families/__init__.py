@@ -14,6 +14,7 @@ from .unsupported import UNSUPPORTED
 
 __all__ = [
     "FAMILIES",
+    "TEXT_WIDTHS",
     "Family",
     "Headers",
     "Part",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 FAMILIES: Final[tuple[Family, ...]] = (SDXL, SD2, SD1)  # most specific first
+# what a UNet's attention reads, and no two families have in common -> the family's title
+TEXT_WIDTHS: Final = {768: SD1.title, 1024: SD2.title, 2048: SDXL.title}
 _WITHOUT_CONFIG: Final = ("tokenizer", "tokenizer_2")  # parts without a config that detection could need
 
 

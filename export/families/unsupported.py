@@ -149,6 +149,7 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
         (
             Signature(lone=True, classes=r".*For(CausalLM|ConditionalGeneration|SequenceClassification|MaskedLM)"),
             Signature(lone=True, tensors=(r"^(model\.|transformer\.|language_model\.)+(layers|h)\.\d+\.",)),
+            Signature(lone=True, tensors=(r"^h\.\d+\.(attn|ln_1)\.",)),  # GPT-2 as its authors saved it
         ),
         "give a Stable Diffusion checkpoint",
     ),
@@ -159,7 +160,8 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
             Signature(lone=True, classes=r"UNet2D(Condition)?Model"),
             Signature(lone=True, tensors=(r"^down_blocks\.0\.", r"^mid_block\.")),
         ),
-        _GIVE_WHOLE,
+        f"{_GIVE_WHOLE}; a UNet that was published alone (DMD2) goes into a copy of its base's folder, "
+        "as unet/diffusion_pytorch_model.safetensors",
     ),
     Unsupported(
         "a VAE alone",
@@ -175,7 +177,7 @@ UNSUPPORTED: Final[tuple[Unsupported, ...]] = (
         _LONE,
         (
             Signature(lone=True, classes=r"CLIP.*Model.*|T5.*Model"),
-            Signature(lone=True, tensors=(r"(^|\.)embeddings\.token_embedding\.",)),
+            Signature(lone=True, tensors=(r"(^|\.)embeddings\.token_embedding\.|^encoder\.block\.\d+\.layer\.",)),
         ),
         _GIVE_WHOLE,
     ),

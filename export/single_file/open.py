@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ...pipeline.artifacts import Companions, StoredTensor
 from ...pipeline.errors import CheckpointError
+from ..adapters.text_width import refuse_other_width
 from ..diffusers_folder import find_tokenizer_files, read_headers
 from ..families import Headers, refuse_unsupported
 from ..layout import Layout, PartWeights
@@ -66,6 +67,7 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
     refuse_unsupported(Headers(tensors={"": denoiser}), where)
     kind = _kind(stored, where)
     _require(stored, kind, given, where)
+    refuse_other_width(given.adapters, _text_width(denoiser))
     familiar = recognise_text_encoder(stored) if given.config is None else None
     if given.config is not None and given.config.is_dir():
         folder: Path | None = given.config
@@ -141,6 +143,12 @@ def _kind(stored: Tensors, where: str) -> str:
         f"{where}: a UNet of the original code without its text encoder",
         hint="give the full checkpoint, not the pruned UNet",
     )
+
+
+def _text_width(denoiser: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Channels of the text that the UNet reads, without which no adapter can be told to be for it."""
+    shapes = (shape for name, shape in denoiser.items() if name.endswith(".attn2.to_k.weight"))
+    return next((shape[1] for shape in shapes if len(shape) == 2), None)
 
 
 def _require(stored: Tensors, kind: str, given: Companions, where: str) -> None:

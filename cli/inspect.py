@@ -76,13 +76,15 @@ def _show_checkpoint(facts: dict[str, Any]) -> None:
     print_lines(
         f"  pictures {facts['size'][0]}x{facts['size'][1]}, {facts['scheduler']}, {facts['input_channels']} channels in"
     )
-    print_lines(f"  prediction {facts['prediction_type']} ({facts['prediction_why']})")
+    prediction = f"prediction {facts['prediction_type']} ({facts['prediction_why']})"
+    print_lines(f"  {prediction}")
     print_lines(f"  guidance {facts['guidance']['mode']} {facts['guidance']['default']:g}, {facts['steps']} steps")
     print_lines(f"  recipe {facts['recipe']}")
     for name, part in facts["components"].items():
-        print_lines(f"  {name:<13} {part['parameters'] / 1e6:8.2f} M parameters, stored as {part['dtype']}")
+        print_lines(f"  {name:<14} {part['parameters'] / 1e6:8.2f} M parameters, stored as {part['dtype']}")
     for remark in facts["remarks"]:
-        print_lines(f"  {remark}")
+        if remark != prediction:  # of a single file it is a remark too, for `convert` to tell
+            print_lines(f"  {remark}")
     needed = facts["forecast"]
     print_lines("", f"converting it to {', '.join(facts['targets'])} at {facts['precision']} needs about")
     print_lines(f"  memory {needed['peak_mib']} MiB at its peak ({facts['available_mib']:.0f} MiB are available)")

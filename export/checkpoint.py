@@ -108,6 +108,7 @@ def open_checkpoint(
         tokenizer_2=layout.tokenizer_2,
         pipeline=layout.headers.pipeline,
         settings=layout.headers.settings,
+        prediction_why=layout.prediction_why,
     )
     return _surveyed(checkpoint, memo) if survey else checkpoint
 

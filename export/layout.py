@@ -35,6 +35,7 @@ class Layout:
     tokenizer: Path
     tokenizer_2: Path | None = None  # of the second text encoder
     remarks: tuple[str, ...] = field(default=())
+    prediction_why: str = ""  # who says what the UNet predicts, where that is not the scheduler's configuration
 
     def config_place(self, part: str) -> str:
         """Where the configuration of `part` is stated, for errors."""

@@ -118,6 +118,7 @@ class Checkpoint:
     tokenizer_2: Path | None = None  # of the second text encoder
     pipeline: str = ""  # diffusers' class that the checkpoint names; "" where it names none
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline: keys of PIPELINE_SETTINGS
+    prediction_why: str = ""  # who says what the UNet predicts; "": scheduler_config.json, if anything
 
     @property
     def words(self) -> tuple[str, ...]:

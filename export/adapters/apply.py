@@ -96,7 +96,8 @@ def remarks_on(adapters: tuple[AdapterSource, ...]) -> tuple[str, ...]:
     said = []
     for adapter in adapters:
         if adapter.words:
-            said.append(f"adapter {adapter.label} adds the word {adapter.words[0]!r}, of {len(adapter.words)} vectors")
+            vectors = "one vector" if len(adapter.words) == 1 else f"{len(adapter.words)} vectors"
+            said.append(f"adapter {adapter.label} adds the word {adapter.words[0]!r}, of {vectors}")
             continue
         parts = ", ".join(f"{count} of {component}" for component, count in adapter.parameters.items())
         said.append(f"adapter {adapter.label} at {adapter.scale:g} changes {parts}")

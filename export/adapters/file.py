@@ -117,7 +117,13 @@ def read_adapter(place: Path) -> AdapterFile:
 
 
 def embeddings_of(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The embeddings of a textual inversion by what they are for; empty if this is none."""
+    """The embeddings of a textual inversion by what they are for; empty if this is none.
+
+    A1111's `.pt` keeps them in `string_to_param`, beside the token that each takes the place of.
+    """
+    inner = "string_to_param."
+    if any(name.startswith(inner) for name in stored):
+        stored = {name.removeprefix(inner): tensor for name, tensor in stored.items() if name.startswith(inner)}
     is_one = all(re.fullmatch(r"emb_params|clip_[lg]|<[^>]+>", name) or len(stored) == 1 for name in stored)
     flat = all(len(tensor.shape) in (1, 2) for tensor in stored.values())
     return dict(stored) if is_one and flat else {}

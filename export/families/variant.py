@@ -101,7 +101,7 @@ def _prediction(checkpoint: Checkpoint) -> tuple[str, str]:
                 f"{checkpoint.root}: scheduler_config.json: prediction_type {stated!r} is not supported",
                 hint=f"one of: {', '.join(_LATENT)}",
             )
-        return str(stated), "scheduler_config.json states it"
+        return str(stated), checkpoint.prediction_why or "scheduler_config.json states it"
     if checkpoint.family == "sd2":
         raise CheckpointError(
             f"{checkpoint.root}: scheduler_config.json states no prediction_type, and Stable Diffusion 2 comes in two: "

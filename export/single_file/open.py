@@ -76,8 +76,12 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
         folder = familiar
         remarks = [f"configurations of {familiar.name}, whose text encoder this is"] if familiar else []
     evidence = gather(file, stored, metadata, given)
-    configs, found = _stated(folder, kind, where) if folder else _derived(stored, kind, evidence, where)
-    remarks += found
+    says = ""  # how it is known what the UNet predicts, where no configuration states it
+    if folder:
+        configs = _stated(folder, kind, where)
+    else:
+        configs, says, found = _derived(stored, kind, evidence, where)
+        remarks += [f"prediction {configs['scheduler']['prediction_type']} ({says})", *found]
     weights = {
         "unet": PartWeights((file,), unet_names(stored, configs["unet"], ema=given.ema), renamed=True),
         **{part: PartWeights((file,), tensors, renamed=True) for part, tensors in _texts(stored, kind, configs)},
@@ -104,7 +108,7 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
     settings = {"force_zeros_for_empty_prompt": True} if kind == "sdxl" else {}
     headers = Headers(_PIPELINES[kind], parts, configs, shapes, settings=settings)
     first, second = tokenizers["tokenizer"][0], tokenizers["tokenizer_2"][0] if "tokenizer_2" in tokenizers else None
-    return Layout(file, headers, weights, places, first, second, tuple(remarks))
+    return Layout(file, headers, weights, places, first, second, tuple(remarks), says)
 
 
 def _tokenizers(
@@ -158,7 +162,7 @@ def _require(stored: Tensors, kind: str, given: Companions, where: str) -> None:
         )
 
 
-def _stated(folder: Path, kind: str, where: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _stated(folder: Path, kind: str, where: str) -> dict[str, dict[str, Any]]:
     """Configurations of a diffusers folder (its weights are not looked at)."""
     headers = read_headers(folder)
     configs = {part: dict(config) for part, config in headers.configs.items()}
@@ -167,10 +171,13 @@ def _stated(folder: Path, kind: str, where: str) -> tuple[dict[str, dict[str, An
     if missing:
         raise CheckpointError(f"{folder}: no configuration of {', '.join(missing)}, which {where} needs")
     configs["scheduler"].setdefault("_class_name", headers.parts["scheduler"])
-    return configs, []
+    return configs
 
 
-def _derived(stored: Tensors, kind: str, evidence: Evidence, where: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _derived(
+    stored: Tensors, kind: str, evidence: Evidence, where: str
+) -> tuple[dict[str, dict[str, Any]], str, list[str]]:
+    """Configurations as the shapes and the surroundings have it, who says what is predicted, and what is assumed."""
     unet, assumed = unet_config(_below(stored, UNET), where)
     unet |= evidence.unet
     scheduler, says = scheduler_config(kind, evidence, where, consistent="time_cond_proj_dim" in unet)
@@ -187,7 +194,7 @@ def _derived(stored: Tensors, kind: str, evidence: Evidence, where: str) -> tupl
     pixels = evidence.pixels or (
         _PIXELS_SD2_V if kind == "sd2" and scheduler["prediction_type"] == "v_prediction" else _PIXELS[kind]
     )
-    remarks = [says]
+    remarks = []
     scale = 8
     autoencoder = vae_tensors(stored)
     vae: dict[str, Any] = {}
@@ -206,7 +213,7 @@ def _derived(stored: Tensors, kind: str, evidence: Evidence, where: str) -> tupl
     if evidence.unet:
         assumed = [words for words in assumed if "attention heads" not in words]
     remarks.append(f"as the original code of {_TITLES[kind]} fixes it: {', '.join(assumed)}, {pixels} pixels")
-    return configs, remarks
+    return configs, says, remarks
 
 
 def _texts(

@@ -61,4 +61,4 @@ def scheduler_config(
         if kind == "sd1" and not consistent:  # PNDM cannot rescale
             config |= {"_class_name": "DDIMScheduler", "clip_sample": False}
             del config["skip_prk_steps"]
-    return config, f"prediction {prediction} ({says})"
+    return config, says

@@ -48,7 +48,8 @@ def test_prediction_is_told_by_evidence(
     file = write_ldm(tmp_path / "m.safetensors", tensors | dict.fromkeys(markers, torch.zeros(1)), metadata=metadata)
     found = read_single_file(file, Companions(tokenizer=TOKENIZER, prediction=given))
     assert found.headers.configs["scheduler"]["prediction_type"] == prediction
-    assert any(says in remark for remark in found.remarks)
+    assert says in found.prediction_why
+    assert f"prediction {prediction} ({found.prediction_why})" in found.remarks
 
 
 def test_a_prediction_that_does_not_exist_is_refused(file: Path) -> None:

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.modules import load
 from diffusette.export.tokenizer import write_tokenizer
+from diffusette.export.weights import Weights
 from diffusette.pipeline.artifacts import Checkpoint, Companions
 from diffusette.pipeline.errors import CheckpointError
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
@@ -64,6 +65,17 @@ def test_the_digest_of_the_text_encoder_covers_new_words(tiny_folder: Path, word
     )
     assert plain["text_encoder"].digest != more["text_encoder"].digest
     assert plain["unet"].digest == more["unet"].digest
+
+
+def test_a1111s_pt_is_read_whatever_token_it_was_trained_in_the_place_of(tiny_folder: Path, tmp_path: Path) -> None:
+    """As Stable Diffusion's web interface saves one; the token beside the vectors made it "no adapter known here"."""
+    vectors = torch.randn(3, 32)
+    state = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": torch.nn.Parameter(vectors)}}
+    torch.save({**state, "name": "gritty", "step": 5000, "sd_checkpoint": "x"}, tmp_path / "gritty.pt")
+    found = opened(tiny_folder, tmp_path / "gritty.pt")
+    assert found.words == ("gritty", "gritty_1", "gritty_2")
+    rows = Weights(found.components["text_encoder"]).read("embeddings.token_embedding.weight")[-3:]
+    torch.testing.assert_close(torch.from_numpy(rows), vectors)
 
 
 def test_sdxls_words_have_vectors_for_both_encoders(tmp_path: Path) -> None:

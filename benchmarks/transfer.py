@@ -27,7 +27,6 @@ from diffusette.pipeline.recipe import parameters_of, parse_recipe
 from diffusette.pipeline.search import candidates, search
 from diffusette.pipeline.stage import run_stage
 from diffusette.runtimes.registry import get_target
-from diffusette.validate.prompts import calibration_prompts
 from diffusette.validate.scenes import oracle_prompts, render
 
 SIZE: Final = (64, 64)
@@ -94,8 +93,7 @@ def compare(folder: Path, bits: float, target: str) -> dict[str, Any]:
     cache = Cache.default()
     run = partial(run_stage, cache=cache, progress=Progress())
     demo, tuned = (open_checkpoint(each, memo=cache.memo) for each in ("demo", folder))
-    prompts = list(calibration_prompts(demo.sources.values(), 12))  # of the demo's world, which is the fine-tune's
-    recipe = parse_recipe(f"schema = 1\n[calibrate]\nprompts = {json.dumps(prompts)}\n", "transfer.toml")
+    recipe = parse_recipe("schema = 1\n", "transfer.toml")
     runtime, goal = get_target(target), Goal(bits=bits)
     schemes = candidates((runtime,))
     found = {

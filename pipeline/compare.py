@@ -74,7 +74,7 @@ def compare_bundles(
         remarks.append("no pictures are compared: the bundles have no schedule in common")
     elif image is None and not cheap:
         remarks.append("no pictures were drawn with both, which takes long: ask for them with --image")
-    plan, guidance = _plan(first.manifest, schedule, cheap), _guidance(first.manifest)
+    plan, guidance = _plan(first, schedule, cheap), _guidance(first.manifest)
     a, b = opener(first, threads), opener(second, threads)
     label_a, label_b = _labels(first, second)
     with ExitStack() as stack:
@@ -156,12 +156,13 @@ def _schedule(first: Bundle, second: Bundle, cheap: bool) -> tuple[CompiledSched
     return candidates[0] if cheap else min(candidates, key=lambda each: each.steps), bool(common)
 
 
-def _plan(manifest: Manifest, schedule: CompiledSchedule, cheap: bool) -> ProbePlan:
-    digests = [source.sha256 for source in manifest.provenance.sources]
+def _plan(bundle: Bundle, schedule: CompiledSchedule, cheap: bool) -> ProbePlan:
+    manifest = bundle.manifest
+    (tokenizer,) = {(bundle.path / file.path).parent for file in manifest.tokenizer.files}
     last, mode = len(schedule.rows) - 1, manifest.guidance.mode
     steps = sorted({round(last * part) for part in ((0, 1 / 3, 2 / 3, 1) if cheap else (0, 1))})
     return ProbePlan(
-        prompts_for(digests, 4 if cheap else 1),
+        prompts_for(tokenizer, 4 if cheap else 1),
         steps=last + 1,
         picked=tuple((step, "conditional") for step in steps),
         guidance=_guidance(manifest),

@@ -46,7 +46,7 @@ def calibration_plans(
     cheap = is_cheap(checkpoint, size)
     texts: tuple[str, ...] = ()
     if prompts is None:
-        known = calibration_prompts(checkpoint.sources.values(), _TEXTS)
+        known = calibration_prompts(checkpoint.tokenizer, _TEXTS)
         count = _THOROUGH if cheap else _FRUGAL
         prompts, texts = known[:count], tuple(dict.fromkeys(known[count:]))
     if not prompts or not all(prompt.strip() for prompt in prompts):

@@ -6,7 +6,7 @@ last step, and a converter's mistake may show at one end only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -69,16 +69,16 @@ def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
     """
     scale = checkpoint.vae_scale
     work = checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale)
-    digests = checkpoint.sources.values()
+    tokenizer = checkpoint.tokenizer
     variant = variant_of(checkpoint)
     if variant.guidance_mode != "cfg":
-        return _few_steps(digests, variant, cheap=work < CHEAP_UNET)
+        return _few_steps(tokenizer, variant, cheap=work < CHEAP_UNET)
     if work < CHEAP_UNET:
-        prompts = prompts_for(digests, 4)
+        prompts = prompts_for(tokenizer, 4)
         both: tuple[Branch, ...] = ("conditional", "unconditional")
         picked = tuple((step, branch) for step in (0, 6, 13, 19) for branch in both)
         return ProbePlan(prompts, texts=(too_long(prompts[0]),), steps=20, picked=picked)
-    prompts = prompts_for(digests, 3)
+    prompts = prompts_for(tokenizer, 3)
     return ProbePlan(
         prompts[:1],
         texts=(*prompts[1:], too_long(prompts[0])),
@@ -87,9 +87,9 @@ def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
     )
 
 
-def _few_steps(digests: Iterable[str], variant: Variant, *, cheap: bool) -> ProbePlan:
+def _few_steps(tokenizer: Path, variant: Variant, *, cheap: bool) -> ProbePlan:
     """A plan in the steps that a distilled model was made for: over more of them it leaves its own world."""
-    prompts = prompts_for(digests, 4)
+    prompts = prompts_for(tokenizer, 4)
     every: tuple[tuple[int, Branch], ...] = tuple((step, "conditional") for step in range(variant.steps))
     return ProbePlan(
         prompts if cheap else prompts[:1],

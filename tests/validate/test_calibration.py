@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
+from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.export.single_file.tokenizer import CLIP
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.pipeline.errors import RecipeError, UsageError
 from diffusette.pipeline.recipe import parse_recipe
 from diffusette.validate.calibration import calibration_plans, step_weights
 from diffusette.validate.probes import plan_for
-from diffusette.validate.prompts import calibration_prompts
+from diffusette.validate.prompts import GENERAL, calibration_prompts, prompts_for
 from diffusette.validate.scenes import oracle_prompts
 
 
@@ -63,9 +65,26 @@ def test_a_large_model_gets_a_stage_a_prompt_and_few_calls(demo_checkpoint: Chec
 
 
 def test_bundled_prompts_are_distinct_sentences() -> None:
-    prompts = calibration_prompts((), 32)
+    prompts = calibration_prompts(CLIP, 32)
     assert len(set(prompts)) == 32
     assert all(len(prompt) > 10 and prompt == prompt.strip() for prompt in prompts)
+
+
+def test_a_model_is_asked_in_words_that_its_tokenizer_has_whole(tmp_path: Path) -> None:
+    """Prompts that are spelt out to a model leave even a faultless conversion of it below the gate of its pictures."""
+    captions = tuple(scene.caption for scene in oracle_prompts(4, seed=0))
+    assert prompts_for(DEMO_FOLDER / "tokenizer", 4) == captions
+    assert prompts_for(CLIP, 4) == GENERAL[:4]
+    shutil.copy(DEMO_FOLDER / "tokenizer" / "tokenizer.json", tmp_path)  # as a bundle and a fine-tune may have it
+    assert prompts_for(tmp_path, 4) == captions
+    assert calibration_prompts(tmp_path, 4) == calibration_prompts(DEMO_FOLDER / "tokenizer", 4)
+
+
+@pytest.mark.parametrize("vocabulary", ['{"r": 0, "red</w>": 1}', "[]", "{", '{"model": 3}', '{"red</w>": 49407}'])
+def test_a_tokenizer_that_knows_neither_world_or_is_none_is_asked_neutrally(tmp_path: Path, vocabulary: str) -> None:
+    for name in ("vocab.json", "tokenizer.json"):
+        (tmp_path / name).write_text(vocabulary)
+    assert prompts_for(tmp_path, 2) == GENERAL[:2]
 
 
 def test_refuses_an_empty_list_of_prompts(demo_checkpoint: Checkpoint) -> None:

@@ -60,17 +60,22 @@ def targets() -> str:
 
 def tolerances() -> str:
     """The gates, with their reasons."""
-    from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES
+    from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES, ImageTolerance
 
     def each(name: str) -> str:
         return "every" if name == "*" else f"`{name}`"
+
+    def below(row: ImageTolerance) -> str:
+        if row.floor_db is None:
+            return ""
+        return f", or {row.floor_db:g} and {row.slack_db:g} less than PyTorch with the same weights"
 
     components = [
         [gate, each(component), each(target), f"`{precision}`", f"SNR {row.min_snr_db:g} dB", row.why]
         for (gate, component, target, precision), row in TOLERANCES.items()
     ]
     pictures = [
-        ["picture", "", each(target), f"`{precision}`", f"PSNR {row.min_psnr_db:g} dB", row.why]
+        ["picture", "", each(target), f"`{precision}`", f"PSNR {row.min_psnr_db:g} dB{below(row)}", row.why]
         for (target, precision), row in IMAGE_TOLERANCES.items()
     ]
     return table(["gate", "component", "target", "precision", "at least", "because"], components + pictures)

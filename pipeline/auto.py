@@ -123,6 +123,10 @@ class OneTarget:
             if not parity.ok and not last:
                 self.progress.say(f"auto: {label} does not pass its gates: {parity.failures()[0]}")
                 continue
+            if parity.image and parity.image.psnr_db < AUTO_IMAGE_DB and not last:
+                found = f"{parity.image.psnr_db:.1f} dB in the worst picture, {AUTO_IMAGE_DB:g} are asked for"
+                self.progress.say(f"auto: {label} passes its gates, but may be seen: {found}")
+                continue
             alike = ", which is no more than two loads of one model differ by" if 1 < ratio <= SLOWER else ""
             self.progress.say(f"auto: {label} it is; a picture takes {ratio:.2f}x of fp32's time here{alike}")
             return Built(settled, plans, models, parity, entries(speeds))

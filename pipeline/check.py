@@ -16,7 +16,7 @@ from .bundle import Bundle
 from .cache import Cache
 from .calibrate import calibrated
 from .errors import BundleError, UsageError
-from .gate import ask_pytorch, ask_rounded, coarsest, pictures_are_cheap
+from .gate import ask_pytorch, ask_rounded, beside_rounding, coarsest, pictures_are_cheap
 from .origin import Origin, open_reference_checkpoint
 from .progress import Progress
 from .recipe import parse_recipe
@@ -117,7 +117,18 @@ def check_bundle(
         curved = image is True if timesteps is None else timesteps
         curve_of = partial(timesteps_of, bundle, checkpoint, plans, gate_probes=probes) if curved else None
         return _with_pictures(
-            report, bundle, checkpoint, coarsest(models), threads, plan, keep, curve_of, oracle_prompts, run, progress
+            report,
+            bundle,
+            checkpoint,
+            plans,
+            coarsest(models),
+            threads,
+            plan,
+            keep,
+            curve_of,
+            oracle_prompts,
+            run,
+            progress,
         ), remarks
 
 
@@ -227,6 +238,7 @@ def _with_pictures(
     report: ParityReport,
     bundle: Bundle,
     checkpoint: Checkpoint,
+    plans: Mapping[str, Plan],
     precision: str,
     threads: int,
     chosen: ProbePlan | None,
@@ -255,7 +267,7 @@ def _with_pictures(
         probes = run(ReferenceProbes(checkpoint, size, chosen)) if chosen else ask_pytorch(checkpoint, size, run)
         with progress.running(f"{target} pictures"):
             found = check_pictures(drawn, probes, limit=image_tolerance(target, precision), keep=keep)
-        report = replace(report, image=found)
+        report = replace(report, image=beside_rounding(found, checkpoint, plans, probes, run))
         if curve_of and not found.problem:
             report = replace(
                 report,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from ..export.families.variant import reads_zeros_for_empty
@@ -92,7 +93,28 @@ def prove(
         ),
         run,
     )
-    return ParityReport(target.name, tuple(reports), drawn)
+    return ParityReport(target.name, tuple(reports), beside_rounding(drawn, checkpoint, plans, probes, run))
+
+
+def beside_rounding(
+    report: ImageReport, checkpoint: Checkpoint, plans: Mapping[str, Plan], probes: Probes, run: Runner
+) -> ImageReport:
+    """`report`; where pictures lie below their tolerance, with what rounding alone takes from this checkpoint's.
+
+    Args:
+        plans: component -> how its weights are rounded.
+        probes: whose pictures were drawn.
+    """
+    from ..quantize.quantized import quantized_weights
+    from ..validate.rounded_pictures import RoundedPictures
+
+    rounded = {part: plan for part, plan in plans.items() if plan.label != "fp32"}
+    if report.ok or report.problem or not rounded:
+        return report
+    codes = {part: quantized_weights(checkpoint.components[part], plan, run) for part, plan in rounded.items()}
+    bare = replace(probes.plan, picked=(), texts=())
+    drawn = run(RoundedPictures(checkpoint, probes.size, bare, probes, rounded, codes))
+    return replace(report, rounded_db=min(drawn.psnr_db))
 
 
 @overload

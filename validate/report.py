@@ -55,7 +55,11 @@ class ComponentReport:
             return self.problem
         if self.loss.snr_db < self.tolerance.min_snr_db:
             needed = self.tolerance.min_snr_db
-            return f"{self.loss.snr_db:.1f} dB from PyTorch, {needed:g} dB needed, at {self.worst_probe}"
+            said = f"{self.loss.snr_db:.1f} dB from PyTorch, {needed:g} dB needed, at {self.worst_probe}"
+            same = (
+                self.fidelity and self.fidelity_tolerance and self.fidelity.snr_db >= self.fidelity_tolerance.min_snr_db
+            )
+            return f"{said}; so is PyTorch with the same weights: this checkpoint needs more bits" if same else said
         if self.fidelity_tolerance and not self.ok:
             got = f"{self.fidelity.snr_db:.1f} dB" if self.fidelity else "nothing"
             return (
@@ -120,6 +124,7 @@ class ImageReport:
     guidance: float
     scheduler: str = ""  # empty: the checkpoint's own
     problem: str = ""
+    rounded_db: float | None = None  # worst PSNR of PyTorch's own with the same weights, where it was asked for
 
     @property
     def drift_db(self) -> tuple[float, ...]:
@@ -131,14 +136,28 @@ class ImageReport:
         return min((picture.image.psnr_db for picture in self.pictures), default=-math.inf)
 
     @property
+    def needed_db(self) -> float:
+        """The least that passes: the tolerance, or what rounding leaves this checkpoint, where that is less."""
+        limit = self.tolerance
+        if self.rounded_db is None or limit.floor_db is None:
+            return limit.min_psnr_db
+        return min(limit.min_psnr_db, max(limit.floor_db, self.rounded_db - limit.slack_db))
+
+    @property
     def ok(self) -> bool:
-        return not self.problem and self.psnr_db >= self.tolerance.min_psnr_db
+        return not self.problem and self.psnr_db >= self.needed_db
 
     @property
     def verdict(self) -> str:
         if self.problem:
             return self.problem
-        return "ok" if self.ok else f"{self.psnr_db:.1f} dB PSNR, {self.tolerance.min_psnr_db:g} dB needed"
+        said = "ok" if self.ok else f"{self.psnr_db:.1f} dB PSNR, {self.needed_db:.3g} dB needed"
+        if self.rounded_db is None:
+            return said
+        said += f"; PyTorch with the same weights has {self.rounded_db:.1f}"
+        if not self.ok and self.psnr_db >= self.rounded_db - self.tolerance.slack_db:
+            said += ": this checkpoint needs more bits"
+        return said
 
     def to_json(self) -> dict[str, Any]:
         pictures = self.pictures
@@ -147,8 +166,9 @@ class ImageReport:
             "ssim": min((picture.ssim for picture in pictures), default=None),
             "latents_snr_db": min((finite_db(picture.latents.snr_db) for picture in pictures), default=None),
             "ok": self.ok,
-            "tolerance": self.tolerance.min_psnr_db,
+            "tolerance": self.needed_db,
             "why": self.tolerance.why,
+            "rounded_psnr_db": self.rounded_db,
             "steps": self.steps,
             "guidance": self.guidance,
             "scheduler": self.scheduler or None,
@@ -250,7 +270,7 @@ def parity_table(report: ParityReport) -> Table:
             "",
             f"{worst.image.max_abs:.2e}" if worst else "-",
             f"{_db(image.psnr_db)} PSNR" if worst else "-",
-            f"{image.tolerance.min_psnr_db:g}",
+            f"{image.needed_db:.3g}",
             "-",
             "-",
             _coloured(image.ok, image.verdict),

@@ -28,10 +28,16 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class ImageTolerance:
-    """The least PSNR of the final picture, in dB with peak 1.0, and why it is that one."""
+    """The least PSNR of the final picture, in dB with peak 1.0, and why it is that one.
+
+    A picture below it passes only if rounding alone takes as much from this checkpoint (docs/decisions/0094): if it has
+    no less than PyTorch's own with the same weights, but for `slack_db`, and no less than `floor_db`.
+    """
 
     min_psnr_db: float
     why: str
+    floor_db: float | None = None  # None: nothing below `min_psnr_db` passes
+    slack_db: float = 1.0  # another order of sums; more where a runtime also rounds activations
 
 
 # Measured on the embedded demo, worst of 32 UNet calls along four trajectories: fp32 at 112.7 dB or more on every
@@ -81,6 +87,9 @@ _ONE_RANGE_LAST_STEP = (
     "the demo leaves 10.8 dB at t = 1, where the answer is noise of which a thousandth is in the input"
 )
 
+_EIGHT_FLOOR: Final = 25.0  # as at 4 bits with a search: the picture, with edges that differ
+_EIGHT_SLACK: Final = 15.0  # rounding activations takes up to 12 dB from the demo's pictures beside that of weights
+
 FOUR_BITS: Final = ("w4g64_afp", "w4g32_afp", "w4g128_afp", "w4c_afp")
 
 TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
@@ -119,19 +128,32 @@ IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
         90.0, "126 dB and more over 64 pictures of the demo, on every target; 8 bits hide what is above 59 dB"
     ),
     ("*", "w8c_afp"): ImageTolerance(
-        40.0, "rounding the weights alone leaves 53.5 dB on the demo in the median of 64 pictures and 41.2 in the worst"
+        45.0,
+        "rounding the weights alone leaves 53.5 dB on the demo in the median of 64 pictures and 41.2 in the worst",
+        floor_db=30.0,
     ),
     ("mnn", "w8c_a8"): ImageTolerance(
-        36.0, "the demo leaves 45.5 dB and more, 53 with the same weights and float activations"
+        36.0,
+        "the demo leaves 45.5 dB and more, 53 with the same weights and float activations",
+        floor_db=_EIGHT_FLOOR,
+        slack_db=_EIGHT_SLACK,
     ),
     ("ncnn", "w8c_a8"): ImageTolerance(
-        36.0, "the demo leaves 41.5 dB in the worst of four pictures, 53 with the same weights and float activations"
+        36.0,
+        "the demo leaves 41.5 dB in the worst of four pictures, 53 with the same weights and float activations",
+        floor_db=_EIGHT_FLOOR,
+        slack_db=_EIGHT_SLACK,
     ),
     ("ort", "w8c_a8"): ImageTolerance(
-        36.0, "the demo leaves 42.9 dB in the worst of four pictures, 53 with the same weights and float activations"
+        36.0,
+        "the demo leaves 42.9 dB in the worst of four pictures, 53 with the same weights and float activations",
+        floor_db=_EIGHT_FLOOR,
+        slack_db=_EIGHT_SLACK,
     ),
-    **{("*", scheme): ImageTolerance(20.0, _FOUR_PICTURE) for scheme in FOUR_BITS},
-    ("*", "fp16"): ImageTolerance(55.0, "rounding the weights to fp16 inside PyTorch alone leaves 82 dB on the demo"),
+    **{("*", scheme): ImageTolerance(20.0, _FOUR_PICTURE, floor_db=10.0) for scheme in FOUR_BITS},
+    ("*", "fp16"): ImageTolerance(
+        55.0, "rounding the weights to fp16 inside PyTorch alone leaves 82 dB on the demo", floor_db=40.0
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class Told(OneTarget):
 
     ratios: Mapping[str, float]
     failing: tuple[str, ...]
+    seen: tuple[str, ...]  # precisions whose pictures pass their gates, but not unseen
 
     def build(self, plans: Any) -> Any:
         return {part: type("Model", (), {"precision": plan.label})() for part, plan in plans.items()}
@@ -59,6 +61,7 @@ class Told(OneTarget):
 
         verdict: Any = Verdict()
         verdict.ok = ok
+        verdict.image = SimpleNamespace(psnr_db=35.0 if models["unet"].precision in self.seen else 50.0)
         return verdict
 
 
@@ -70,12 +73,18 @@ class Listener:
         self.said.append(text)
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, ratios: dict[str, float], failing: tuple[str, ...] = ()) -> tuple[str, str]:
+def chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    ratios: dict[str, float],
+    failing: tuple[str, ...] = (),
+    seen: tuple[str, ...] = (),
+) -> tuple[str, str]:
     monkeypatch.setattr(auto, "ask_pytorch", lambda *_: None)
     listener: Any = Listener()
     work = Told(None, OrtTarget(), (64, 64), None, None, None, listener)
     object.__setattr__(work, "ratios", {"w8c_afp": 1.0, "fp16": 1.0, "fp32": 1.0} | ratios)
     object.__setattr__(work, "failing", failing)
+    object.__setattr__(work, "seen", seen)
     built = work.choose(merged(load_recipe("sd1-fp16"), precision="auto"), PARAMETERS)
     return built.recipe.quantize.precision, "\n".join(listener.said)
 
@@ -96,6 +105,12 @@ def test_one_that_fails_its_gates_is_never_taken(monkeypatch: pytest.MonkeyPatch
     precision, said = chosen(monkeypatch, {}, ("w8c_afp",))
     assert precision == "fp16"
     assert "does not pass its gates: unet: far off" in said
+
+
+def test_one_whose_pictures_may_be_seen_to_differ_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    precision, said = chosen(monkeypatch, {}, seen=("w8c_afp",))
+    assert precision == "fp16"
+    assert "ort w8c_afp passes its gates, but may be seen: 35.0 dB in the worst picture, 40 are asked for" in said
 
 
 def test_float32_is_what_is_left_and_its_verdict_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
+import pytest
 from diffusette.validate.parity import Parity
 from diffusette.validate.report import (
     ComponentReport,
@@ -67,6 +69,36 @@ def test_any_failed_part_fails_the_report() -> None:
     assert not ParityReport("ort", ()).ok, "nothing was compared"
 
 
+@pytest.mark.parametrize(
+    ("rounded", "ok", "said"),
+    [
+        (None, False, "60.0 dB PSNR, 70 dB needed"),
+        (82.0, False, "60.0 dB PSNR, 70 dB needed; PyTorch with the same weights has 82.0"),  # it is the runtime
+        (60.5, True, "ok; PyTorch with the same weights has 60.5"),  # it is the checkpoint
+        (50.0, True, "ok; PyTorch with the same weights has 50.0"),
+        (61.5, False, "60.0 dB PSNR, 60.5 dB needed; PyTorch with the same weights has 61.5"),
+    ],
+)
+def test_pictures_below_their_tolerance_pass_only_where_rounding_alone_takes_as_much(
+    rounded: float | None, ok: bool, said: str
+) -> None:
+    limit = ImageTolerance(70.0, "twenty steps amplify rounding", floor_db=55.0)
+    image = replace(PICTURE.image, psnr_db=60.0)
+    report = ImageReport((replace(PICTURE, image=image),), limit, 20, 4.0, rounded_db=rounded)
+    assert (report.ok, report.verdict) == (ok, said)
+
+
+def test_no_picture_passes_below_the_floor_and_the_remedy_is_named() -> None:
+    limit = ImageTolerance(70.0, "twenty steps amplify rounding", floor_db=65.0)
+    image = replace(PICTURE.image, psnr_db=60.0)
+    report = ImageReport((replace(PICTURE, image=image),), limit, 20, 4.0, rounded_db=60.0)
+    assert not report.ok
+    assert report.verdict.endswith(
+        "65 dB needed; PyTorch with the same weights has 60.0: this checkpoint needs more bits"
+    )
+    assert not replace(report, tolerance=replace(limit, floor_db=None)).ok
+
+
 def test_a_fidelity_gate_without_a_measurement_fails() -> None:
     assert not ComponentReport("unet", "fp16", LIMIT, CLOSE, fidelity=None, fidelity_tolerance=LIMIT).ok
 
@@ -74,6 +106,13 @@ def test_a_fidelity_gate_without_a_measurement_fails() -> None:
 def test_failures_name_the_component_and_the_figures() -> None:
     report = ParityReport("ort", (component("unet", FAR), component("vae_decoder", CLOSE)), IMAGE)
     assert report.failures() == ["unet: 20.0 dB from PyTorch, 100 dB needed, at late"]
+
+
+def test_a_loss_that_pytorch_with_the_same_weights_has_too_is_not_blamed_on_the_runtime() -> None:
+    report = ComponentReport("unet", "w8c_afp", LIMIT, FAR, "late", 3, CLOSE, LIMIT)
+    assert not report.ok
+    assert report.verdict.endswith("so is PyTorch with the same weights: this checkpoint needs more bits")
+    assert "bits" not in replace(report, fidelity=FAR).verdict
 
 
 def test_a_problem_without_numbers_is_null_in_json() -> None:

@@ -34,6 +34,8 @@ def test_no_gate_is_looser_than_promised(component: str, target: str) -> None:
     assert tolerance("fidelity", component, target, "fp16").min_snr_db > HIDDEN.get(component, max(HIDDEN.values()))
     assert image_tolerance(target, "fp32").min_psnr_db >= 70
     assert image_tolerance(target, "fp16").min_psnr_db >= 55
+    assert image_tolerance(target, "w8c_afp").min_psnr_db >= 45
+    assert all(row.floor_db is None or row.floor_db < row.min_psnr_db for row in IMAGE_TOLERANCES.values())
 
 
 def test_fidelity_is_always_stricter_than_loss() -> None:

@@ -55,16 +55,15 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
         programs that the child started; `own_peak_mib`, of the child itself; `stage_peak_mib`, with the programs that
         it started, sampled; `tree_peak_mib`, with this process too.
     """
-    from pydantic import TypeAdapter
-
     from .publish import scratch_folder
+    from .strict import adapter
 
     kind = type(stage)
     started = time.monotonic()
     with scratch_folder(work, stage.name) as folder:
         (folder / "cwd").mkdir()
         request = folder / "request.json"
-        request.write_bytes(TypeAdapter(kind).dump_json(stage))
+        request.write_bytes(adapter(kind).dump_json(stage))
         (folder / "reply.part").write_bytes(bytes(_REPLY_BYTES))  # room for the last word, even on a full disk
         target = f"{kind.__module__}:{kind.__qualname__}"
         peaks = _supervise(target, folder, into, watch, warm="torch" in kind.tools)
@@ -244,13 +243,13 @@ def main(target: str, folder: Path, into: Path) -> None:
 
 
 def _run(target: str, folder: Path, into: Path) -> dict[str, Any]:
-    from pydantic import TypeAdapter
+    from .strict import adapter
 
     module, _, name = target.partition(":")
     kind = getattr(importlib.import_module(module), name)
-    stage = TypeAdapter(kind).validate_json((folder / "request.json").read_bytes())
+    stage = adapter(kind).validate_json((folder / "request.json").read_bytes())
     artifact = stage.run(into)
-    facts: dict[str, Any] = TypeAdapter(kind.output).dump_python(artifact, mode="json")
+    facts: dict[str, Any] = adapter(kind.output).dump_python(artifact, mode="json")
     return {key: value for key, value in facts.items() if key not in ("folder", "digest")}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -43,8 +44,14 @@ class Runner(Protocol):
 
 def digest_of(stage: Stage[Any]) -> str:
     """The address of a stage's result: its name, version, key, and the versions of its tools."""
-    tools = {name: version_of(name) for name in stage.tools}
+    tools = {name: _version(name) for name in stage.tools}
     return sha256_of_json({"name": stage.name, "version": stage.version, "key": dict(stage.key()), "tools": tools})
+
+
+@cache
+def _version(tool: str) -> str:
+    """Of the installed distribution. Asked once: a stage's key names several, and each look takes milliseconds."""
+    return version_of(tool)
 
 
 def label_of(stage: Stage[Any]) -> str:
@@ -97,8 +104,8 @@ def run_stage(stage: Stage[Out], cache: Cache, progress: Progress) -> Out:
 
 
 def _load(stage: Stage[Out], record: Mapping[str, Any], folder: Path) -> Out:
-    from pydantic import TypeAdapter
+    from .strict import adapter
 
     facts = {**record["facts"], "folder": str(folder), "digest": folder.name}
-    artifact: Out = TypeAdapter(stage.output).validate_python(facts)
+    artifact: Out = adapter(stage.output).validate_python(facts)
     return artifact

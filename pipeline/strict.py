@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Final, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import DiffusetteError, refuse_unknown
 
@@ -26,6 +27,12 @@ class Strict(BaseModel):
 
 
 Model = TypeVar("Model", bound=Strict)
+
+
+@cache
+def adapter(kind: type) -> TypeAdapter[Any]:
+    """Reads and writes values of a dataclass. Made once for each: that takes longer than what it does."""
+    return TypeAdapter(kind)
 
 
 def parsed(model: type[Model], data: Mapping[str, Any], where: Where, error: type[DiffusetteError]) -> Model:

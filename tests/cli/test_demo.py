@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.weights import Weights
+from diffusette.pipeline.bundle import open_bundle
+from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.hashing import sha256_of_file
+from diffusette.pipeline.measure import measure_bundles
+from diffusette.pipeline.progress import Silent
 from PIL import Image
 
 from .conftest import TARGETS, Command
@@ -56,21 +61,44 @@ def test_validate_passes_and_says_by_how_much(command: Command, converted: Path,
     assert report["image"]["ssim"] > 0.999
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_profile_measures_every_component_next_to_torch(command: Command, converted: Path, target: str) -> None:
-    answer = command("profile", converted / target, "--runs", 2, "--vs", "torch", "--ops", "--json")
-    assert answer.code == 0, answer.err
-    assert set(answer.json["ops"]) == COMPONENTS
-    for part in answer.json["ops"].values():
-        assert sum(kind["share"] for kind in part["kinds"]) == pytest.approx(1, abs=0.01)
-        assert any(op["module"] for op in part["slowest"]), "the checkpoint is known here"
-    assert set(answer.json["components"]) == COMPONENTS
-    for part in answer.json["components"].values():
+@pytest.fixture(scope="module")
+def measured(converted: Path, cache: Path) -> dict[str, Any]:
+    """What `profile --vs torch` says of each bundle; PyTorch is loaded once for all three, as by `demo`."""
+    bundles = [open_bundle(converted / name) for name in TARGETS]
+    reports = measure_bundles(bundles, runs=2, versus_torch=True, cache=Cache(cache), progress=Silent())
+    return {name: report.to_json() for name, report in zip(TARGETS, reports, strict=True)}
+
+
+def check_times(components: dict[str, Any]) -> None:
+    assert set(components) == COMPONENTS
+    for part in components.values():
         assert part["median_ms"] > 0
         assert part["p90_ms"] >= part["median_ms"]
         assert part["ratio_to_torch"] == pytest.approx(part["median_ms"] / part["torch"]["median_ms"], rel=0.01)
         assert 20 < part["peak_rss_mib"] < part["torch"]["peak_rss_mib"]
         assert part["disk_bytes"] > 100_000
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_component_is_measured_next_to_torch(measured: dict[str, Any], target: str) -> None:
+    check_times(measured[target]["components"])
+
+
+@pytest.mark.parametrize(("target", "more"), [("ort", ("--vs", "torch")), ("ncnn", ()), ("mnn", ())])
+def test_profile_times_components_and_their_operations(
+    command: Command, converted: Path, target: str, more: tuple[str, ...]
+) -> None:
+    answer = command("profile", converted / target, "--runs", 2, *more, "--ops", "--json")
+    assert answer.code == 0, answer.err
+    assert set(answer.json["ops"]) == COMPONENTS
+    for part in answer.json["ops"].values():
+        assert sum(kind["share"] for kind in part["kinds"]) == pytest.approx(1, abs=0.01)
+        assert any(op["module"] for op in part["slowest"]), "the checkpoint is known here"
+    if more:
+        check_times(answer.json["components"])
+    else:
+        assert set(answer.json["components"]) == COMPONENTS
+        assert all(part["median_ms"] > 0 and "torch" not in part for part in answer.json["components"].values())
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -220,7 +248,8 @@ def test_nothing_in_a_bundle_tells_where_it_was_made(converted: Path, cache: Pat
 
 @pytest.mark.slow
 def test_auto_says_what_it_took_and_why_and_writes_down_the_race(command: Command, tmp_path: Path) -> None:
-    answer = command("convert", "demo", "-o", tmp_path / "out", "--target", "ort", "--precision", "auto", "--json")
+    words = ("convert", "demo", "-o", tmp_path / "out", "--target", "ort", "--precision", "auto")
+    answer = command(*words, "--json")
     assert answer.code == 0, answer.err
     assert "auto: ort" in answer.err
     facts = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -231,5 +260,5 @@ def test_auto_says_what_it_took_and_why_and_writes_down_the_race(command: Comman
         assert set(facts["speed"]) == set(facts["components"])
     shares = facts["components"]["unet"]["schemes"]
     assert sum(entry["share"] for entry in shares.values()) == pytest.approx(1)
-    again = command("convert", "demo", "-o", tmp_path / "out", "--target", "ort", "--precision", "auto")
+    again = command(*words)
     assert again.code == 0, again.err

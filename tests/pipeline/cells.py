@@ -33,13 +33,13 @@ from diffusette.pipeline.progress import Silent
 from diffusette.pipeline.recipe import Recipe, load_recipe
 from diffusette.pipeline.recipe_tables import ScheduleChoice
 from diffusette.pipeline.sampling import recipe_for
+from diffusette.pipeline.strict import adapter
 from diffusette.runtimes.mnn import convert as mnn_convert
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
 from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from diffusette.runtimes.txt2img.control import Control
 from diffusette.validate import torch_session
 from diffusette.validate.probes import probe_canvas
-from pydantic import TypeAdapter
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 WRITE: Final = "DIFFUSETTE_WRITE_KINDS"
@@ -48,9 +48,9 @@ SIZE: Final = (64, 64)
 
 def in_this_process(stage: Any, into: Path, work: Path, watch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """`child.run_in_child` without the child; stages still go through JSON, as they do on their way to one."""
-    kind: Any = TypeAdapter(type(stage))
+    kind = adapter(type(stage))
     artifact = kind.validate_json(kind.dump_json(stage)).run(into)
-    facts = TypeAdapter(stage.output).dump_python(artifact, mode="json")
+    facts = adapter(stage.output).dump_python(artifact, mode="json")
     measured = {"tree_peak_mib": 0, "own_peak_mib": 0}  # nothing of this process would tell
     return {name: fact for name, fact in facts.items() if name not in ("folder", "digest")}, measured
 

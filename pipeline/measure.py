@@ -12,7 +12,7 @@ import numpy as np
 
 from ..runtimes.inputs import native_feeds
 from ..runtimes.isolation import open_isolated
-from ..validate.latency import ComponentProfile, Contestant, ProfileReport, race
+from ..validate.latency import ComponentProfile, Contestant, Entrant, ProfileReport, profile_component
 from ..validate.memory import bytes_on_disk
 from .bundle import Bundle
 from .cache import Cache
@@ -69,18 +69,19 @@ def measure_bundles(
         checkpoint = open_reference_checkpoint(bundles[0], reference, cache or Cache.default())
     profiles: list[list[ComponentProfile]] = [[] for _ in bundles]
     for name in timed:
-        racing = [
-            Contestant(partial(opener(bundle, threads, form, timed=True), name), partial(_feeds, bundle))
-            for bundle in bundles
+        entrants = [
+            Entrant(
+                found[name].precision,
+                Contestant(partial(opener(bundle, threads, form, timed=True), name), partial(_feeds, bundle)),
+                bytes_on_disk(Path(bundle.path, file) for file in found[name].files),
+            )
+            for bundle, found in zip(bundles, models, strict=True)
         ]
-        if checkpoint:
-            racing.append(_torch(checkpoint, name, bundles[0], threads))
+        torch = _torch(checkpoint, name, bundles[0], threads) if checkpoint else None
         with progress.running(f"{name} x {runs}"):
-            timings = race(racing, runs=runs, warmup=1)
-        torch = timings[len(bundles)] if checkpoint else None
-        for bundle, found, kept, timing in zip(bundles, models, profiles, timings, strict=False):
-            disk = bytes_on_disk(Path(bundle.path, file) for file in found[name].files)
-            kept.append(ComponentProfile(name, found[name].precision, timing, disk, threads, runs, torch))
+            found_times = profile_component(name, entrants, threads=threads, runs=runs, torch=torch)
+        for kept, profile in zip(profiles, found_times, strict=True):
+            kept.append(profile)
     machine_name = machine()
     return tuple(
         ProfileReport(bundle.manifest.target.name, tuple(kept), machine_name)

@@ -51,6 +51,15 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True)
+class Entrant:
+    """A bundle's model of the component that is timed."""
+
+    precision: str
+    contestant: Contestant
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds of one run; seconds of loading, from the start of reading files to readiness."""
 
@@ -117,18 +126,16 @@ class ProfileReport:
 
 def profile_component(
     component: str,
-    precision: str,
-    contestant: Contestant,
+    entrants: Sequence[Entrant],
     *,
-    disk_bytes: int,
     threads: int,
     runs: int,
     warmup: int = 1,
     torch: Contestant | None = None,
-) -> ComponentProfile:
-    """Time a component, taking turns with PyTorch when `torch` is given.
+) -> tuple[ComponentProfile, ...]:
+    """Time a component of several bundles, taking turns with each other, and with PyTorch when `torch` is given.
 
-    Both models are loaded at the same time, each in its own process.
+    All models are loaded at the same time, each in its own process.
 
     Raises:
         UsageError: `runs` is below 1 or `warmup` below 0.
@@ -136,9 +143,12 @@ def profile_component(
     """
     if runs < 1 or warmup < 0:
         raise UsageError(f"{runs} runs after {warmup} of warm-up measure nothing", hint="ask for at least one run")
-    timings = race([contestant] + ([torch] if torch else []), runs=runs, warmup=warmup)
-    return ComponentProfile(
-        component, precision, timings[0], disk_bytes, threads, runs, torch=timings[1] if torch else None
+    racing = [entrant.contestant for entrant in entrants] + ([torch] if torch else [])
+    timings = race(racing, runs=runs, warmup=warmup)
+    beside = timings[len(entrants)] if torch else None
+    return tuple(
+        ComponentProfile(component, entrant.precision, timing, entrant.disk_bytes, threads, runs, torch=beside)
+        for entrant, timing in zip(entrants, timings, strict=False)
     )
 
 

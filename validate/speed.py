@@ -66,10 +66,6 @@ class Speed:
     threads: int = 0  # of each racer
     digest: str = ""
 
-    @property
-    def is_slower(self) -> bool:
-        return self.interval[0] > SLOWER
-
 
 @dataclass(frozen=True)
 class MeasureSpeed:

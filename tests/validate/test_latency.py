@@ -13,7 +13,7 @@ import pytest
 from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.pipeline.errors import BundleError, UsageError
 from diffusette.runtimes.protocol import Array, Feeds
-from diffusette.validate.latency import Contestant, ProfileReport, profile_component, profile_table
+from diffusette.validate.latency import Contestant, Entrant, ProfileReport, profile_component, profile_table
 from diffusette.validate.memory import bytes_on_disk
 from rich.console import Console
 
@@ -54,11 +54,9 @@ def contestant(name: str, seconds: list[float], diary: list[str]) -> Contestant:
 
 def test_models_take_turns_and_warm_up_does_not_count() -> None:
     diary: list[str] = []
-    profile = profile_component(
+    (profile,) = profile_component(
         "unet",
-        "fp16",
-        contestant("A", [9.0, 0.01, 0.02, 0.03], diary),
-        disk_bytes=2**20,
+        [Entrant("fp16", contestant("A", [9.0, 0.01, 0.02, 0.03], diary), 2**20)],
         threads=2,
         runs=3,
         warmup=1,
@@ -72,19 +70,29 @@ def test_models_take_turns_and_warm_up_does_not_count() -> None:
     assert profile.timing.load_s == 0.25
 
 
+def test_bundles_take_turns_and_share_one_pytorch() -> None:
+    diary: list[str] = []
+    entrants = [Entrant(name, contestant(name, [9, seconds], diary), 1) for name, seconds in (("A", 2), ("B", 3))]
+    one, other = profile_component("unet", entrants, threads=1, runs=1, torch=contestant("torch", [9, 4], diary))
+    assert diary == ["A", "B", "torch"] * 2 + ["close torch", "close B", "close A"]
+    assert (one.precision, one.ratio, other.precision, other.ratio) == ("A", 0.5, "B", 0.75)
+
+
 def test_without_torch_there_is_no_ratio() -> None:
-    profile = profile_component("unet", "fp32", contestant("A", [1, 1], []), disk_bytes=1, threads=1, runs=1)
+    (profile,) = profile_component("unet", [Entrant("fp32", contestant("A", [1, 1], []), 1)], threads=1, runs=1)
     assert profile.ratio is None
     assert profile.to_json()["ratio_to_torch"] is None
 
 
 def test_no_runs_measure_nothing() -> None:
     with pytest.raises(UsageError, match="0 runs"):
-        profile_component("unet", "fp32", contestant("A", [], []), disk_bytes=1, threads=1, runs=0)
+        profile_component("unet", [Entrant("fp32", contestant("A", [], []), 1)], threads=1, runs=0)
 
 
 def test_json_and_table_say_how_it_was_measured() -> None:
-    profile = profile_component("unet", "fp32", contestant("A", [1, 0.5], []), disk_bytes=3 * 2**20, threads=2, runs=1)
+    (profile,) = profile_component(
+        "unet", [Entrant("fp32", contestant("A", [1, 0.5], []), 3 * 2**20)], threads=2, runs=1
+    )
     report = ProfileReport("ort", (profile,), "a processor, 2 cores")
     facts = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert facts["components"]["unet"]["median_ms"] == 500

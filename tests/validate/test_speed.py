@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from diffusette.validate import speed, times
-from diffusette.validate.speed import Speed, int8_unit, median_interval, take_turns, whole_ratio
+from diffusette.validate.speed import SLOWER, Speed, int8_unit, median_interval, take_turns, whole_ratio
 
 from .test_latency import FEEDS, Clocked
 
@@ -86,8 +86,10 @@ def test_a_picture_weighs_each_component_by_its_calls() -> None:
 
 
 def test_only_a_clear_loss_is_called_slower() -> None:
-    assert not measured(1.2, 1.0, low=0.95).is_slower
-    assert measured(1.3, 1.0, low=1.15).is_slower
+    def least(speed: Speed) -> float:
+        return whole_ratio({"unet": speed}, {"unet": 40}, least=True)
+
+    assert least(measured(1.2, 1.0, low=0.95)) < SLOWER < least(measured(1.3, 1.0, low=1.15))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
@@ -17,7 +15,6 @@ from diffusette.pipeline.recipe import Recipe, load_recipe, merged, parameters_o
 from diffusette.pipeline.recipe_tables import Compiled
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.registry import get_target
-from pydantic import BaseModel
 
 PARAMETERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     component: {"conv_in.weight": (8, 4, 3, 3), "conv_in.bias": (8,), "mid.weight": (64, 64), "norm.weight": (64,)}
@@ -152,69 +149,6 @@ def test_another_schema_is_refused_before_its_keys(text: str, what: str) -> None
     assert what in caught.value.what
 
 
-@pytest.mark.parametrize(
-    ("match", "fp32"),
-    [
-        ("unet/.*", {"unet"}),
-        (".*", set(COMPONENTS)),
-        ("vae_.*", {"vae_decoder", "vae_encoder"}),
-        ("(unet|vae_decoder)/.*", {"unet", "vae_decoder"}),
-    ],
-)
-def test_a_rule_that_takes_a_component_as_a_whole_gives_it_one_scheme(match: str, fp32: set[str]) -> None:
-    plans = recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'").plans(PARAMETERS)
-    assert all(not plan.exceptions for plan in plans.values())
-    assert {name for name, plan in plans.items() if plan.default == "fp32"} == fp32
-
-
-@pytest.mark.parametrize(
-    "match", ["unet/conv_in", r"unet/conv_in\.weight", "unet/conv_.*", ".*/conv_in", "unet/conv_in.*"]
-)
-def test_a_rule_takes_modules_and_parameters_by_their_whole_name(match: str) -> None:
-    rule = recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'keep'")
-    assert rule.plans(PARAMETERS)["unet"] == Plan("fp16", (("conv_in.weight", "keep"),))
-
-
-@pytest.mark.parametrize(
-    ("match", "what", "hint"),
-    [
-        (
-            "unett/.*",
-            "my.toml [[quantize.rules]] 1: 'unett/.*' matches nothing",
-            "components here: text_encoder, text_encoder_2, unet",
-        ),
-        ("unet/conv", "'unet/conv' matches nothing", "did you mean 'unet/conv_in'?"),
-        ("conv_in", "'conv_in' matches nothing", "COMPONENT/MODULE"),
-        ("unet/norm", "matches only biases and norms, such as unet/norm.weight", "stay float32"),
-    ],
-)
-def test_a_rule_without_effect_is_an_error(match: str, what: str, hint: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        recipe(f"[[quantize.rules]]\nmatch = '{match}'\nscheme = 'fp32'").plans(PARAMETERS)
-    assert what in caught.value.what
-    assert hint in caught.value.hint
-
-
-def test_the_last_rule_that_matches_wins() -> None:
-    rules = "".join(
-        f"[[quantize.rules]]\nmatch = '{match}'\nscheme = '{scheme}'\n"
-        for match, scheme in [(".*", "fp32"), ("unet/.*", "w8c_afp"), ("unet/conv_in", "fp16"), ("vae_.*", "fp16")]
-    )
-    found = recipe(rules).plans(PARAMETERS)
-    assert found["text_encoder"] == Plan("fp32")
-    assert found["unet"] == Plan("w8c_afp", (("conv_in.weight", "fp16"),))
-    assert found["vae_decoder"] == found["vae_encoder"] == Plan("fp16")
-
-
-def test_rules_are_held_against_the_parameters_of_a_real_checkpoint() -> None:
-    parameters = parameters_of(open_checkpoint("demo", survey=False))
-    assert set(parameters) == set(COMPONENTS) - {"controlnet", "text_encoder_2"}
-    assert parameters["unet"]["conv_in.weight"] == (48, 4, 3, 3)
-    plans = recipe("[[quantize.rules]]\nmatch = 'unet/.*attn2.*'\nscheme = 'w8c_afp'").plans(parameters)
-    assert plans["unet"].label == "fp16+w8c_afp"
-    assert all("attn2" in name for name, _ in plans["unet"].exceptions)
-
-
 def test_size_comes_from_the_recipe_else_from_the_unet() -> None:
     assert recipe("[export]\nsize = [256, 512]").size_for(checkpoint(8)) == (256, 512)
     assert recipe().size_for(checkpoint(8)) == (64, 64)
@@ -271,37 +205,6 @@ def test_a_wrong_option_is_blamed_on_the_option() -> None:
     assert "w8c_afp" in caught.value.hint
     with pytest.raises(UsageError, match=r"^--size 512x500: size = \[512, 500\]: both sides"):
         merged(load_recipe("sd1-fp16"), size=(512, 500))
-
-
-DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
-
-
-def keys(model: type[BaseModel], table: str = "") -> Iterator[str]:
-    """`[export] size`, in the way of docs/recipes.md."""
-    for name, field in model.model_fields.items():
-        key = field.alias or name
-        inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")]
-        if not inner or key == "also":
-            yield f"[{table}] {key}" if table else key
-        else:
-            below = f"{table}.{key}" if table else key
-            for found in keys(inner[0], below):
-                yield f"[{found.replace('] ', ']] ', 1)}" if key == "rules" else found
-
-
-def test_the_page_about_recipes_lists_every_key_and_no_other() -> None:
-    listed = re.findall(r"^\| `([^`]*)` \|", DOCS.read_text().split("## Keys")[1], flags=re.MULTILINE)
-    assert listed == list(keys(Recipe))
-
-
-def test_the_page_about_recipes_lists_every_shipped_recipe() -> None:
-    listed = re.findall(r"^\| `([^`]*)` \|", DOCS.read_text().split("## Keys")[0], flags=re.MULTILINE)
-    assert sorted(listed) == list(shipped_recipes())
-
-
-@pytest.mark.parametrize("block", re.findall(r"```toml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL))
-def test_recipes_in_the_docs_are_valid(block: str) -> None:
-    assert parse_recipe(block, "docs/recipes.md").to_toml() == block
 
 
 def test_a_file_of_prompts_becomes_part_of_the_recipe(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """Write a checkpoint with the shapes of a published model and random weights, for measuring time and memory.
 
-    python benchmarks/make_checkpoint.py sd15|sd21|sdxl PLACE [--fp16] [--seed N]
+    python benchmarks/make_checkpoint.py sd15|sd21|sdxl|sd15-controlnet PLACE [--fp16] [--seed N]
 
 PLACE is a folder (the layout of diffusers), or a `.safetensors` file (one file with the key names of the original
-code). With --fp16 sd15 takes 2.1 GB, sd21 2.5 GB, sdxl 6.9 GB; twice that without. It is written tensor by tensor:
-modules are built on the meta device and each weight is drawn from PyTorch's default distribution for its layer, so
-activations keep a sane scale. The folders' tokenizers are the demo checkpoint's, with CLIP's ids for its two special
-tokens: they make valid prompts, not SD's.
+code). With --fp16 sd15 takes 2.1 GB, sd21 2.5 GB, sdxl 6.9 GB; twice that without; sd15-controlnet is a ControlNet
+alone of 0.7 GB, a folder for --controlnet. It is written tensor by tensor: modules are built on the meta device and
+each weight is drawn from PyTorch's default distribution for its layer, so activations keep a sane scale. The folders'
+tokenizers are the demo checkpoint's, with CLIP's ids for its two special tokens: they make valid prompts, not SD's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,15 @@ _BETAS: Final = {
     "steps_offset": 1,
 }
 
+_OF_UNET_ALONE: Final = ("out_channels", "up_block_types", "sample_size")
+_CONTROLNET: Final[dict[str, Any]] = {
+    **{key: value for key, value in _UNET.items() if key not in _OF_UNET_ALONE},
+    "conditioning_channels": 3,
+    "conditioning_embedding_out_channels": [16, 32, 96, 256],
+}
+
 SHAPES: Final[dict[str, dict[str, Any]]] = {
+    "sd15-controlnet": {"controlnet": _CONTROLNET},
     "sd15": {
         "pipeline": "StableDiffusionPipeline",
         "text_encoder": _TEXT_ENCODER,
@@ -149,8 +157,11 @@ def main() -> None:
     parser.add_argument("--fp16", action="store_true", help="store weights as float16")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    shapes = SHAPES[options.shapes]
     write = write_file if options.place.suffix == ".safetensors" else write_folder
-    write(SHAPES[options.shapes], options.place, "F16" if options.fp16 else "F32", options.seed)
+    if "controlnet" in shapes:
+        write = write_controlnet
+    write(shapes, options.place, "F16" if options.fp16 else "F32", options.seed)
 
 
 def build_modules(shapes: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +205,21 @@ def write_folder(shapes: Mapping[str, Any], folder: Path, dtype: str, seed: int)
     else:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def write_controlnet(shapes: Mapping[str, Any], folder: Path, dtype: str, seed: int) -> None:
+    """Write the folder of a ControlNetModel. What training begins at zero is random: what it adds must be seen."""
+    import torch
+    from diffusers import ControlNetModel
+
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        module: Any = ControlNetModel.from_config(shapes["controlnet"])  # type: ignore[no-untyped-call]
+    module.save_config(folder)
+    tensors = dict(module.named_parameters())
+    file = folder / "diffusion_pytorch_model.safetensors"
+    count = write_weights(file, tensors, dtype, np.random.default_rng(seed))
+    print(f"controlnet: {count / 1e6:.1f}M parameters")
 
 
 def write_file(shapes: Mapping[str, Any], file: Path, dtype: str, seed: int) -> None:

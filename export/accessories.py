@@ -73,6 +73,18 @@ class Schedules:
         """One of `compiled`."""
         return CompiledSchedule.from_json(json.loads((self.folder / f"{scheduler}-{steps}.json").read_text()))
 
+    def remarks(self) -> list[str]:
+        """What was skipped, for people: a line for each scheduler and reason, with all its step counts."""
+        counts: dict[tuple[str, str], list[str]] = {}
+        for asked, why in self.skipped.items():
+            scheduler, steps = asked.split()
+            # a reason begins with what was compiled, `CLASS at N steps: `
+            counts.setdefault((scheduler, why.partition(f" at {steps} steps: ")[2] or why), []).append(steps)
+        return [
+            f"no schedule for {scheduler} at {', '.join(steps)} steps: {why}"
+            for (scheduler, why), steps in counts.items()
+        ]
+
     @property
     def default(self) -> CompiledSchedule:
         return self.read(*self.compiled[0])

@@ -96,7 +96,8 @@ def single_latent_form(coefficients: Coefficients, where: str) -> list[tuple[flo
         outputs = row[calls : calls + call + 1][::-1]
         used = np.flatnonzero(np.abs(outputs) > NEGLIGIBLE * np.abs(outputs).max())
         if not used.size:
-            raise CheckpointError(f"{where}: step {call} ignores the model")
+            which = "its last step" if call == calls - 1 else f"step {call}"
+            raise CheckpointError(f"{where}: {which} ignores the model")
         kept = tuple(float(value) for value in outputs[: used[-1] + 1])
         rows.append((float(row[call]), kept, float(row[2 * calls + call])))
     return rows

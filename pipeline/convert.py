@@ -133,8 +133,8 @@ def convert(
         plans = calibrated(plans, source, pixels, chosen, run)
         if found:
             plans = {part: replace(plan, rounded_with=found.schemes) for part, plan in plans.items()}
-        for what, why in schedules.skipped.items():
-            progress.say(f"no schedule for {what} steps: {why}")
+        for remark in schedules.remarks():
+            progress.say(remark)
         moved = _movements(source, run, progress)
         proven = []
         for name, runtime in runtimes.items():

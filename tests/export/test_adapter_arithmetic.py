@@ -28,6 +28,22 @@ def test_a_tucker_lora_is_its_three_convolutions_one_after_the_other(tiny_folder
     assert snr_db(live, conv(x, after, padding=1)) > FLOOR_DB
 
 
+def test_every_module_of_a_kohya_lora_has_a_rank_and_an_alpha_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+    """diffusers takes one alpha for all modules of attention, so the live side is what kohya's trainer computes."""
+    torch.manual_seed(0)
+    of_module = {QUERY: (2, 1.0), QUERY.replace("to_q", "to_v"): (8, 6.0)}
+    state, expected = {}, {}
+    for module, (rank, alpha) in of_module.items():
+        down, up = torch.randn(rank, 16), torch.randn(16, rank)
+        stored = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(alpha)}
+        state |= {f"lora_unet_{module.replace('.', '_')}.{k}": v for k, v in stored.items()}
+        expected[module] = 0.8 * alpha / rank * up @ down
+    save_file(state, tmp_path / "mixed.safetensors")
+    for module, change in expected.items():
+        before, after = only(tiny_folder, tmp_path / "mixed.safetensors", f"{module}.weight", 0.8)
+        assert snr_db(before + change, after) > FLOOR_DB
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_kohyas_dora_scale_weighs_rows_or_columns(axis: int, tiny_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from diffusette.export.accessories import CompileSchedules
 from diffusette.export.schedule import AGREEMENT, compile_schedule, measure_disagreement
 from diffusette.export.scheduler import SCHEDULERS, default_scheduler
 from diffusette.pipeline.errors import CheckpointError, UsageError
@@ -159,6 +160,16 @@ def test_pipelines_without_repairs_take_the_configuration_as_it_is() -> None:
     outdated = {**CONFIG, "steps_offset": 2}
     repaired = compile_schedule(outdated, "ddim", 5)
     assert compile_schedule(outdated, "ddim", 5, pipeline="StableDiffusionXLPipeline") != repaired
+
+
+def test_what_cannot_be_compiled_is_told_once_for_all_its_counts(tmp_path: Path) -> None:
+    """PNDM with the settings of an SDXL checkpoint's DPM solver ends at timestep 0, where nothing is left."""
+    betas = {key: CONFIG[key] for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
+    config = {**betas, "_class_name": "DPMSolverMultistepScheduler", "steps_offset": 0, "timestep_spacing": "linspace"}
+    wanted = (("checkpoint", 4), ("pndm", 10), ("ddim", 4), ("pndm", 20))
+    compiled = CompileSchedules(config, wanted, "StableDiffusionXLInpaintPipeline").run(tmp_path)
+    assert compiled.compiled == (("dpmpp_2m", 4), ("ddim", 4))
+    assert compiled.remarks() == ["no schedule for pndm at 10, 20 steps: its last step ignores the model"]
 
 
 def test_the_default_scheduler_is_the_checkpoints_own() -> None:

@@ -126,6 +126,16 @@ def _show_bundle(facts: dict[str, Any]) -> None:
     target = facts["target"]
     print_lines(f"{facts['name']}: a bundle for {target['name']} {target['version']}, family {facts['family']}")
     print_lines(f"  parity gate: {facts['gate']}")
+    reads, guidance = facts["conditioning"], facts["guidance"]
+    print_lines(
+        f"  variant {reads['variant']} ({reads['why']})",
+        f"  pictures {facts['size'][0]}x{facts['size'][1]}, {reads['input_channels']} channels in, "
+        f"text encoders: {reads['text_encoders']}",
+        f"  prediction {facts['prediction_type']}, timesteps {facts['timestep_spacing']}, {facts['steps']} steps, "
+        f"guidance {guidance['mode']} {guidance['default']:g}",
+    )
+    if facts["added_tokens"]:
+        print_lines(f"  words added: {', '.join(facts['added_tokens'])}")
     for name, part in facts["components"].items():
         inputs = ", ".join(f"{i['name']} {i['dtype']}{i['shape']}" for i in part["inputs"])
         print_lines(f"  {name:<13} {part['precision']:<5} {size_text(part['bytes']):>8}  takes {inputs}")

@@ -128,6 +128,8 @@ def _bundle(path: Path) -> dict[str, Any]:
         "guidance": facts.guidance.model_dump(),
         "conditioning": facts.conditioning.model_dump(),
         "control": facts.control.model_dump() if facts.control else None,
+        "added_tokens": list(facts.tokenizer.added_tokens),
+        "steps": facts.schedule.default["steps"],
         "prediction_type": facts.schedule.prediction_type,
         "timestep_spacing": facts.schedule.timestep_spacing,
         "parity": {name: entry.model_dump() for name, entry in facts.parity.items()},

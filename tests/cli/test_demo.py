@@ -219,7 +219,10 @@ def test_inspect_tells_checkpoint_bundle_and_graph_apart(command: Command, conve
 
 def test_tables_for_people_show_the_same_as_json(command: Command, converted: Path) -> None:
     assert "converting it to ort, ncnn, mnn at fp16 needs about" in command("inspect", "demo").out
-    assert "parity gate: passed" in command("inspect", converted / "mnn").out
+    bundle = command("inspect", converted / "mnn").out
+    assert "parity gate: passed" in bundle
+    assert "variant base (no sign of distillation)" in bundle
+    assert "prediction epsilon, timesteps leading, 20 steps, guidance cfg 7.5" in bundle
     assert "opset 18" in command("inspect", converted / "ort" / "unet" / "model.onnx").out
     targets = command("targets").out
     assert all(name in targets for name in TARGETS)

@@ -32,7 +32,8 @@ def test_every_module_of_a_kohya_lora_has_a_rank_and_an_alpha_of_its_own(tiny_fo
     """diffusers takes one alpha for all modules of attention, so the live side is what kohya's trainer computes."""
     torch.manual_seed(0)
     of_module = {QUERY: (2, 1.0), QUERY.replace("to_q", "to_v"): (8, 6.0)}
-    state, expected = {}, {}
+    state: dict[str, torch.Tensor] = {}
+    expected: dict[str, torch.Tensor] = {}
     for module, (rank, alpha) in of_module.items():
         down, up = torch.randn(rank, 16), torch.randn(16, rank)
         stored = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(alpha)}

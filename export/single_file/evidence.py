@@ -6,6 +6,7 @@ the file's own metadata (https://github.com/Stability-AI/ModelSpec) and marker t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ PREDICTIONS: Final = ("epsilon", "v_prediction")
 _SPEC_PREDICTIONS: Final = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 _YAML_PREDICTIONS: Final = {"eps": "epsilon", "v": "v_prediction"}
 _SPEC_KEY: Final = "modelspec.prediction_type"
+# how distilled models are called that have their base's shapes; no tensor gives them away
+_DISTILLED: Final = re.compile(r"(?<![a-z])(turbo|lightning|lcm)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Evidence:
     betas: tuple[float, float] | None = None
     pixels: int | None = None  # side of the pictures that the model was trained on
     unet: Mapping[str, Any] = field(default_factory=dict)  # keys of the UNet's configuration
+    distilled: tuple[str, str] | None = None  # "turbo", "lightning" or "lcm", who says so
 
 
 def gather(file: Path, names: Mapping[str, Any], metadata: Mapping[str, str], given: Companions) -> Evidence:
@@ -61,7 +65,16 @@ def gather(file: Path, names: Mapping[str, Any], metadata: Mapping[str, str], gi
         found.betas,
         found.pixels or _resolution(metadata),
         found.unet,
+        _distilled(file, metadata),
     )
+
+
+def _distilled(file: Path, metadata: Mapping[str, str]) -> tuple[str, str] | None:
+    title = metadata.get("modelspec.title", "")
+    for text, where in ((file.stem, "its name"), (title, "the file's metadata, modelspec.title")):
+        if found := _DISTILLED.search(text):
+            return found[1].lower(), where
+    return None
 
 
 def _yaml_of(file: Path, given: Companions) -> tuple[Path, Mapping[str, Any]] | None:

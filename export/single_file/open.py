@@ -10,7 +10,7 @@ from ...pipeline.artifacts import Companions, StoredTensor
 from ...pipeline.errors import CheckpointError
 from ..adapters.text_width import refuse_other_width
 from ..diffusers_folder import find_tokenizer_files, read_headers
-from ..families import Headers, refuse_unsupported
+from ..families import Headers, get_family, refuse_unsupported
 from ..layout import Layout, PartWeights
 from ..stored_file import read_stored
 from .evidence import Evidence, gather
@@ -34,12 +34,6 @@ from .tokenizer import find_tokenizer
 _SCALING: Final = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}  # scale_factor of the families' own YAMLs
 _PIXELS: Final = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 _PIXELS_SD2_V: Final = 768
-_TITLES: Final = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
-_PIPELINES: Final = {
-    "sd1": "StableDiffusionPipeline",
-    "sd2": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-}
 
 
 def read_single_file(file: Path, given: Companions) -> Layout:
@@ -106,7 +100,7 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
     shapes = {part: {t.name: t.shape for t in found.tensors} for part, found in weights.items()}
     # StableDiffusionXLPipeline's default, and what model_index.json of the base says
     settings = {"force_zeros_for_empty_prompt": True} if kind == "sdxl" else {}
-    headers = Headers(_PIPELINES[kind], parts, configs, shapes, settings=settings)
+    headers = Headers(get_family(kind).pipeline, parts, configs, shapes, settings=settings)
     first, second = tokenizers["tokenizer"][0], tokenizers["tokenizer_2"][0] if "tokenizer_2" in tokenizers else None
     return Layout(file, headers, weights, places, first, second, tuple(remarks), says)
 
@@ -158,7 +152,7 @@ def _text_width(denoiser: Mapping[str, tuple[int, ...]]) -> int | None:
 def _require(stored: Tensors, kind: str, given: Companions, where: str) -> None:
     if not vae_tensors(stored) and given.vae is None:
         raise CheckpointError(
-            f"{where}: a single-file {_TITLES[kind]} checkpoint without a VAE", hint="give one: --vae PATH"
+            f"{where}: a single-file {get_family(kind).title} checkpoint without a VAE", hint="give one: --vae PATH"
         )
 
 
@@ -195,6 +189,12 @@ def _derived(
         _PIXELS_SD2_V if kind == "sd2" and scheduler["prediction_type"] == "v_prediction" else _PIXELS[kind]
     )
     remarks = []
+    if evidence.distilled and "time_cond_proj_dim" not in unet:
+        word, whence = evidence.distilled
+        remarks.append(
+            f"a {word} model by {whence}: sampled with {scheduler['_class_name']} in few steps without guidance "
+            "(rename the file if it is none)"
+        )
     scale = 8
     autoencoder = vae_tensors(stored)
     vae: dict[str, Any] = {}
@@ -212,7 +212,7 @@ def _derived(
     unet["sample_size"] = pixels // scale
     if evidence.unet:
         assumed = [words for words in assumed if "attention heads" not in words]
-    remarks.append(f"as the original code of {_TITLES[kind]} fixes it: {', '.join(assumed)}, {pixels} pixels")
+    remarks.append(f"as the original code of {get_family(kind).title} fixes it: {', '.join(assumed)}, {pixels} pixels")
     return configs, says, remarks
 
 

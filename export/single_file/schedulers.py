@@ -30,6 +30,12 @@ _CONSISTENT: Final[Mapping[str, Any]] = {
     "timestep_spacing": "leading",
     "clip_sample": False,
 }
+# as stabilityai/sd-turbo, stabilityai/sdxl-turbo and ByteDance/SDXL-Lightning are published; all of them predict noise
+_DISTILLED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "turbo": {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
+    "lightning": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
+    "lcm": _CONSISTENT,
+}
 
 
 def scheduler_config(
@@ -43,8 +49,11 @@ def scheduler_config(
     Raises:
         CheckpointError: an SD 2.x file does not say whether it predicts noise or velocity: both exist in equal shapes.
     """
+    distilled, whence = evidence.distilled or ("", "")
     if evidence.prediction is not None:
         prediction, says = evidence.prediction
+    elif distilled:
+        prediction, says = "epsilon", f"assumed: as every {distilled} model, which {whence} says that it is"
     elif kind == "sd2":
         raise CheckpointError(
             f"{where}: Stable Diffusion 2.x predicts noise (the 512 pixel base) or velocity (the 768 pixel model), "
@@ -53,12 +62,18 @@ def scheduler_config(
         )
     else:
         prediction, says = "epsilon", "assumed: as every checkpoint of its family that does not say otherwise"
-    config = {**_TRAINED, **(_CONSISTENT if consistent else _OWN[kind]), "prediction_type": prediction}
+    config = {**_TRAINED, **_solver(kind, "lcm" if consistent else distilled), "prediction_type": prediction}
     if evidence.betas is not None:
         config |= {"beta_start": evidence.betas[0], "beta_end": evidence.betas[1]}
     if evidence.zero_snr:  # "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al. 2024)
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if kind == "sd1" and not consistent:  # PNDM cannot rescale
+        if config["_class_name"] == "PNDMScheduler":  # it cannot rescale
             config |= {"_class_name": "DDIMScheduler", "clip_sample": False}
             del config["skip_prk_steps"]
     return config, says
+
+
+def _solver(kind: str, distilled: str) -> Mapping[str, Any]:
+    """The family's own, or that of what was distilled from it; SD-Turbo's is without noise."""
+    name = "lightning" if (kind, distilled) == ("sd2", "turbo") else distilled
+    return _DISTILLED.get(name, _OWN[kind])

@@ -222,7 +222,7 @@ def test_tables_for_people_show_the_same_as_json(command: Command, converted: Pa
     bundle = command("inspect", converted / "mnn").out
     assert "parity gate: passed" in bundle
     assert "variant base (no sign of distillation)" in bundle
-    assert "prediction epsilon, timesteps leading, 20 steps, guidance cfg 7.5" in bundle
+    assert "prediction epsilon, timesteps leading, 20 steps, guidance cfg 4" in bundle
     assert "opset 18" in command("inspect", converted / "ort" / "unet" / "model.onnx").out
     targets = command("targets").out
     assert all(name in targets for name in TARGETS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.export.families.variant import variant_of
 from diffusette.export.single_file.open import read_single_file
 from diffusette.export.single_file.tokenizer import CLIP
 from diffusette.pipeline.artifacts import Companions
@@ -50,6 +51,34 @@ def test_prediction_is_told_by_evidence(
     assert found.headers.configs["scheduler"]["prediction_type"] == prediction
     assert says in found.prediction_why
     assert f"prediction {prediction} ({found.prediction_why})" in found.remarks
+
+
+@pytest.mark.parametrize(
+    ("kind", "stem", "metadata", "solver"),
+    [
+        ("sdxl", "sd_xl_turbo_1.0_fp16", {}, "EulerAncestralDiscreteScheduler"),
+        ("sd2", "sd_turbo", {}, "EulerDiscreteScheduler"),
+        ("sdxl", "sdxl_lightning_4step", {}, "EulerDiscreteScheduler"),
+        ("sdxl", "model", {"modelspec.title": "Stable Diffusion XL Turbo"}, "EulerAncestralDiscreteScheduler"),
+        ("sd1", "dreamshaper_8LCM", {}, "LCMScheduler"),
+    ],
+)
+def test_a_file_that_is_called_distilled_is_sampled_so(
+    kind: str, stem: str, metadata: dict[str, str], solver: str, tmp_path: Path
+) -> None:
+    """Its shapes are its base's: guided over 20 steps, SDXL-Turbo's single file drew garbage without a word."""
+    file = write_ldm(tmp_path / f"{stem}.safetensors", ldm_tensors(original_pipeline(kind)), metadata=metadata)
+    found = open_checkpoint(file, companions=Companions(tokenizer=TOKENIZER), survey=False)
+    variant = variant_of(found)
+    assert found.scheduler["_class_name"] == solver
+    assert (variant.guidance_mode, variant.steps, variant.prediction_type) == ("none", 4, "epsilon")
+    assert any("in few steps without guidance" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize("stem", ["turbocharged", "sdxl_base", "enlightning"])
+def test_a_word_inside_another_says_nothing(stem: str, tmp_path: Path) -> None:
+    file = write_ldm(tmp_path / f"{stem}.safetensors", ldm_tensors(original_pipeline("sdxl")))
+    assert variant_of(open_checkpoint(file, companions=Companions(tokenizer=TOKENIZER), survey=False)).name == "base"
 
 
 def test_a_prediction_that_does_not_exist_is_refused(file: Path) -> None:

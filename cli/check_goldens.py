@@ -22,7 +22,7 @@ def check_goldens(
     """
     from ..pipeline.bundle import open_bundle
     from ..pipeline.goldens import replay_goldens
-    from ..validate.goldens import facts_of
+    from ..validate.golden_checks import facts_of
     from .terminal import TerminalProgress, print_json
 
     opened = open_bundle(bundle)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS, read_canvas
 from ..runtimes.txt2img.control import read_control
-from ..runtimes.txt2img.generate import draw
+from ..runtimes.txt2img.generate import draw, generate
+from ..runtimes.txt2img.model_run import run_model
+from ..validate.golden_checks import Check, check_goldens
 from ..validate.goldens import (
+    CANVAS_PLACE,
     CONTROL_PLACE,
+    MASK_PLACE,
     PLACE,
     PROMPT,
     SEED,
-    Check,
+    Encoding,
     Goldens,
-    check_goldens,
     read_goldens,
     write_goldens,
 )
-from ..validate.probes import pictures_for
+from ..validate.probes import pictures_for, probe_canvas
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, UsageError
 from .gate import calls_are_cheap
@@ -35,6 +40,8 @@ from .sessions import painter
 
 if TYPE_CHECKING:
     from ..runtimes.protocol import Array
+    from ..runtimes.txt2img.canvas import Canvas
+    from ..runtimes.txt2img.generate import TextToImage
     from .schedule import CompiledSchedule
     from .stage import Runner
 
@@ -43,15 +50,15 @@ THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class DrawnGoldens:
-    """A folder with goldens.json, and control.png where the bundle draws along a picture."""
+    """A folder with what goes into the bundle: goldens.json, and pictures that they are about."""
 
     folder: Path
-    controlled: bool = False
+    places: tuple[str, ...]  # in the bundle; a file of the same name is in the folder
     digest: str = ""
 
-    @property
-    def file(self) -> Path:
-        return self.folder / "goldens.json"
+    def assets(self) -> dict[str, Path]:
+        """Place in the bundle -> file."""
+        return {place: self.folder / Path(place).name for place in self.places}
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class DrawGoldens:
     facts: str  # digest of that manifest: files, schedules, runtime, guidance
 
     name: ClassVar[str] = "goldens"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
     output: ClassVar[type] = DrawnGoldens
 
@@ -79,22 +86,56 @@ class DrawGoldens:
             painter(bundle, schedule, THREADS), open=lambda name: target.open(bundle.model(name), threads=THREADS)
         )
         pictures = pictures_for(models)
+        encoding = None
+        if "vae_encoder" in bundle.components:
+            canvas = pictures["canvas"] or replace(probe_canvas(models.size), mask=None)
+            _write_canvas(canvas, into)
+            canvas = _read_canvas(into, 1.0, models)
+            pictures["canvas"] = canvas if pictures["canvas"] else None
+            encoding = encode(models, replace(canvas, strength=_strength(schedule)), PROMPT, SEED)
+        if models.controlled:
+            _write_png(pictures["control"].picture[0].transpose(1, 2, 0), into / Path(CONTROL_PLACE).name)
         drawing = draw(models, PROMPT, seed=SEED, keep_trajectory=True, **pictures)
         runtime = f"{bundle.manifest.target.name} {target.version()}"
-        goldens = write_goldens(
-            (models.tokenizer, models.tokenizer_2), drawing, [row.timestep for row in schedule.rows], runtime
-        )
-        (into / "goldens.json").write_text(goldens.to_json(), encoding="utf-8", newline="\n")
-        if models.controlled:
-            _write_png(pictures["control"].picture, into / "control.png")
-        return DrawnGoldens(into, models.controlled)
+        tokenizers, timesteps = (models.tokenizer, models.tokenizer_2), [row.timestep for row in schedule.rows]
+        goldens = write_goldens(tokenizers, drawing, timesteps, runtime, encoding)
+        (into / Path(PLACE).name).write_text(goldens.to_json(), encoding="utf-8", newline="\n")
+        places = (PLACE, CONTROL_PLACE, CANVAS_PLACE, MASK_PLACE)
+        return DrawnGoldens(into, tuple(place for place in places if (into / Path(place).name).exists()))
+
+
+def encode(models: TextToImage, canvas: Canvas, prompt: str, seed: int) -> Encoding:
+    """A picture through the VAE encoder, and to the point where the UNet would be called."""
+    with models.open("vae_encoder") as encoder:
+        feeds = {"sample": canvas.image.astype(np.float32)}
+        encoded = run_model(encoder, feeds, models.time_embedding, "vae_encoder")
+    with closing(generate(models, prompt, seed=seed, canvas=canvas)) as steps:
+        start = next(progress.latents for progress in steps if progress.component == "unet")
+    assert start is not None
+    return Encoding(canvas.strength, encoded, start)
+
+
+def _strength(schedule: CompiledSchedule) -> float:
+    """Half of the steps, where the solver can start in the middle."""
+    return 1.0 if schedule.history > 1 or schedule.steps == 1 else 0.5
+
+
+def _write_canvas(canvas: Canvas, into: Path) -> None:
+    _write_png((canvas.image[0].transpose(1, 2, 0) + 1) / 2, into / Path(CANVAS_PLACE).name)
+    if canvas.mask is not None:
+        _write_png(canvas.mask[0, 0], into / Path(MASK_PLACE).name)
+
+
+def _read_canvas(folder: Path, strength: float, models: TextToImage) -> Canvas:
+    mask = folder / Path(MASK_PLACE).name if models.input_channels == INPAINTING_CHANNELS else None
+    return read_canvas(folder / Path(CANVAS_PLACE).name, mask, strength, models.size)
 
 
 def _write_png(picture: Array, file: Path) -> None:
-    """[1, 3, H, W] of zeros and ones, which a PNG keeps exactly."""
+    """[H, W, 3] or [H, W] in 0..1, rounded to 8 bits; zeros and ones are kept exactly."""
     from PIL import Image
 
-    Image.fromarray((picture[0].transpose(1, 2, 0) * 255).astype(np.uint8)).save(file, format="PNG")
+    Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(file, format="PNG")
 
 
 def golden_schedule(bundle: Bundle) -> CompiledSchedule:
@@ -114,8 +155,7 @@ def with_goldens(inputs: PackInputs, work: Path, run: Runner) -> PackInputs:
     with scratch_folder(work, "goldens") as folder:
         manifest = staged(inputs, folder)
         drawn = run(DrawGoldens(folder, sha256_of_json(manifest.model_dump(mode="json"))))
-    more = {CONTROL_PLACE: drawn.folder / "control.png"} if drawn.controlled else {}
-    return replace(inputs, assets={**inputs.assets, PLACE: drawn.file, **more})
+    return replace(inputs, assets={**inputs.assets, **drawn.assets()})
 
 
 def goldens_of(bundle: Bundle) -> Goldens:
@@ -149,10 +189,16 @@ def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress
     models = painter(bundle, schedule, threads)
     pictures = pictures_for(models)
     if models.controlled:  # the picture in the bundle, whatever would be drawn here today
-        if CONTROL_PLACE not in {file.path for file in bundle.manifest.assets}:
-            raise BundleError(f"{CONTROL_PLACE}: no such file in the manifest", hint="convert the checkpoint again")
+        _refuse_missing(bundle, CONTROL_PLACE)
         pictures["control"] = read_control(Path(bundle.path, CONTROL_PLACE), None, models.size)
+    canvas = encoding = None
+    if goldens.canvas:
+        _refuse_missing(bundle, CANVAS_PLACE, *([MASK_PLACE] if pictures["canvas"] else []))
+        canvas = _read_canvas(Path(bundle.path, PLACE).parent, goldens.canvas.strength, models)
+        pictures["canvas"] = replace(canvas, strength=1.0) if pictures["canvas"] else None
     with progress.running("goldens"):
+        if canvas:
+            encoding = encode(models, canvas, wanted.prompt, wanted.seed)
         drawing = draw(
             models,
             wanted.prompt,
@@ -162,4 +208,11 @@ def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress
             keep_trajectory=True,
             **pictures,
         )
-    return goldens, list(check_goldens(goldens, (models.tokenizer, models.tokenizer_2), drawing))
+    return goldens, list(check_goldens(goldens, (models.tokenizer, models.tokenizer_2), drawing, encoding))
+
+
+def _refuse_missing(bundle: Bundle, *places: str) -> None:
+    declared = {file.path for file in bundle.manifest.assets}
+    for place in places:
+        if place not in declared:
+            raise BundleError(f"{place}: no such file in the manifest", hint="convert the checkpoint again")

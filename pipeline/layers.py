@@ -91,7 +91,6 @@ def look_into(
         segments,
         {tensor: size[point] for tensor, point in at.items()},
         forced=2 if rounded else 1,
-        exclusive=wiring.exclusive,
         streamed=wiring.streamed,
     )
     findings, runs, peak = [], 0, 0.0

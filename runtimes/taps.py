@@ -40,7 +40,6 @@ class Wiring:
     keys: Mapping[str, tuple[str, ...]]
     batchless: bool = False
     flat: frozenset[str] = frozenset()  # tensors laid out as [rows, columns, 1, 1], columns being PyTorch's last axis
-    exclusive: bool = False  # whether a tensor that is fed and computed takes `TapSession.run` more than one run
     streamed: bool = False  # whether feeds that are mapped from files take no memory worth counting
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of tensors, where the graph states them
 
@@ -50,10 +49,10 @@ class TapSession(Protocol):
 
     @property
     def partial_runs(self) -> int:
-        """How often native code has run so far."""
+        """How many parts of the model were run so far, each of its operations once in a part."""
         ...
 
-    def run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    def run(self, feeds: Feeds, wanted: Mapping[str, int]) -> Iterator[tuple[str, Array]]:
         """Compute the tensors `wanted` from `feeds`, tensors that stand in for all that comes before them.
 
         A tensor may be both: then it is computed from the other feeds, and what comes after it reads the feed.
@@ -62,7 +61,7 @@ class TapSession(Protocol):
         read from a disk each time that one is looked up.
 
         Args:
-            wanted: in an order in which they can be computed.
+            wanted: tensors, in an order in which they can be computed, and the bytes of each.
 
         Raises:
             ToolCrashed: the runtime refuses, or has no such tensor.

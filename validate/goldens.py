@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,6 @@ from ..pipeline.errors import BundleError
 from ..pipeline.strict import Strict, parsed
 from ..runtimes.protocol import Array
 from ..runtimes.txt2img.noise import TorchNoise
-from .parity import finite_db
 from .prompts import too_long
 from .tolerances import GOLDEN_LIMITS
 
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 PLACE: Final = "goldens/goldens.json"
 CONTROL_PLACE: Final = "goldens/control.png"  # what the golden picture is drawn along, in a bundle with a ControlNet
+CANVAS_PLACE: Final = "goldens/canvas.png"  # what the VAE encoder was given
+MASK_PLACE: Final = "goldens/mask.png"  # beside it, in an inpainting bundle: white is drawn anew
 MOST_VALUES: Final = 256
 """Of a tensor: a port that errs, errs everywhere; 256 values are 3 kB as text."""
 
@@ -116,6 +117,28 @@ class GoldenPicture(Strict):
     image: GoldenImage
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What comes of a picture before the first call of the UNet."""
+
+    strength: float
+    encoded: Array  # [1, 2 C, h, w], as the VAE encoder gives it: mean and log-variance
+    start: Array  # [1, C, h, w]
+
+
+class GoldenCanvas(Strict):
+    """The picture in the bundle, encoded; and the latents that a run of `strength`, seed and schedule starts from."""
+
+    strength: Annotated[float, Field(gt=0, le=1)]
+    encoded: Sample
+    start: Sample
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> Self:
+        encoded, start = Sample.of(encoding.encoded), Sample.of(encoding.start)
+        return cls(strength=encoding.strength, encoded=encoded, start=start)
+
+
 class Limits(Strict):
     """How far a replay may lie from the goldens; `tolerances.GOLDEN_LIMITS` has the reasons."""
 
@@ -131,6 +154,7 @@ class Goldens(Strict):
     runtime: str  # that computed them, with its version
     tokens: Annotated[tuple[Tokens, ...], Field(min_length=1)]
     picture: GoldenPicture
+    canvas: GoldenCanvas | None = None  # in a bundle with a VAE encoder
     limits: Limits
 
     def to_json(self) -> str:
@@ -139,8 +163,14 @@ class Goldens(Strict):
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_goldens(tokenizers: Tokenizers, drawing: Drawing, timesteps: Sequence[float], runtime: str) -> Goldens:
-    """Goldens of what `drawing`, with its trajectory kept, shows."""
+def write_goldens(
+    tokenizers: Tokenizers,
+    drawing: Drawing,
+    timesteps: Sequence[float],
+    runtime: str,
+    encoding: Encoding | None = None,
+) -> Goldens:
+    """Goldens of what `drawing`, with its trajectory kept, shows, and of a picture's `encoding`."""
     if len(drawing.trajectory) != len(timesteps):
         raise ValueError(f"{len(drawing.trajectory)} latents for {len(timesteps)} calls: was the trajectory kept?")
     calls = tuple(
@@ -160,8 +190,9 @@ def write_goldens(tokenizers: Tokenizers, drawing: Drawing, timesteps: Sequence[
             steps=drawing.steps,
             noise=Sample.of(TorchNoise(drawing.seed).normal(drawing.latents.shape)),
             calls=calls,
-            image=GoldenImage(sample=Sample.of(drawing.image), sha256=_image_hash(drawing.image)),
+            image=GoldenImage(sample=Sample.of(drawing.image), sha256=image_hash(drawing.image)),
         ),
+        canvas=GoldenCanvas.of(encoding) if encoding else None,
         limits=Limits(**{name: value for name, (value, _) in GOLDEN_LIMITS.items()}),
     )
 
@@ -180,6 +211,7 @@ def read_goldens(text: bytes, where: str) -> Goldens:
         raise BundleError(f"{where}: no goldens: {error}", hint="convert the checkpoint again") from None
     found = parsed(Goldens, data, lambda place: ".".join([where, *map(str, place)]), BundleError)
     samples = [found.picture.noise, *(call.latents for call in found.picture.calls), found.picture.image.sample]
+    samples += [found.canvas.encoded, found.canvas.start] if found.canvas else []
     for sample in samples:
         size = int(np.prod(sample.shape))
         if len(sample.values) != -(-size // sample.stride):
@@ -190,89 +222,9 @@ def read_goldens(text: bytes, where: str) -> Goldens:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was replayed. `found` and `limit` are in `unit`; for dB more is better, else less."""
-
-    what: str
-    ok: bool
-    found: float
-    limit: float
-    unit: str
-    note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "what": self.what,
-            "ok": self.ok,
-            "found": finite_db(self.found),
-            "limit": self.limit,
-            "unit": self.unit,
-            "note": self.note or None,
-        }
-
-
-def check_goldens(goldens: Goldens, tokenizers: Tokenizers, drawing: Drawing) -> Iterator[Check]:
-    """Hold a replay against the goldens, in the order in which a picture comes about: the first failure is the cause.
-
-    Raises:
-        BundleError: the goldens are of another shape than what the bundle draws.
-    """
-    picture, limits = goldens.picture, goldens.limits
-    wrong = [tokens.prompt for tokens in goldens.tokens if Tokens.of(tokenizers, tokens.prompt) != tokens]
-    note = f"first: {wrong[0]!r:.60}" if wrong else f"{len(goldens.tokens)} prompts"
-    yield Check("token ids", not wrong, len(wrong), 0, "wrong", note)
-    noise = _apart(picture.noise, TorchNoise(picture.seed).normal(picture.noise.shape))
-    yield Check("noise", noise <= limits.noise_max_abs, noise, limits.noise_max_abs, "max abs")
-    if len(drawing.trajectory) != len(picture.calls):
-        yield Check("steps", False, len(drawing.trajectory), len(picture.calls), "calls")
-        return
-    for step, (call, latents) in enumerate(zip(picture.calls, drawing.trajectory, strict=True), start=1):
-        ratio = _snr_db(call.latents, latents)
-        what = f"latents after step {step} (t = {call.timestep:g})"
-        yield Check(what, ratio >= limits.latents_snr_db, ratio, limits.latents_snr_db, "dB SNR")
-    levels = _apart(picture.image.sample, drawing.image) * 255
-    same = _image_hash(drawing.image) == picture.image.sha256
-    note = "equal to the last bit of 8" if same else "not bit for bit, which other processors need not reach"
-    yield Check("picture", levels <= limits.image_max_levels, levels, limits.image_max_levels, "levels of 255", note)
-
-
 def _ids(tokenizer: PromptTokenizer, prompt: str) -> tuple[int, ...]:
     return tuple(int(token) for token in tokenizer(prompt).ids.ravel())
 
 
-def _image_hash(image: Array) -> str:
+def image_hash(image: Array) -> str:
     return hashlib.sha256(np.rint(image * 255).astype(np.uint8).tobytes()).hexdigest()
-
-
-def _sampled(sample: Sample, tensor: Array) -> tuple[Array, Array]:
-    if tuple(tensor.shape) != sample.shape:
-        raise BundleError(
-            f"the goldens are of shape {sample.shape}, the bundle draws {tuple(tensor.shape)}",
-            hint="convert the checkpoint again",
-        )
-    return np.array(sample.values, np.float32).astype(np.float64), np.asarray(tensor, np.float64).ravel()[
-        :: sample.stride
-    ]
-
-
-def _apart(sample: Sample, tensor: Array) -> float:
-    golden, found = _sampled(sample, tensor)
-    return float(np.abs(golden - found).max())
-
-
-def _snr_db(sample: Sample, tensor: Array) -> float:
-    golden, found = _sampled(sample, tensor)
-    error = float(np.sum((golden - found) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(np.sum(golden**2) / error))
-
-
-def facts_of(checks: Sequence[Check], goldens: Goldens) -> Mapping[str, Any]:
-    """What `check-goldens --json` prints."""
-    first = next((check.what for check in checks if not check.ok), None)
-    return {
-        "ok": first is None,
-        "first_bad": first,
-        "made_by": goldens.runtime,
-        "checks": [check.to_json() for check in checks],
-    }

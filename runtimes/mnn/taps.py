@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
 # What MNN's converter appends to the name of the ONNX node that an operation stems from.
 _MATMUL: Final = "__matmul_converted"
 _UNARY: Final = 101  # OpType of activations
+# Of what a part reads and makes; a single module may take more. Loading a part reads the model's file, so that large
+# models have larger parts: beside the file they are small.
+_PART_BYTES: Final = 2**25
+_FILE_SHARE: Final = 1 / 4
+_OPEN: Final = 4  # parts that may still grow: residual branches and attention need no more
 
 
 def read_wiring(model: TargetModel, graph: Graph) -> Wiring:
@@ -61,7 +70,7 @@ def read_wiring(model: TargetModel, graph: Graph) -> Wiring:
         ),
         {tensor: known[name] for name, tensor in (flat | kept).items() if name in known},
         flat=frozenset(flat.values()),
-        exclusive=True,
+        streamed=True,
     )
 
 
@@ -70,9 +79,10 @@ def _module(name: str, modules: Mapping[str, str]) -> str:
 
 
 class MnnTaps(Closing):
-    """Satisfies `TapSession`. Every run loads what it needs of the model, and nothing else.
+    """Satisfies `TapSession`. A piece is computed in small parts, of which each loads its own weights and no others.
 
-    MNN has no tensor that is input and output in one run, so tensors that depend on each other are computed in turns.
+    So what is held at a time are the tensors of a few modules, however long the piece is. A part may not both read and
+    make a tensor: MNN has none that is input and output in one run.
     """
 
     def __init__(self, model: TargetModel, threads: int) -> None:
@@ -81,29 +91,50 @@ class MnnTaps(Closing):
         self._file = file
         self._name = f"mnn {model.component}"
         self._threads = threads
+        self._part_bytes = max(_PART_BYTES, int(_FILE_SHARE * file.path.stat().st_size))
         self._rounded = rounds_activations(model)
         self._makers = {tensor: op.inputs for op in file.wires() for tensor in op.outputs}
         self.partial_runs = 0
 
-    def run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    def run(self, feeds: Feeds, wanted: Mapping[str, int]) -> Iterator[tuple[str, Array]]:
         if unknown := [tensor for tensor in wanted if tensor not in self._makers]:
             raise ToolCrashed(f"{self._name} has no tensor {unknown[0]!r}")
-        needs = {tensor: needed_feeds(tensor, self._makers, feeds) for tensor in wanted}
-        for turn in _turns(needs):
-            given = set().union(*(needs[tensor] for tensor in turn))
-            yield from self._run(feeds, sorted(given), turn)
+        self.partial_runs += 1
+        needs = {tensor: needed_feeds(tensor, self._makers, {*feeds, *wanted}) for tensor in wanted}
+        sizes = {name: feeds[name].nbytes for name in feeds} | dict(wanted)
+        parts = parts_of(needs, sizes, frozenset(feeds), self._part_bytes)
+        readers = Counter(name for part in parts for name in part.inputs if name not in feeds)
+        with tempfile.TemporaryDirectory(prefix="mnn.") as folder:
+            made: dict[str, Path] = {}  # what later parts read: on the disk, as feeds are
 
-    def _run(self, feeds: Feeds, given: list[str], wanted: list[str]) -> Iterator[tuple[str, Array]]:
+            def value(name: str) -> Array:
+                return np.asarray(np.load(made[name], mmap_mode="r")) if name in made else feeds[name]
+
+            for part in parts:
+                for name, result in self._run(value, sorted(part.inputs), part.made):
+                    if name in readers:
+                        made[name] = Path(folder, f"{len(made)}.npy")
+                        np.save(made[name], result)
+                    yield name, result
+                for name in part.inputs & readers.keys():
+                    readers[name] -= 1
+                    if not readers[name]:
+                        made[name].unlink()
+
+    def _run(
+        self, value: Callable[[str], Array], given: Sequence[str], wanted: Sequence[str]
+    ) -> Iterator[tuple[str, Array]]:
         import MNN.expr as expr
 
         runtime = new_runtime(self._threads, rounded=self._rounded)  # one for all would keep the memory of the largest
-        module = load_part(self._file, given, wanted, runtime)
-        self.partial_runs += 1
+        module = load_part(self._file, list(given), list(wanted), runtime)
         kinds = {"float32": expr.float, "int32": expr.int}
         variables = []
         for name in given:
-            array = np.ascontiguousarray(feeds[name])
-            variables.append(expr.const(array, list(array.shape), expr.NCHW, kinds[array.dtype.name]))
+            array = np.ascontiguousarray(value(name))
+            # not expr.const, which has a copy of its own for a moment
+            variables.append(expr.placeholder(list(array.shape), expr.NCHW, kinds[array.dtype.name]))
+            variables[-1].write(array)
             del array
         results = module.forward(variables)
         if len(results) != len(wanted):
@@ -112,21 +143,50 @@ class MnnTaps(Closing):
         for name in wanted:
             result = expr.convert(results.pop(0), expr.NCHW)
             yield name, result.read()  # a view of it, good until the next one is asked for
+            del result
+        expr.gc(True)  # else MNN keeps what the results lay in
 
     def close(self) -> None:
         """Nothing is held between runs."""
 
 
-def _turns(needs: Mapping[str, frozenset[str]]) -> list[list[str]]:
-    """Split tensors into as few groups as a greedy choice finds, so that no group both computes and reads a tensor."""
-    turns: list[tuple[list[str], set[str]]] = []
+@dataclass
+class Part:
+    """What is loaded and computed at once."""
+
+    made: list[str] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    bytes: int = 0
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        return frozenset(self.read - set(self.made))
+
+    def with_one_more(self, tensor: str, given: frozenset[str], size: Mapping[str, int]) -> Part:
+        new = given - self.read - set(self.made)
+        held = self.bytes + size[tensor] + sum(size[name] for name in new)
+        return Part([*self.made, tensor], self.read | given, held)
+
+
+def parts_of(
+    needs: Mapping[str, frozenset[str]], size: Mapping[str, int], feeds: frozenset[str], most: int
+) -> list[Part]:
+    """Split a piece into few parts of few bytes, in an order in which they can be computed.
+
+    Args:
+        needs: tensor -> what it is computed from, of the feeds and of the tensors before it.
+        size: bytes of each tensor.
+        feeds: what is fed even where it is also computed.
+        most: bytes of what a part reads and makes, unless it makes one tensor only.
+    """
+    apart = all(given <= feeds for given in needs.values())  # then their order does not matter
+    parts: list[Part] = []
     for tensor, given in needs.items():
-        for made, read in turns:
-            if tensor not in read and not given & set(made):
+        for place in range(max(0, len(parts) - (_OPEN if apart else 1)), len(parts)):
+            longer = parts[place].with_one_more(tensor, given, size)
+            if longer.bytes <= most and not longer.read & feeds & set(longer.made):
+                parts[place] = longer
                 break
         else:
-            made, read = [], set()
-            turns.append((made, read))
-        made.append(tensor)
-        read |= given
-    return [made for made, _ in turns]
+            parts.append(Part().with_one_more(tensor, given, size))
+    return parts

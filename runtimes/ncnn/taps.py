@@ -187,7 +187,7 @@ class NcnnTaps(Closing):
         self._threads = threads
         self.partial_runs = 0
 
-    def run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    def run(self, feeds: Feeds, wanted: Mapping[str, int]) -> Iterator[tuple[str, Array]]:
         if unknown := [tensor for tensor in wanted if tensor not in self._makers]:
             raise ToolCrashed(f"{self._name} has no blob {unknown[0]!r}")
         self.partial_runs += 1

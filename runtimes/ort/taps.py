@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class OrtTaps(Closing):
         self._constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self.partial_runs = 0
 
-    def run(self, feeds: Feeds, wanted: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    def run(self, feeds: Feeds, wanted: Mapping[str, int]) -> Iterator[tuple[str, Array]]:
         import onnxruntime
 
         part = self._part(feeds, wanted)
@@ -103,7 +103,7 @@ class OrtTaps(Closing):
         for tensor in wanted:
             yield tensor, results.pop(0).numpy()
 
-    def _part(self, feeds: Feeds, wanted: Sequence[str]) -> Any:
+    def _part(self, feeds: Feeds, wanted: Collection[str]) -> Any:
         """The part of the graph between `feeds` and `wanted`."""
         import onnx
 

@@ -69,7 +69,7 @@ class Progress:
     component: Literal["text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"]
     done: int
     total: int
-    latents: Floats | None = None  # [1, 4, h, w], after each UNet call
+    latents: Floats | None = None  # [1, 4, h, w], after each UNet call; before the first, what a picture gave
     warnings: tuple[str, ...] = ()  # what the user should know, with the first event
 
 
@@ -258,7 +258,7 @@ def _denoise(
 ) -> Generator[Progress, None, list[Floats]]:
     """Latents after each model call, or only the last ones unless `keep`."""
     rows = schedule.rows[start.row :]
-    yield Progress("unet", 0, len(rows))
+    yield Progress("unet", 0, len(rows), start.latents)
     kept: list[Floats] = []
     with ExitStack() as opened:
         unet = opened.enter_context(models.open("unet"))

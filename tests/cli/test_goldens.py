@@ -35,7 +35,8 @@ def test_a_bundle_replays_its_own_goldens(command: Command, with_goldens: Path, 
     facts = answer.json
     assert facts["ok"] is True
     assert facts["made_by"].startswith(target)
-    assert len(facts["checks"]) == 2 + 20 + 1
+    assert len(facts["checks"]) == 2 + 2 + 20 + 1
+    assert [check["what"] for check in facts["checks"]][2:4] == ["picture encoded", "start at strength 0.5"]
     assert min(check["found"] for check in facts["checks"] if check["unit"] == "dB SNR") > 110
     assert (with_goldens / target / "goldens" / "goldens.json").stat().st_size < 100_000
     assert command("verify", with_goldens / target).code == 0
@@ -66,6 +67,13 @@ def test_drift_is_five_damage_is_six_and_none_is_two(
     answer = command("check-goldens", drifted)
     assert answer.code == 5
     assert "latents after step" in answer.out.splitlines()[-1]
+    encoder = Path(shutil.copytree(with_goldens / "ort", tmp_path / "encoder"))
+    weight = Weights(open_checkpoint("demo").components["vae_encoder"]).read("encoder.conv_in.weight")
+    scale_tensor(encoder / "vae_encoder", weight.astype(np.float16))
+    rewrite_hashes(encoder)
+    answer = command("check-goldens", encoder)
+    assert answer.code == 5
+    assert answer.out.splitlines()[-1].endswith("picture encoded first")
     goldens = drifted / "goldens" / "goldens.json"
     goldens.write_text(goldens.read_text().replace('"schema":1', '"schema":9'))
     rewrite_hashes(drifted)

@@ -152,9 +152,7 @@ class Laboratory:
         size = {tensor: point.bytes for tensor, point in taps.items()}
         segments = segments_of(wiring, taps, inputs)
         pieces = [
-            piece
-            for piece in pieces_of(segments, size, exclusive=wiring.exclusive, streamed=wiring.streamed)
-            if carried or not piece.carried
+            piece for piece in pieces_of(segments, size, streamed=wiring.streamed) if carried or not piece.carried
         ]
         reference = read_points(truth.folder)
         with target.open_taps(model, threads=1) as session:

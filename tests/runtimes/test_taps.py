@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from diffusette.pipeline.artifacts import TargetModel
 from diffusette.pipeline.errors import UsageError
-from diffusette.runtimes.mnn.taps import _turns
+from diffusette.runtimes.mnn.taps import parts_of
 from diffusette.runtimes.ncnn.layout import PARAMETER, Blob
 from diffusette.runtimes.ncnn.param import parse
 from diffusette.runtimes.ncnn.slots import Slot
@@ -71,13 +71,28 @@ def test_a_partial_run_needs_the_nearest_feeds_only() -> None:
     assert needed_feeds("p", makers, {"x", "c", "p"}) == {"c"}
 
 
-def test_no_turn_both_computes_and_reads_a_tensor() -> None:
-    needs = {"a": frozenset({"x"}), "b": frozenset({"a"}), "c": frozenset({"a", "b"}), "d": frozenset({"c"})}
-    turns = _turns(needs)
-    assert sorted(tensor for turn in turns for tensor in turn) == ["a", "b", "c", "d"]
-    assert len(turns) == 3
-    for turn in turns:
-        assert not set(turn) & set().union(*(needs[tensor] for tensor in turn))
+CHAIN = {"a": frozenset("x"), "b": frozenset("a"), "c": frozenset("ab"), "d": frozenset("c")}
+SIZE = dict.fromkeys("xabcd", 8)
+
+
+@pytest.mark.parametrize("most", [1, 32, 10**6])
+def test_no_part_of_mnn_both_reads_and_makes_a_tensor_that_is_fed(most: int) -> None:
+    parts = parts_of(CHAIN, SIZE, frozenset("xabcd"), most)
+    assert sorted(tensor for part in parts for tensor in part.made) == ["a", "b", "c", "d"]
+    assert len(parts) == (4 if most == 1 else 3)
+    for part in parts:
+        assert part.inputs == set().union(*(CHAIN[tensor] for tensor in part.made))
+        assert len(part.made) == 1 or part.bytes <= most
+
+
+@pytest.mark.parametrize(("most", "made"), [(1, ["a", "b", "c", "d"]), (24, ["ab", "c", "d"]), (10**6, ["abcd"])])
+def test_parts_of_a_carried_piece_start_from_what_those_before_made(most: int, made: list[str]) -> None:
+    parts = parts_of(CHAIN, SIZE, frozenset("x"), most)
+    assert ["".join(part.made) for part in parts] == made
+    known = {"x"}
+    for part in parts:
+        assert part.inputs <= known
+        known |= set(part.made)
 
 
 PARAM = """7767517

@@ -13,12 +13,12 @@ from diffusette.export.checkpoint import DEMO_FOLDER
 from diffusette.pipeline.errors import BundleError
 from diffusette.runtimes.txt2img.generate import Drawing
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
+from diffusette.validate.golden_checks import check_goldens, facts_of
 from diffusette.validate.goldens import (
     MOST_VALUES,
+    Encoding,
     Goldens,
     Sample,
-    check_goldens,
-    facts_of,
     read_goldens,
     write_goldens,
 )
@@ -66,6 +66,30 @@ def test_a_sample_is_small_and_tells_the_whole_tensors_moments() -> None:
     assert len(Sample.of(np.zeros(257)).values) <= MOST_VALUES
     tenth = Sample.of(np.array([0.1], np.float32)).values[0]
     assert (tenth, np.float32(tenth)) == (0.1, np.float32(0.1)), "short decimals that are the same float32"
+
+
+def an_encoding(seed: int = 1) -> Encoding:
+    rng = np.random.default_rng(seed)
+    encoded, start = (rng.standard_normal((1, channels, 16, 16)).astype(np.float32) for channels in (8, 4))
+    return Encoding(0.5, encoded, start)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda encoding: encoding, None),
+        (lambda encoding: replace(encoding, encoded=encoding.encoded * np.float32(1.001)), "picture encoded"),
+        (lambda encoding: replace(encoding, start=encoding.start * np.float32(1.001)), "start at strength 0.5"),
+    ],
+)
+def test_the_encoding_of_a_picture_is_checked_before_the_steps(
+    tokenizer: PromptTokenizer, change: Callable[[Encoding], Encoding], named: str | None
+) -> None:
+    goldens = write_goldens((tokenizer, None), a_drawing(), TIMESTEPS, "mnn 3.6.1", an_encoding())
+    again = read_goldens(goldens.to_json().encode(), "goldens.json")
+    checks = list(check_goldens(again, (tokenizer, None), a_drawing(), change(an_encoding())))
+    assert [check.what for check in checks][2:4] == ["picture encoded", "start at strength 0.5"]
+    assert facts_of(checks, again)["first_bad"] == named
 
 
 Change = Callable[[Drawing], Drawing]

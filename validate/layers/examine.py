@@ -83,6 +83,10 @@ class Subject:
         """An input of the component, or PyTorch's tensor."""
         return self.given(name) if name in self.inputs else np.ascontiguousarray(self.native(reference, name))
 
+    def sizes(self, reference: Reference, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of some taps, as PyTorch has them."""
+        return {name: reference(self.at[name]).nbytes for name in names}
+
     def given(self, name: str) -> Array:
         """An input of the component."""
         return self.laid_out(self.inputs[name], name)
@@ -137,7 +141,7 @@ def force(subject: Subject, piece: Piece, reference: Reference) -> tuple[Layer, 
     """Every module fed with PyTorch's inputs, against what PyTorch makes of them."""
     layers = {each.tensor: _layer(each) for each in piece.segments}
     feeds = _Read(piece.feeds, partial(subject.feed, reference))
-    for name, value in subject.session.run(feeds, piece.tensors):
+    for name, value in subject.session.run(feeds, subject.sizes(reference, piece.tensors)):
         made, largest, problem = _measure(subject.native(reference, name), value)
         del value  # or it would be held while the next one is computed
         layers[name] = replace(layers[name], made_db=made, max_abs=largest, problem=problem)
@@ -165,7 +169,7 @@ def carry(subject: Subject, piece: Piece, reference: Reference, own: Path) -> di
     if not had:
         return {}
     carried = {}
-    for name, value in subject.session.run(_Read(piece.feeds - lacking, feed), had):
+    for name, value in subject.session.run(_Read(piece.feeds - lacking, feed), subject.sizes(reference, had)):
         if name in piece.keep:
             np.save(stored(name), value)
         carried[name], _, _ = _measure(subject.native(reference, name), value)

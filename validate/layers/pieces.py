@@ -12,7 +12,6 @@ MOST_RUNS: Final = 25
 """Partial runs of a component, at most, however many modules it has."""
 
 _LEAST_BYTES: Final = 2**25  # of a piece: smaller models are not divided further
-_OPEN: Final = 4  # pieces that may still grow: residual branches and attention need no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ def pieces_of(
     size: Mapping[str, int],
     *,
     forced: int = 1,
-    exclusive: bool = False,
     streamed: bool = False,
     most: int = MOST_RUNS,
 ) -> tuple[Piece, ...]:
@@ -61,7 +59,6 @@ def pieces_of(
         segments: in an order in which they can be computed.
         size: bytes of each tap.
         forced: how often a fed piece is run, on different values.
-        exclusive: whether the runtime cannot both feed a tensor and compute it in one run.
         streamed: whether what a run is fed with takes no memory.
     Returns:
         The pieces, ordered by the last point that each makes, so that neighbours need the same points; carried ones
@@ -71,8 +68,8 @@ def pieces_of(
     fed_size = {} if streamed else size
 
     def divided(limit: int) -> tuple[list[Piece], list[Piece]]:
-        carried = _divide(segments, [_Growing(size, fed_size, limit, carried=True)])
-        return carried, _divide(segments, [_Growing(size, fed_size, limit, carried=False, exclusive=exclusive)])
+        carried, fed = (_divide(segments, _Growing(size, fed_size, limit, carried=each)) for each in (True, False))
+        return carried, fed
 
     def runs(limit: int) -> int:
         carried, fed = divided(limit)
@@ -89,15 +86,13 @@ def pieces_of(
     return tuple(sorted((*_with_keeps(carried), *fed), key=lambda piece: piece.last))
 
 
-def _divide(segments: Sequence[Segment], pieces: list[_Growing]) -> list[Piece]:
-    """Neighbours together, as long as a piece takes them; `pieces` holds an empty one, of the kind that is wanted."""
-    kind = pieces[0]
+def _divide(segments: Sequence[Segment], first: _Growing) -> list[Piece]:
+    """Neighbours together, as long as a piece takes them; `first` is an empty one, of the kind that is wanted."""
+    pieces = [first]
     for segment in segments:
-        growing = pieces[-_OPEN:] if kind.exclusive else pieces[-1:]
-        piece = next((each for each in growing if each.takes(segment)), None)
-        if piece is None:
-            pieces.append(piece := _Growing(kind.made_size, kind.fed_size, kind.limit, kind.carried, kind.exclusive))
-        piece.add(segment)
+        if not pieces[-1].takes(segment):
+            pieces.append(_Growing(first.made_size, first.fed_size, first.limit, first.carried))
+        pieces[-1].add(segment)
     return [Piece(tuple(piece.segments), piece.carried) for piece in pieces]
 
 
@@ -109,15 +104,12 @@ class _Growing:
     fed_size: Mapping[str, int]
     limit: int  # bytes that it may hold, one segment aside
     carried: bool
-    exclusive: bool = False
     segments: list[Segment] = field(default_factory=list)
     made: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
     bytes: int = 0  # of what it is fed with and what it makes
 
     def takes(self, segment: Segment) -> bool:
-        if self.exclusive and (segment.tensor in self.read or self.made & set(segment.feeds)):
-            return False
         return not self.segments or self.bytes + self._more(segment) <= self.limit
 
     def add(self, segment: Segment) -> None:

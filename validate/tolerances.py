@@ -72,17 +72,18 @@ _FOUR_LAST_STEP = (
 _FOUR_PICTURE = "rounding the weights inside PyTorch alone leaves 26 (a channel) to 29 dB (groups of 64) on the demo"
 
 # Activations rounded to 8 bits as they come, which PyTorch does not do with the same weights: fidelity sees that too.
-_DYNAMIC = "the demo leaves 36 dB against float32 and 39 against the same weights; damage to one channel hides below"
+# An intact checkpoint with a wider spread of channels leaves 27.5 and 28.1 (text encoder, ORT): docs/decisions/0098.
+_DYNAMIC = "the demo leaves 36 dB against float32 and 39 against the same weights, wider channels less; pictures judge"
 _DYNAMIC_LAST_STEP = "the demo leaves 18 dB at t = 1, where the answer is noise of which a thousandth is in the input"
 
 # ORT rounds activations to 8 bits as they come, PyTorch with the same weights does not: fidelity sees that too.
 # Demo, worst probe, loss and fidelity: text encoder 35.7 and 37.7, VAE 41.9 and 44.2, UNet at t = 1 12.7 and 12.8.
-_ROUNDED_INPUTS = "the demo leaves 35 dB and more, 37 against the same weights; each layer's input keeps 8 bits"
+_ROUNDED_INPUTS = "the demo leaves 35 dB and more, 37 against the same weights, wider channels 27; pictures judge"
 _ROUNDED_LAST_STEP = "the demo leaves 12 dB at t = 1, where the answer is noise of which a thousandth is in the input"
 
 # ncnn has no zero point and one calibrated range for a convolution's input; rows of a linear layer have their own.
 # Demo, worst probe, loss and fidelity: text encoder 36.6 and 39.0, VAE 32.8 and 33.2, UNet at t = 1 10.8 and 11.0.
-_ONE_RANGE = "the demo leaves 32.8 dB and more, 33.2 against the same weights; each layer's input keeps 8 bits"
+_ONE_RANGE = "the demo leaves 32.8 dB and more, 33.2 against the same weights, wider channels less; pictures judge"
 _ONE_RANGE_LAST_STEP = (
     "the demo leaves 10.8 dB at t = 1, where the answer is noise of which a thousandth is in the input"
 )
@@ -106,17 +107,17 @@ TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     **{("loss", "unet", "*", scheme): Tolerance(0.0, _FOUR_LAST_STEP) for scheme in FOUR_BITS},
     **{("fidelity", "*", "*", scheme): Tolerance(95.0, _SAME_WEIGHTS) for scheme in ("w8c_afp", *FOUR_BITS)},
     **{("fidelity", "vae_decoder", "mnn", scheme): Tolerance(85.0, _LONG_SUMS) for scheme in ("w8c_afp", *FOUR_BITS)},
-    ("loss", "*", "mnn", "w8c_a8"): Tolerance(30.0, _DYNAMIC),
+    ("loss", "*", "mnn", "w8c_a8"): Tolerance(22.0, _DYNAMIC),
     ("loss", "unet", "mnn", "w8c_a8"): Tolerance(12.0, _DYNAMIC_LAST_STEP),
-    ("fidelity", "*", "mnn", "w8c_a8"): Tolerance(32.0, _DYNAMIC),
+    ("fidelity", "*", "mnn", "w8c_a8"): Tolerance(22.0, _DYNAMIC),
     ("fidelity", "unet", "mnn", "w8c_a8"): Tolerance(13.0, _DYNAMIC_LAST_STEP),
-    ("loss", "*", "ort", "w8c_a8"): Tolerance(28.0, _ROUNDED_INPUTS),
+    ("loss", "*", "ort", "w8c_a8"): Tolerance(22.0, _ROUNDED_INPUTS),
     ("loss", "unet", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
-    ("fidelity", "*", "ort", "w8c_a8"): Tolerance(30.0, _ROUNDED_INPUTS),
+    ("fidelity", "*", "ort", "w8c_a8"): Tolerance(22.0, _ROUNDED_INPUTS),
     ("fidelity", "unet", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
-    ("loss", "*", "ncnn", "w8c_a8"): Tolerance(26.0, _ONE_RANGE),
+    ("loss", "*", "ncnn", "w8c_a8"): Tolerance(22.0, _ONE_RANGE),
     ("loss", "unet", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
-    ("fidelity", "*", "ncnn", "w8c_a8"): Tolerance(26.0, _ONE_RANGE),
+    ("fidelity", "*", "ncnn", "w8c_a8"): Tolerance(22.0, _ONE_RANGE),
     ("fidelity", "unet", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
     ("fidelity", "*", "*", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
     ("fidelity", "vae_decoder", "mnn", "fp16"): Tolerance(85.0, _LONG_SUMS),

@@ -205,8 +205,9 @@ def _places(files: list[Path], value: Array) -> list[Place]:
     for number, file in enumerate(files):
         for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
             for transposed in (False, True)[: 2 if value.ndim == 2 else 1]:
-                wanted = _bytes(value, dtype, transposed)
-                found += [(number, start, dtype, transposed) for start in _occurrences(file, wanted)]
+                # MNN's converter stores -0.0 as 0.0, which is what adding 0.0 makes of it
+                for wanted in {_bytes(value, dtype, transposed), _bytes(value + 0.0, dtype, transposed)}:
+                    found += [(number, start, dtype, transposed) for start in _occurrences(file, wanted)]
     if not found:
         raise LookupError(f"a parameter of shape {value.shape} is in none of {[file.name for file in files]}")
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS, read_canvas
-from ..runtimes.txt2img.control import read_control
+from ..runtimes.txt2img.control import Control, read_control
 from ..runtimes.txt2img.generate import draw, generate
 from ..runtimes.txt2img.model_run import run_model
 from ..validate.golden_checks import Check, check_goldens
@@ -109,7 +109,8 @@ def encode(models: TextToImage, canvas: Canvas, prompt: str, seed: int) -> Encod
     with models.open("vae_encoder") as encoder:
         feeds = {"sample": canvas.image.astype(np.float32)}
         encoded = run_model(encoder, feeds, models.time_embedding, "vae_encoder")
-    with closing(generate(models, prompt, seed=seed, canvas=canvas)) as steps:
+    control = Control(None, scale=0.0) if models.controlled else None  # where it starts is the same
+    with closing(generate(models, prompt, seed=seed, canvas=canvas, control=control)) as steps:
         start = next(progress.latents for progress in steps if progress.component == "unet")
     assert start is not None
     return Encoding(canvas.strength, encoded, start)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from diffusette.export.checkpoint import DEMO_FOLDER
 from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
 from diffusette.runtimes.inputs import native_feeds, pytorch_inputs
-from diffusette.runtimes.protocol import Array, Feeds
+from diffusette.runtimes.protocol import Array, Closing, Feeds
 from diffusette.runtimes.txt2img.generate import TextToImage
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
 from diffusette.validate.bundle_probes import ask_bundle
@@ -23,7 +22,7 @@ LATENTS, STATES = (1, 4, 2, 2), (1, 77, 3)
 PLAN = ProbePlan(("a star", "a heart"), steps=4, picked=((0, "conditional"), (3, "conditional")))
 
 
-class Numbers:
+class Numbers(Closing):
     """Models of a runtime that takes a ready-made timestep embedding and 32-bit ids."""
 
     INPUTS: ClassVar = {
@@ -57,14 +56,6 @@ class Numbers:
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pytest
 from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.pipeline.errors import ModelError, ToolCrashed, UsageError
-from diffusette.runtimes.protocol import Array, Feeds
+from diffusette.runtimes.protocol import Array, Closing, Feeds
 from diffusette.validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
 from diffusette.validate.parity import EXACT_DB
 from diffusette.validate.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan
@@ -23,7 +21,7 @@ WEIGHTS = {name: RNG.normal(size=(16, 16)).astype(np.float32) for name in ("firs
 TIME = {"dim": 4, "flip_sin_to_cos": True, "freq_shift": 0.0, "max_period": 10000.0}
 
 
-class Matrix:
+class Matrix(Closing):
     """x -> second(tanh(first x) / 100 + x): the first matrix is nearly hidden, as a residual branch may be."""
 
     inputs = (TensorSpec("x", "float32", (1, 16)),)
@@ -43,14 +41,6 @@ class Matrix:
 
     def close(self) -> None:
         self.closed += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Crashing(Matrix):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pytest
 from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.pipeline.errors import BundleError, UsageError
-from diffusette.runtimes.protocol import Array, Feeds
+from diffusette.runtimes.protocol import Array, Closing, Feeds
 from diffusette.validate.latency import Contestant, Entrant, ProfileReport, profile_component, profile_table
 from diffusette.validate.memory import bytes_on_disk
 from rich.console import Console
@@ -20,7 +18,7 @@ from rich.console import Console
 FEEDS = {"x": np.zeros(1, np.float32)}
 
 
-class Clocked:
+class Clocked(Closing):
     """A session that takes the seconds it is told to, and writes down when it ran."""
 
     inputs = (TensorSpec("x", "float32", (1,)),)
@@ -38,14 +36,6 @@ class Clocked:
 
     def close(self) -> None:
         self.diary.append(f"close {self.name}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def contestant(name: str, seconds: list[float], diary: list[str]) -> Contestant:

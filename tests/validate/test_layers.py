@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
 from diffusette.pipeline.errors import ModelError
-from diffusette.runtimes.protocol import Array, Feeds
+from diffusette.runtimes.protocol import Array, Closing, Feeds
 from diffusette.runtimes.taps import Node, Wiring, needed_feeds
 from diffusette.validate.layers.examine import Layer, Reference, Subject, examine, force, layers_of
 from diffusette.validate.layers.pieces import Piece, groups_of, pieces_of
@@ -48,7 +47,7 @@ SOUND: Functions = {
 }
 
 
-class NumpyTaps:
+class NumpyTaps(Closing):
     """Satisfies `TapSession`."""
 
     def __init__(self, functions: Functions) -> None:
@@ -71,14 +70,6 @@ class NumpyTaps:
 
     def close(self) -> None:
         """Nothing to free."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 X = RNG.normal(size=(1, 8)).astype(np.float32)

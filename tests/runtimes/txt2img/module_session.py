@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
 from diffusette.pipeline.artifacts import TensorSpec
+from diffusette.runtimes.protocol import Closing
 
 INPUTS: Final = {
     "text_encoder": (TensorSpec("input_ids", "int64", (1, 77)),),
@@ -23,7 +23,7 @@ INPUTS: Final = {
 
 
 @dataclass
-class ModuleSession:
+class ModuleSession(Closing):
     """A PyTorch module behind the runtimes' protocol."""
 
     component: str
@@ -51,11 +51,3 @@ class ModuleSession:
 
     def close(self) -> None:
         self.journal.append(f"close {self.component}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -93,7 +93,8 @@ def compare(folder: Path, bits: float, target: str) -> dict[str, Any]:
     cache = Cache.default()
     run = partial(run_stage, cache=cache, progress=Progress())
     demo, tuned = (open_checkpoint(each, memo=cache.memo) for each in ("demo", folder))
-    recipe = parse_recipe("schema = 1\n", "transfer.toml")
+    # tuning is done again for every checkpoint: what transfers is the mixture
+    recipe = parse_recipe('schema = 1\n[quantize]\nrounding = "gptq"\n', "transfer.toml")
     runtime, goal = get_target(target), Goal(bits=bits)
     schemes = candidates((runtime,))
     found = {

@@ -77,14 +77,21 @@ def show_menu(found: Found) -> None:
     last = ("pictures dB", *(f"UNet ms, {target}" for target in timed))
     for name in ("", "bits a weight", "MB", *(f"{part} dB" for part in parts), *last):
         table.add_column(name, justify="right")
-    for row in found.menu:
+    rows = [("chosen" if row.chosen else "", row) for row in found.menu]
+    if found.tuned:
+        rows.insert(1 + [row.chosen for row in found.menu].index(True), ("tuned", found.tuned))
+    for name, row in rows:
         mark = "" if row.measured else "~"  # what the losses of layers add up to
         snr = (f"{mark}{row.snr_db[part]:.1f}" for part in parts)
         picture = "-" if row.psnr_db is None else f"{row.psnr_db:.1f}"
-        ms = (f"{row.unet_ms[target]:.1f}" for target in timed)
+        ms = (f"{row.unet_ms[target]:.1f}" if target in row.unet_ms else "" for target in timed)
         cells = (f"{row.bits:.2f}", f"{row.bytes / 1e6:.2f}", *snr, picture, *ms)
-        table.add_row("chosen" if row.chosen else "", *cells, style="bold" if row.chosen else None)
+        table.add_row(name, *cells, style="bold" if row.chosen else None)
     print_table(table)
+    if found.tuned:
+        gains = ", ".join(f"{part} {a:.1f} -> {b:.1f}" for part, (a, b) in found.tuned.held_out_db.items())
+        console.print("tuned: the chosen one with its scales fitted to whole components, as it is built;")
+        console.print(f"on calls that nothing was fitted to: {gains} dB", markup=False)
     if not all(row.measured for row in found.menu):
         console.print("~ from the losses of layers alone, not run; nearest rounding, GPTQ comes with the build")
     for file in found.files:

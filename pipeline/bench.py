@@ -49,6 +49,7 @@ class Bench:
 
         self.cheap = is_cheap(source, size)
         self._source, self._size, self._samples, self._run, self._shapes = source, size, samples, run, shapes
+        self._recipe = recipe
         self._plan = calibration_plans(source, size, recipe.calibrate.prompts)[0]
         self._calls = _CALLS if self.cheap else _FEW_CALLS
         self.rounded_with: tuple[str, ...] = ()  # schemes of integers that every layer was rounded at by GPTQ
@@ -122,6 +123,34 @@ class Bench:
             if self.rounded_with
         }
         return MenuRow(share, size, found.snr_db, found.median_psnr_db, chosen, plans=plans)
+
+    def tuned(self, row: MenuRow) -> MenuRow | None:
+        """A measured row once more, with its scales fitted to what whole components answer.
+
+        None where that is dear, and where the recipe that the search began with asks for GPTQ alone.
+        """
+        from ..quantize.tuning import tuned_weights
+        from ..validate.calibration import can_be_tuned
+        from ..validate.mixture import TryMixture
+        from .calibrate import draw_for_tuning
+
+        if self._recipe.quantize.rounding == "gptq" or not can_be_tuned(self._source, self._size):
+            return None
+        if all(plan.is_float for plan in row.plans.values()):
+            return None
+        along = draw_for_tuning(self._source, self._size, self._recipe, self._run)
+        coded = {part: plan for part, plan in row.plans.items() if not plan.is_float}
+        plans = {**row.plans, **{part: replace(plan, tuned=along) for part, plan in coded.items()}}
+        tuned = {part: tuned_weights(self._source.components[part], plans[part], self._run) for part in coded}
+        codes = {part: each.weights for part, each in tuned.items()}
+        form = f"{row.bits:.2f} bits, tuned"
+        found = self._run(
+            TryMixture(
+                self._source, self._size, self._samples, plans, self.rounded, self._calls, self._plan, form, codes
+            )
+        )
+        held_out = {part: (each.before_db, each.after_db) for part, each in tuned.items()}
+        return replace(row, snr_db=found.snr_db, psnr_db=found.median_psnr_db, plans=plans, held_out_db=held_out)
 
     def expected(self, mixture: Chosen) -> MenuRow:
         """A mixture by what its layers cost alone; nothing is run."""

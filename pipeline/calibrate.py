@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .artifacts import Checkpoint
-from .errors import UnsupportedPrecision
+from .errors import UnsupportedPrecision, UsageError
 from .recipe import Recipe
 from .stage import Runner
 
@@ -15,30 +15,71 @@ if TYPE_CHECKING:
     from ..quantize.plan import Plan
     from ..quantize.samples import Samples
     from ..runtimes.protocol import Target
+    from ..validate.probes import ProbePlan
 
 
 def draw_samples(checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner) -> Samples:
     """Run PyTorch along the trajectories of the recipe's calibration prompts; what was drawn before is not again."""
-    from ..quantize.samples import Samples
-    from ..validate.calibration import VAE_SIDE, calibration_plans, is_cheap, step_weights
-    from ..validate.reference import ReferenceProbes
+    from ..validate.calibration import VAE_SIDE, calibration_plans, is_cheap
 
     plans = calibration_plans(checkpoint, size, recipe.calibrate.prompts)
-    probes = [run(ReferenceProbes(checkpoint, size, plan)) for plan in plans]
+    return replace(_drawn(checkpoint, size, plans, run), vae_side=0 if is_cheap(checkpoint, size) else VAE_SIDE)
+
+
+def draw_for_tuning(checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner) -> Samples:
+    """As `draw_samples`, along the many more trajectories that scales are fitted to."""
+    from ..validate.calibration import tuning_plans
+
+    return _drawn(checkpoint, size, tuning_plans(checkpoint, size, recipe.calibrate.prompts), run, "for tuning")
+
+
+def _drawn(
+    checkpoint: Checkpoint, size: tuple[int, int], plans: Sequence[ProbePlan], run: Runner, form: str = ""
+) -> Samples:
+    from ..quantize.samples import Samples
+    from ..validate.calibration import step_weights
+    from ..validate.reference import ReferenceProbes
+
+    probes = [run(ReferenceProbes(checkpoint, size, plan, form=form)) for plan in plans]
     samples = Samples(tuple(each.folder for each in probes), tuple(each.digest for each in probes))
     times = (float(feeds["timestep"]) for feeds in samples.feeds("unet") if "timestep" in feeds)
-    weights = step_weights(checkpoint.scheduler, times)
-    return replace(samples, weights=weights, vae_side=0 if is_cheap(checkpoint, size) else VAE_SIDE)
+    return replace(samples, weights=step_weights(checkpoint.scheduler, times))
 
 
 def calibrated(
     plans: Mapping[str, Plan], checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner
 ) -> dict[str, Plan]:
-    """`plans`, those with integer codes with the samples that the recipe's rounding needs."""
-    if recipe.quantize.rounding == "nearest" or all(plan.is_float for plan in plans.values()):
+    """`plans`, those with integer codes with the samples that the recipe's rounding needs.
+
+    Raises:
+        UsageError: see `refuse_tuning`.
+    """
+    rounding = recipe.quantize.rounding
+    if rounding == "nearest" or all(plan.is_float for plan in plans.values()):
         return dict(plans)
+    refuse_tuning(recipe, checkpoint, size)
     samples = draw_samples(checkpoint, size, recipe, run)
-    return {part: plan if plan.is_float else replace(plan, samples=samples) for part, plan in plans.items()}
+    tuned = draw_for_tuning(checkpoint, size, recipe, run) if rounding == "tuned" else None
+    return {
+        part: plan if plan.is_float else replace(plan, samples=samples, tuned=tuned) for part, plan in plans.items()
+    }
+
+
+def refuse_tuning(recipe: Recipe, checkpoint: Checkpoint, size: tuple[int, int]) -> None:
+    """Refuse to fit scales where a UNet call takes seconds, before anything is drawn.
+
+    Raises:
+        UsageError: the recipe asks for it, and it would take hours.
+    """
+    from ..quantize.tuning import BATCH, STEPS
+    from ..validate.calibration import can_be_tuned
+
+    if recipe.quantize.rounding == "tuned" and not can_be_tuned(checkpoint, size):
+        raise UsageError(
+            f'[quantize] rounding = "tuned" runs each component {STEPS * BATCH} times forwards and backwards: '
+            f"hours, for a UNet of this size at {size[0]}x{size[1]}",
+            hint='rounding = "gptq" fits each layer to its own output, and is what a search takes here',
+        )
 
 
 def refuse_activations(target: Target, recipe: Recipe, plans: Mapping[str, Plan]) -> None:

@@ -8,6 +8,7 @@ from math import log10
 from typing import TYPE_CHECKING
 
 from .recipe import Recipe, parse_recipe
+from .recipe_tables import Rounding
 
 if TYPE_CHECKING:
     from ..quantize.losses import LossTable, Option
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def found_recipe(
-    base: Recipe, chosen: Mapping[str, Mapping[str, str]], table: LossTable, row: MenuRow, goal: Goal, target: str
+    base: Recipe,
+    chosen: Mapping[str, Mapping[str, str]],
+    table: LossTable,
+    row: MenuRow,
+    goal: Goal,
+    target: str,
+    rounding: Rounding,
 ) -> Recipe:
     """`base` with the rules that give every layer its scheme; modules are named, so it fits any fine-tune."""
     import tomli_w
@@ -25,7 +32,7 @@ def found_recipe(
     overall = max(
         set(usual.values()), key=lambda scheme: sum(table.numbers[p] for p, s in usual.items() if s == scheme)
     )
-    data["quantize"] = {"precision": overall, "rounding": "gptq"}
+    data["quantize"] = {"precision": overall, "rounding": rounding}
     data["target"].pop("name", None)
     if " " not in target:
         data["target"]["name"] = target

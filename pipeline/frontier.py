@@ -36,6 +36,9 @@ def plot_frontier(found: Found, file: Path) -> None:
                 textcoords="offset points",
                 fontsize=9,
             )
+    if found.tuned and found.tuned.psnr_db is not None:
+        label = f"scales tuned, as built: {found.tuned.psnr_db:.1f} dB"
+        axes.plot(found.tuned.bits, found.tuned.psnr_db, marker="*", markersize=13, linestyle="none", label=label)
     axes.set_xlabel("bits a weight, scales and biases included")
     axes.set_ylabel("dB against PyTorch in float32")
     axes.set_title(f"{found.goal} on {found.target}: what more bits buy", fontsize=11)

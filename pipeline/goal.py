@@ -60,6 +60,8 @@ class MenuRow:
     measured: bool = True  # else `snr_db` is what the losses of layers add up to
     unet_ms: Mapping[str, float] = field(default_factory=dict)  # target -> a call there, where it was measured
     plans: Mapping[str, Plan] = field(default_factory=dict)  # component -> its own, where GPTQ has rounded it
+    # component -> SNR before and after its scales were fitted, over calls that nothing was fitted to
+    held_out_db: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,7 +72,12 @@ class MenuRow:
             "measured": self.measured,
             "unet_ms": {target: round(value, 2) for target, value in self.unet_ms.items()},
             "chosen": self.chosen,
+            **({"held_out_db": _rounded(self.held_out_db)} if self.held_out_db else {}),
         }
+
+
+def _rounded(pairs: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
+    return {part: [round(value, 2) for value in pair] for part, pair in pairs.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,13 @@ class Found:
     recipe: Recipe
     menu: tuple[MenuRow, ...]  # fewest bits first
     schemes: tuple[str, ...]  # of integers, that every layer was rounded at
+    tuned: MenuRow | None = None  # the chosen row with its scales fitted, as it is built; None: it is built as it is
     files: tuple[str, ...] = ()  # paths of the recipe and the plot, once written
 
     def to_json(self) -> dict[str, Any]:
-        return {"goal": str(self.goal), "menu": [row.to_json() for row in self.menu], "files": list(self.files)}
+        return {
+            "goal": str(self.goal),
+            "menu": [row.to_json() for row in self.menu],
+            "tuned": self.tuned.to_json() if self.tuned else None,
+            "files": list(self.files),
+        }

@@ -66,6 +66,7 @@ Size = Annotated[tuple[int, int], AfterValidator(_whole_latents)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Timestep = Annotated[int, Field(ge=0, lt=1000)]
 OrtForm = Literal["onnx", "ort"]
+Rounding = Literal["nearest", "gptq", "tuned"]
 
 
 class ModelChoice(Strict):
@@ -84,7 +85,7 @@ class QuantizeChoice(Strict):
     """`[quantize]`: a scheme for all, then rules in order, of which the last match wins; and how to round."""
 
     precision: Precision = "fp16"
-    rounding: Literal["nearest", "gptq"] = "nearest"  # to integer codes
+    rounding: Rounding = "nearest"  # to integer codes
     activations: Literal["static", "dynamic"] | None = None  # to 8 bits; None: as the target does best
     rules: tuple[Rule, ...] = ()
 

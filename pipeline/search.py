@@ -12,6 +12,7 @@ from .calibrate import draw_samples
 from .errors import UnsupportedPrecision, UsageError
 from .goal import Found, Goal
 from .recipe import Recipe, parameters_of
+from .recipe_tables import Rounding
 from .stage import Runner
 
 if TYPE_CHECKING:
@@ -141,8 +142,10 @@ def search(
             rows[table.bits(other)] = bench.row(other, chosen=False) if bench.cheap else bench.expected(other)
     menu = tuple(rows[bits] for bits in sorted(rows))
     say(f"search: {goal} leads to {picked / table.total:.2f} bits a weight, {picked / 8e6:.2f} MB of weights")
-    written = found_recipe(recipe, chosen, table, rows[picked], goal, target)
-    return Found(goal, target, written, menu, bench.rounded_with)
+    tuned = bench.tuned(rows[picked])
+    rounding: Rounding = "tuned" if tuned else "gptq"
+    written = found_recipe(recipe, chosen, table, tuned or rows[picked], goal, target, rounding)
+    return Found(goal, target, written, menu, bench.rounded_with, tuned)
 
 
 def _until_snr(bench: Bench, wanted: float) -> Chosen:

@@ -219,7 +219,11 @@ def round_layers(
 
 
 def calibrated_weights(source: ComponentSource, plan: Plan, samples: Samples, run: Runner) -> QuantizedWeights:
-    """The codes of `source` at `plan`, rounded by output error."""
+    """The codes of `source` at `plan`, rounded by output error; their scales tuned if the plan says so."""
+    if plan.tuned:
+        from .tuning import tuned_weights
+
+        return tuned_weights(source, plan, run).weights
     if plan.rounded_with:  # a search has them at hand
         return run(PickCodes(source, plan, round_layers(source, samples, plan.rounded_with, run)))
     schemes = {path: plan.scheme(f"{path}.weight", shape) for path, shape in layer_shapes(source).items()}

@@ -33,6 +33,7 @@ class Plan:
     default: str
     exceptions: tuple[tuple[str, str], ...] = ()
     samples: Samples | None = None  # codes are rounded for the least output error along these; None: to the nearest
+    tuned: Samples | None = None  # scales are then fitted for the least error of the whole component along these
     ranges: LayerRanges | None = None  # by which activations of 8 bits are rounded; None: by their own, as they come
     # further schemes that a search has had rounded in the same passes: they change no value, only what is at hand
     rounded_with: tuple[str, ...] = ()
@@ -84,7 +85,9 @@ class Plan:
     def key(self) -> dict[str, Any]:
         """The plan for the key of a stage."""
         key: dict[str, Any] = {"default": self.default, "exceptions": sorted([list(pair) for pair in self.exceptions])}
-        return key if self.samples is None or self.is_float else {**key, "samples": self.samples.digest}
+        if self.samples is None or self.is_float:
+            return key
+        return {**key, "samples": self.samples.digest, **({"tuned": self.tuned.digest} if self.tuned else {})}
 
 
 _FP32: Final = parse_scheme("fp32")

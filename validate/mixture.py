@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, Final
@@ -13,6 +13,7 @@ import numpy as np
 from ..pipeline.artifacts import Checkpoint
 from ..quantize.calibrated import CodePicker, RoundedLayers
 from ..quantize.plan import Plan
+from ..quantize.quantized import QuantizedWeights
 from ..quantize.samples import Samples
 from .probes import ProbePlan, read_arrays
 from .reference import ReferenceProbes
@@ -63,6 +64,7 @@ class TryMixture:
     calls: int
     picture: ProbePlan | None = None  # the plan of the first of the samples' folders
     form: str = ""  # for people
+    tuned: Mapping[str, QuantizedWeights] = field(default_factory=dict)  # by component: in place of `rounded`
 
     name: ClassVar[str] = "try"
     version: ClassVar[int] = 3
@@ -76,6 +78,7 @@ class TryMixture:
             "samples": self.samples.digest,
             "plans": {part: plan.key() for part, plan in self.plans.items()},
             "rounded": {part: [each.digest for each in self.rounded[part]] for part in self.plans},
+            **({"tuned": {part: each.digest for part, each in self.tuned.items()}} if self.tuned else {}),
             "calls": self.calls,
             "picture": asdict(self.picture) if self.picture else None,
         }
@@ -111,6 +114,8 @@ class TryMixture:
         import torch
 
         source = self.checkpoint.components[component]
+        if component in self.tuned:
+            return TorchSession(TorchModel(source, self.size, self.plans[component], self.tuned[component]))
         session = TorchSession(TorchModel(source, self.size))
         if component not in self.plans:
             return session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ GENERAL: Final = (
 )
 
 _SHELF: Final = Path(__file__).parent / "calibration_prompts.txt"
+_JUDGED: Final = 64  # captions that the oracle is asked of, those of the gates among them
 _CALIBRATION_SEED: Final = 1  # of the demo's captions; gates and the oracle take those of seed 0
 
 EMPTY: Final = ""  # what guidance is taken away from: every picture needs it
@@ -56,7 +58,9 @@ def prompts_for(tokenizer: Path, count: int) -> tuple[str, ...]:
 def calibration_prompts(tokenizer: Path, count: int) -> tuple[str, ...]:
     """`count` prompts to calibrate with, none of which a gate uses: neutral ones, or captions of the demo's world."""
     if speaks_of_scenes(tokenizer):
-        return tuple(scene.caption for scene in oracle_prompts(count, seed=_CALIBRATION_SEED))
+        judged = {scene.caption for scene in oracle_prompts(_JUDGED, seed=0)}
+        known = (scene.caption for scene in oracle_prompts(count + _JUDGED, seed=_CALIBRATION_SEED))
+        return tuple(islice((caption for caption in known if caption not in judged), count))
     try:
         shelf = _SHELF.read_text("utf-8").splitlines()
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +39,7 @@ class ReferenceProbes:
     checkpoint: Checkpoint
     size: tuple[int, int]
     plan: ProbePlan
+    form: str = field(default="", kw_only=True)  # what for, for people
 
     name: ClassVar[str] = "reference-probes"
     version: ClassVar[int] = 3

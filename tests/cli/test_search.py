@@ -119,7 +119,10 @@ def test_a_killed_search_goes_on_and_writes_a_recipe_a_plot_and_a_bundle_that_th
     command: Command, cache: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     base, out, again = tmp_path / "base.toml", tmp_path / "out", tmp_path / "again"
-    base.write_text('schema = 1\n[calibrate]\nprompts = ["a red circle", "two stars"]\n[schedule]\nalso = []\n')
+    base.write_text(
+        'schema = 1\n[calibrate]\nprompts = ["a red circle", "two stars"]\n'
+        '[quantize]\nrounding = "gptq"\n[schedule]\nalso = []\n'
+    )
     words = ("convert", tiny_folder, "--target", "ort", "--no-gate", "--json")
     before = kill_after(4, cache, (*words, "-r", base, "--bits", 6, "-o", out))
     assert "text_encoder try-layers" in before
@@ -137,6 +140,8 @@ def test_a_killed_search_goes_on_and_writes_a_recipe_a_plot_and_a_bundle_that_th
     assert quality[-1] > quality[0]
     assert all(row["measured"] and 0 < row["unet_ms"]["ort"] < 1000 for row in menu)
     recipe = tmp_path / "out.recipe.toml"
+    assert answer.json["search"]["tuned"] is None  # as the recipe asks
+    assert 'rounding = "gptq"' in recipe.read_text()
     assert (tmp_path / "out.frontier.png").stat().st_size > 10_000
     bundle = open_bundle(out)
     assert bundle.manifest.recipe == recipe.read_text()
@@ -157,6 +162,10 @@ def test_the_demo_at_four_and_a_half_bits_passes_its_gates(target: str, command:
     (chosen,) = [row for row in answer.json["search"]["menu"] if row["chosen"]]
     assert 4.4 < chosen["bits_per_weight"] <= 4.5
     assert chosen["image_psnr_db"] > 36  # plain 4 bits: 26 to 29
+    tuned = answer.json["search"]["tuned"]
+    assert tuned["image_psnr_db"] > 36
+    before, after = tuned["held_out_db"]["unet"]
+    assert after > before + 2
     assert open_bundle(tmp_path / "out").manifest.gate == "passed"
     checked = command("validate", tmp_path / "out", "--json")
     assert checked.code == 0, checked.err

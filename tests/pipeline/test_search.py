@@ -17,6 +17,7 @@ from diffusette.pipeline.frontier import plot_frontier
 from diffusette.pipeline.goal import Found, Goal, MenuRow
 from diffusette.pipeline.recipe import load_recipe, parse_recipe
 from diffusette.pipeline.search import candidates, refuse_goal, search
+from diffusette.quantize import tuning
 from diffusette.quantize.losses import LossTable, bits_only, with_losses
 from diffusette.quantize.search import frontier
 from diffusette.validate import calibration
@@ -112,7 +113,7 @@ def found() -> Found:
     chosen["text_encoder"]["embeddings.token_embedding.weight"] = "w4g64_afp"
     row = MenuRow(4.5, 100_000, {"text_encoder": 30.0, "unet": 40.0}, 36.5, True)
     other = MenuRow(6.0, 150_000, {"text_encoder": 35.0, "unet": 50.0}, 45.0, False)
-    recipe = found_recipe(load_recipe("demo"), chosen, table, row, Goal(bits=4.5), "ort")
+    recipe = found_recipe(load_recipe("demo"), chosen, table, row, Goal(bits=4.5), "ort", "gptq")
     return Found(Goal(bits=4.5), "ort", recipe, (row, other), SCHEMES)
 
 
@@ -170,6 +171,25 @@ def test_a_large_model_is_searched_without_rounding_all_of_it(
     assert all(last.snr_db[part] > chosen.snr_db[part] - 3 for part in chosen.snr_db)
     assert answer.schemes == ()  # GPTQ rounds each layer at its own scheme only
     assert answer.recipe.quantize.rounding == "gptq"
+    plot_frontier(answer, tmp_path / "plot.png")
+
+
+def test_what_was_chosen_is_tuned(tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_TUNING", 12)
+    monkeypatch.setattr(tuning, "STEPS", 3)
+    text, goal = 'schema = 1\n[calibrate]\nprompts = ["a red circle", "two stars"]\n', Goal(bits=6.0)
+    run = InProcess(tmp_path)
+    base = parse_recipe(text, "mine.toml")
+    answer = search(tiny_checkpoint, (64, 64), base, "ort", SCHEMES, goal, run, print)
+    assert answer.recipe.quantize.rounding == "tuned"
+    (chosen,) = [row for row in answer.menu if row.chosen]
+    assert answer.tuned is not None
+    assert (answer.tuned.bits, answer.tuned.bytes) == (chosen.bits, chosen.bytes)
+    assert answer.tuned.snr_db != chosen.snr_db
+    assert run.done.count("TuneScales") == 4
+    assert answer.tuned.held_out_db.keys() == chosen.snr_db.keys()
+    assert all(before <= after for before, after in answer.tuned.held_out_db.values())
+    assert answer.to_json()["tuned"]["snr_db"].keys() == chosen.snr_db.keys()
     plot_frontier(answer, tmp_path / "plot.png")
 
 

@@ -13,7 +13,7 @@ from diffusette.export.single_file.tokenizer import CLIP
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.pipeline.errors import RecipeError, UsageError
 from diffusette.pipeline.recipe import parse_recipe
-from diffusette.validate.calibration import calibration_plans, step_weights
+from diffusette.validate.calibration import calibration_plans, can_be_tuned, step_weights, tuning_plans
 from diffusette.validate.probes import plan_for
 from diffusette.validate.prompts import GENERAL, calibration_prompts, prompts_for
 from diffusette.validate.scenes import oracle_prompts
@@ -27,7 +27,7 @@ def test_no_prompt_of_a_gate_is_calibrated_with(demo_checkpoint: Checkpoint) -> 
     plans = calibration_plans(demo_checkpoint, (64, 64))
     gate = plan_for(demo_checkpoint, (64, 64))
     used = {(prompt, plan.seed + i) for plan in plans for i, prompt in enumerate(plan.prompts)}
-    assert len(used) == 12
+    assert len(used) == 24
     assert not {prompt for prompt, _ in used} & set(gate.prompts)
     assert not {seed for _, seed in used} & set(range(gate.seed, gate.seed + len(gate.prompts)))
     texts = {text for plan in plans for text in plan.texts}
@@ -44,11 +44,9 @@ def test_text_encoders_read_every_word_of_the_demos_world(demo_checkpoint: Check
 
 
 def test_samples_span_the_schedule_and_both_branches(demo_checkpoint: Checkpoint) -> None:
-    for plan in calibration_plans(demo_checkpoint, (64, 64)):
-        steps = {step for step, _ in plan.picked}
-        assert min(steps) == 0
-        assert max(steps) == 19
-        assert {branch for _, branch in plan.picked} == {"conditional", "unconditional"}
+    for plans in (calibration_plans(demo_checkpoint, (64, 64)), calibration_plans(demo_checkpoint, (64, 64), ("one",))):
+        assert {step for plan in plans for step, _ in plan.picked} == {*range(0, 20, 3), 19}
+        assert all({branch for _, branch in plan.picked} == {"conditional", "unconditional"} for plan in plans)
 
 
 def test_a_distilled_model_is_calibrated_as_it_is_used(kind_folder: Callable[[str], Path]) -> None:
@@ -107,3 +105,37 @@ def test_a_timestep_counts_what_its_noise_is_of_the_latent(demo_checkpoint: Chec
     assert [t for t, _ in weights] == [1.0, 501.0, 951.0]
     assert torch.allclose(torch.tensor([w for _, w in weights]), noise[[1, 501, 951]], atol=1e-5)
     assert step_weights({"beta_schedule": "squaredcos_cap_v2"}, (1.0,)) == ()
+
+
+def test_scales_are_tuned_along_other_noise_and_no_caption_that_anyone_is_judged_by(
+    demo_checkpoint: Checkpoint,
+) -> None:
+    plans = tuning_plans(demo_checkpoint, (64, 64))
+    prompts = [prompt for plan in plans for prompt in plan.prompts]
+    assert len(prompts) == 96
+    judged = {scene.caption for scene in oracle_prompts(64, seed=0)}
+    assert not judged & {text for plan in plans for text in (*plan.prompts, *plan.texts)}
+    seeds = {plan.seed + index for plan in plans for index in range(len(plan.prompts))}
+    assert len(seeds) == 96
+    calibration = calibration_plans(demo_checkpoint, (64, 64))
+    assert not seeds & {plan.seed + index for plan in calibration for index in range(len(plan.prompts))}
+    assert not seeds & set(range(64))
+    assert {step for plan in plans for step, _ in plan.picked} == set(range(20))
+
+
+def test_scales_of_a_distilled_model_are_tuned_as_it_is_used(kind_folder: Callable[[str], Path]) -> None:
+    checkpoint = open_checkpoint(kind_folder("lcm"))
+    (usual, *_) = calibration_plans(checkpoint, (64, 64))
+    for plan in tuning_plans(checkpoint, (64, 64)):
+        assert (plan.steps, plan.guidance_mode, plan.picked) == (usual.steps, usual.guidance_mode, usual.picked)
+
+
+def test_prompts_of_a_recipe_are_drawn_from_more_than_one_noise_to_tune(demo_checkpoint: Checkpoint) -> None:
+    plans = tuning_plans(demo_checkpoint, (64, 64), ("a red circle", "two stars"))
+    assert {prompt for plan in plans for prompt in plan.prompts} == {"a red circle", "two stars"}
+    assert not any(plan.texts for plan in plans)
+
+
+def test_only_small_models_can_be_tuned(demo_checkpoint: Checkpoint) -> None:
+    assert can_be_tuned(demo_checkpoint, (64, 64))
+    assert not can_be_tuned(demo_checkpoint, (2048, 2048))

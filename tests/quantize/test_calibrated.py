@@ -34,16 +34,18 @@ def samples(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactor
 
 
 class InProcess:
-    """A runner without children; counts what it ran."""
+    """A runner without children; counts what it ran, and keeps what that gave."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.done = root, [""][1:]
+        self.given: list[Any] = []
 
     def __call__(self, stage: Any) -> Any:
         into = self.root / str(len(self.done))
         into.mkdir(parents=True)
         self.done.append(type(stage).__name__)
-        return replace(stage.run(into), digest=str(len(self.done)))
+        self.given.append(replace(stage.run(into), digest=str(len(self.done))))
+        return self.given[-1]
 
 
 def test_every_code_comes_from_gptq_and_errors_at_the_output_shrink(

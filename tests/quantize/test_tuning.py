@@ -20,22 +20,10 @@ from diffusette.quantize.quantized import FILE, QuantizedWeights, StoredWeights,
 from diffusette.quantize.samples import Samples
 from diffusette.quantize.tuning import TunedWeights, TuneScales
 
+from .test_calibrated import InProcess
+
 PLAN = Plan("w4g32r2_afp", (("conv_in.weight", "w8c_afp"), ("conv_out.weight", "fp16")))
 CALLS = 16
-
-
-class InProcess:
-    """A runner without children that keeps what its stages gave."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.given: list[Any] = []
-
-    def __call__(self, stage: Any) -> Any:
-        into = self.root / str(len(self.given))
-        into.mkdir(parents=True)
-        self.given.append(replace(stage.run(into), digest=str(len(self.given))))
-        return self.given[-1]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from ..pipeline.errors import DiffusetteError, ToolCrashed
 from ..pipeline.last_words import MORE_MEMORY, death, hang
 from ..pipeline.limits import Patience, limit_memory, ran_out_of_memory
 from .checks import checked_feeds, checked_results
+from .machines.machine import HERE, Machine
 from .protocol import Array, Closing, Feeds, Session
 
 _PAUSE = 1.0  # seconds between looks at a child that does not answer
@@ -31,12 +32,15 @@ _PAUSE = 1.0  # seconds between looks at a child that does not answer
 class IsolatedSession(Closing):
     """The parent's handle of a session that lives in a child process. Satisfies `Session`."""
 
-    def __init__(self, opener: str, argument: object, threads: int, name: str, timed: bool) -> None:
+    def __init__(
+        self, opener: str, argument: object, threads: int, name: str, timed: bool, machine: Machine = HERE
+    ) -> None:
         self.name = name
         self._folder = tempfile.TemporaryDirectory(prefix="diffusette-session-")
         self._log = Path(self._folder.name) / "log.txt"
         ours, theirs = socket.socketpair()
-        argv = [sys.executable, "-m", __name__, opener, str(threads), str(theirs.fileno())]
+        argv = [*machine.python, "-m", __name__, opener, str(threads), str(theirs.fileno())]
+        environment = (child_environment if timed else patient_environment)(Path(self._folder.name))
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 argv,
@@ -44,7 +48,7 @@ class IsolatedSession(Closing):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder.name,
-                env=(child_environment if timed else patient_environment)(Path(self._folder.name)),
+                env=machine.environment_of(environment),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -112,7 +116,7 @@ class IsolatedSession(Closing):
 
 
 def open_isolated(
-    opener: str, argument: object, *, threads: int, name: str = "", timed: bool = False
+    opener: str, argument: object, *, threads: int, name: str = "", timed: bool = False, machine: Machine = HERE
 ) -> IsolatedSession:
     """Load a model in a child process.
 
@@ -121,12 +125,13 @@ def open_isolated(
         argument: plain values or a dataclass of them, e.g. a `TargetModel`.
         name: how errors call the model.
         timed: let its threads wait as the runtime has them wait, and not as it suits other work on this machine.
+        machine: where the child runs.
     Raises:
         ToolCrashed, NoRoom: the child died while loading.
     """
     component = getattr(argument, "component", "")
     target = getattr(argument, "target", opener.partition(":")[0].rpartition(".")[2])
-    return IsolatedSession(opener, argument, threads, name or f"{target} {component}".strip(), timed)
+    return IsolatedSession(opener, argument, threads, name or f"{target} {component}".strip(), timed, machine)
 
 
 def _plain(argument: object) -> object:

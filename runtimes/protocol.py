@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
 from ..quantize.plan import Plan
+from .arithmetic import PROVEN, Arithmetic
 
 if TYPE_CHECKING:
     from ..pipeline.stage import Runner
@@ -64,6 +65,7 @@ class Target(Protocol):
     activations: ClassVar[tuple[str, ...]]
     mixes_floats: ClassVar[bool]  # whether float16 and float32 weights may stand side by side in one model
     mixes_activations: ClassVar[bool]  # whether layers with activations of 8 bits may stand beside others
+    arithmetics: ClassVar[tuple[Arithmetic, ...]]  # in which an app may run it; float32 first
     low_rank: ClassVar[bool]  # whether its schemes of float activations run with a low-rank branch
     families: ClassVar[tuple[str, ...]]
     tools: ClassVar[tuple[str, ...]]  # distributions that have a part in its files; their versions are in the manifest
@@ -89,6 +91,13 @@ class Target(Protocol):
         """Further files of a bundle, path -> content, that make it at home with this runtime's other users."""
         ...
 
-    def open(self, model: TargetModel, *, threads: int) -> Session:
-        """Load `model` in this process. Callers want `isolation.open_isolated` instead: native code may crash."""
+    def proven_in(self, model: TargetModel) -> str:
+        """Name of the arithmetic in which `model` is compared with PyTorch on the machine that built it."""
+        ...
+
+    def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
+        """Load `model` in this process, with the options of one of `arithmetics`.
+
+        Callers want `isolation.open_isolated` instead: native code may crash.
+        """
         ...

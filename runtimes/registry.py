@@ -6,8 +6,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from ..pipeline.artifacts import TargetModel
 from ..pipeline.errors import UnknownTarget
+from .arithmetic import Opening
 from .protocol import Session, Target
 
 TARGETS: Final = {
@@ -36,8 +36,12 @@ def get_target(name: str, **options: Any) -> Target:
 
 
 def open_model(argument: Any, threads: int) -> Session:
-    """Opener for `isolation.open_isolated`: loads a `TargetModel` in this process."""
+    """Opener for `isolation.open_isolated`: loads a model in this process.
+
+    Args:
+        argument: an `Opening`, or a `TargetModel` alone.
+    """
     from pydantic import TypeAdapter
 
-    model = TypeAdapter(TargetModel).validate_python(argument)
-    return get_target(model.target).open(model, threads=threads)
+    opening = TypeAdapter(Opening).validate_python(argument if "model" in argument else {"model": argument})
+    return get_target(opening.target).open(opening.model, threads=threads, arithmetic=opening.arithmetic)

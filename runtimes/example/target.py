@@ -19,6 +19,7 @@ from ...pipeline.disk import copy_file
 from ...pipeline.errors import BundleError, MissingTool, ToolCrashed
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
+from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..protocol import Array, Closing, Feeds, Session
 
@@ -35,6 +36,7 @@ class ExampleTarget:
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
     low_rank: ClassVar[bool] = False
+    arithmetics: ClassVar[tuple[Arithmetic, ...]] = (Arithmetic(FLOAT32, {}, "float32", is_default=True),)
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -65,7 +67,10 @@ class ExampleTarget:
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}
 
-    def open(self, model: TargetModel, *, threads: int) -> Session:
+    def proven_in(self, model: TargetModel) -> str:
+        return FLOAT32
+
+    def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         return ExampleSession(model)  # numpy decides on its threads by itself
 
 

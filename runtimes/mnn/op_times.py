@@ -12,8 +12,8 @@ from ...pipeline.errors import ModelError, ToolCrashed
 from ..checks import checked_feeds, checked_results
 from ..op_times import OpTime, OpTimes, median_ms
 from ..protocol import Array, Feeds
+from .arithmetic import configuration, proven_in
 from .mnn_file import MnnFile
-from .session import NO_WINOGRAD, WINOGRAD_MEMORY_LEVEL, memory_mode, rounds_activations
 
 
 def time_ops(model: TargetModel, feeds: Feeds, *, threads: int, runs: int) -> OpTimes:
@@ -21,7 +21,7 @@ def time_ops(model: TargetModel, feeds: Feeds, *, threads: int, runs: int) -> Op
     file = MnnFile(model.folder / model.files[0])
     file.check_weights()
     checked = checked_feeds(feeds, model.inputs, f"mnn {model.component}")
-    net, session = _open(file, threads, rounded=rounds_activations(model))
+    net, session = _open(file, threads, proven_in(model))
     rounds = [_run(net, session, checked, model.component) for _ in range(1 + runs)]
     names = [[(name, op) for name, op, _ in each] for each in rounds]
     if any(found != names[0] for found in names):
@@ -33,7 +33,7 @@ def time_ops(model: TargetModel, feeds: Feeds, *, threads: int, runs: int) -> Op
     return OpTimes(ops, checked_results(results, model.outputs, f"mnn {model.component}"))
 
 
-def _open(file: MnnFile, threads: int, *, rounded: bool) -> tuple[Any, Any]:
+def _open(file: MnnFile, threads: int, arithmetic: str) -> tuple[Any, Any]:
     """Configured as `session.new_runtime` configures modules, so that the same kernels run."""
     import MNN
 
@@ -43,8 +43,9 @@ def _open(file: MnnFile, threads: int, *, rounded: bool) -> tuple[Any, Any]:
         raise ModelError(f"MNN cannot load {file.path}: {error}", hint="fetch or convert it again") from error
     if file.weight_bytes:
         net.setExternalFile(str(file.weight_file))
-    net.setSessionHint(WINOGRAD_MEMORY_LEVEL, NO_WINOGRAD)
-    config = {"backend": "CPU", "numThread": threads, "precision": "high", "memory": memory_mode(rounded=rounded)}
+    config, hints = configuration(arithmetic, threads)
+    for hint, value in hints.items():
+        net.setSessionHint(hint, value)
     session = net.createSession(config)
     return net, session
 

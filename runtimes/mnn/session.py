@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ModelError, ToolCrashed
-from ...quantize.scheme import parse_scheme
+from ..arithmetic import PROVEN
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Closing, Feeds
+from .arithmetic import configuration, proven_in
 from .mnn_file import MnnFile
-
-# MNN::Interpreter::HintMode WINOGRAD_MEMORY_LEVEL, and its value for "no Winograd". The default costs 45 dB on 3x3
-# convolutions and 6 GB in an SD1.5 UNet, for a tenth of the time; MNN's own diffusion demo ships with 0 as well.
-WINOGRAD_MEMORY_LEVEL: Final = 3
-NO_WINOGRAD: Final = 0
-# MNN::BackendConfig MemoryMode and PowerMode. Names are accepted too, and silently ignored. With memory low, MNN keeps
-# integer weights as they are and rounds activations to 8 bits; otherwise it widens the weights when it loads.
-_NORMAL: Final = 0
-_LOW: Final = 2
 
 
 class MnnSession(Closing):
@@ -33,7 +25,7 @@ class MnnSession(Closing):
         ModelError: the files are damaged or are not what `model` says.
     """
 
-    def __init__(self, model: TargetModel, threads: int) -> None:
+    def __init__(self, model: TargetModel, threads: int, arithmetic: str = PROVEN) -> None:
         file = MnnFile(model.folder / model.files[0])
         file.check_weights()
         names = {spec.name for spec in model.inputs}, {spec.name for spec in model.outputs}
@@ -46,7 +38,7 @@ class MnnSession(Closing):
         self.inputs = model.inputs
         self.outputs = model.outputs
         self._name = f"mnn {model.component}"
-        self._runtime, self._module = _load(file, self, threads, rounds_activations(model))
+        self._runtime, self._module = _load(file, self, threads, arithmetic or proven_in(model))
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         import MNN.expr as expr
@@ -72,31 +64,21 @@ class MnnSession(Closing):
         self._runtime = None
 
 
-def rounds_activations(model: TargetModel) -> bool:
-    """Whether the model is meant to run with activations of 8 bits."""
-    return any(parse_scheme(name).activation_bits == 8 for name in model.precision.split("+"))
-
-
-def _load(file: MnnFile, session: MnnSession, threads: int, rounded: bool) -> tuple[Any, Any]:
-    runtime = new_runtime(threads, rounded=rounded)
+def _load(file: MnnFile, session: MnnSession, threads: int, arithmetic: str) -> tuple[Any, Any]:
+    runtime = new_runtime(threads, arithmetic)
     inputs, outputs = [s.name for s in session.inputs], [s.name for s in session.outputs]
     return runtime, load_part(file, inputs, outputs, runtime)
 
 
-def memory_mode(*, rounded: bool) -> int:
-    """MNN's memory mode with which it rounds activations to 8 bits, or does not."""
-    return _LOW if rounded else _NORMAL
-
-
-def new_runtime(threads: int, *, rounded: bool = False) -> Any:
-    """MNN's runtime on the CPU, in float32 and without Winograd; `rounded`: activations of 8 bits."""
+def new_runtime(threads: int, arithmetic: str) -> Any:
+    """MNN's runtime on the CPU with the options that an app sets for that arithmetic."""
     import MNN.nn
 
+    backend, hints = configuration(arithmetic, threads)
     # Documented as a tuple of dicts, one a backend; a bare dict is taken for an empty configuration.
-    backend = {"backend": "CPU", "numThread": threads, "precision": "high", "power": _NORMAL}
-    backend["memory"] = memory_mode(rounded=rounded)
     runtime = MNN.nn.create_runtime_manager((backend,))
-    runtime.set_hint(WINOGRAD_MEMORY_LEVEL, NO_WINOGRAD)
+    for hint, value in hints.items():
+        runtime.set_hint(hint, value)
     return runtime
 
 

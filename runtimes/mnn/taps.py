@@ -15,8 +15,9 @@ from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ToolCrashed
 from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, boundaries, needed_feeds
+from .arithmetic import proven_in
 from .mnn_file import MnnFile
-from .session import load_part, new_runtime, rounds_activations
+from .session import load_part, new_runtime
 
 if TYPE_CHECKING:
     from ...export.graph import Graph
@@ -92,7 +93,7 @@ class MnnTaps(Closing):
         self._name = f"mnn {model.component}"
         self._threads = threads
         self._part_bytes = max(_PART_BYTES, int(_FILE_SHARE * file.path.stat().st_size))
-        self._rounded = rounds_activations(model)
+        self._arithmetic = proven_in(model)
         self._makers = {tensor: op.inputs for op in file.wires() for tensor in op.outputs}
         self.partial_runs = 0
 
@@ -126,7 +127,7 @@ class MnnTaps(Closing):
     ) -> Iterator[tuple[str, Array]]:
         import MNN.expr as expr
 
-        runtime = new_runtime(self._threads, rounded=self._rounded)  # one for all would keep the memory of the largest
+        runtime = new_runtime(self._threads, self._arithmetic)  # one for all would keep the memory of the largest
         module = load_part(self._file, list(given), list(wanted), runtime)
         kinds = {"float32": expr.float, "int32": expr.int}
         variables = []

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
 from ...pipeline.errors import MissingTool
 from ...quantize.plan import Plan
+from ..arithmetic import PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
 from ..protocol import Feeds, Session
 from ..taps import Wiring
+from .arithmetic import ARITHMETICS, proven_in
 
 if TYPE_CHECKING:
     from ...pipeline.stage import Runner
@@ -30,6 +32,7 @@ class MnnTarget:
     mixes_floats: ClassVar[bool] = False
     mixes_activations: ClassVar[bool] = False
     low_rank: ClassVar[bool] = True
+    arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -75,11 +78,14 @@ class MnnTarget:
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}
 
-    def open(self, model: TargetModel, *, threads: int) -> Session:
+    def proven_in(self, model: TargetModel) -> str:
+        return proven_in(model)
+
+    def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         from .session import MnnSession
 
         self.require()
-        return MnnSession(model, threads)
+        return MnnSession(model, threads, arithmetic)
 
     def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
         from ...export.onnx_model import onnx_graph

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import ModelError, ToolCrashed
+from ..arithmetic import FLOAT32, PROVEN, arithmetic_named
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Closing, Feeds
+from .arithmetic import ARITHMETICS
 from .forms import check_forms, check_products
 from .low_bit import CODED_LAYERS
 from .param import parse
 from .products import any_integers
 from .slots import check_bin
 
-# ncnn turns these on by default where the CPU has them. Parity is judged in float32; an app may choose otherwise.
-_REDUCED: Final = (
-    "use_fp16_packed",
-    "use_fp16_storage",
-    "use_fp16_arithmetic",
-    "use_bf16_packed",
-    "use_bf16_storage",
-)
-
-# Convolution as one matrix product unfolds its input ninefold. On the feature maps of a VAE, as large as the picture,
-# that takes 6.4 GB for 1.7 in the decoder at 512x512; on a UNet's it is cheap, and a third faster.
-_UNFOLDED: Final = ("unet", "controlnet", "text_encoder")
-
 
 class NcnnSession(Closing):
     """A loaded ncnn model.
-
-    Winograd convolution is off: at SD 1.5 size it takes 10.7 GB for 5.0 in the UNet, and costs 3 to 5 dB.
 
     Raises:
         ModelError: the files do not fit each other, or ncnn refuses them.
@@ -43,13 +30,13 @@ class NcnnSession(Closing):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __init__(self, model: TargetModel, threads: int) -> None:
+    def __init__(self, model: TargetModel, threads: int, arithmetic: str = PROVEN) -> None:
         import ncnn
 
         self.inputs, self.outputs = model.inputs, model.outputs
         self._name = f"ncnn {model.component}"
         self._ncnn: Any = ncnn
-        self._net: Any = open_net(model, threads)
+        self._net: Any = open_net(model, threads, arithmetic)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once on batch 1; ncnn itself knows no batch, so the leading axis is taken off and put back."""
@@ -75,15 +62,15 @@ class NcnnSession(Closing):
             self._net = None
 
 
-def open_net(model: TargetModel, threads: int) -> Any:
-    """Load a model's files into an `ncnn.Net` that computes in float32.
+def open_net(model: TargetModel, threads: int, arithmetic: str = PROVEN) -> Any:
+    """Load a model's files into an `ncnn.Net` that computes in one of `ARITHMETICS`.
 
     Raises:
         ModelError: the files do not fit each other, or ncnn refuses them.
     """
     param, weights = (model.folder / file for file in model.files)
     check_files(param, weights, model.inputs, model.outputs)
-    net = new_net(threads, sgemm=model.component in _UNFOLDED)
+    net = new_net(threads, model.component, arithmetic)
     # after a failed load the net must never be run: it would take the process down
     for load, file in ((net.load_param, param), (net.load_model, weights)):
         if status := load(str(file)):
@@ -92,16 +79,14 @@ def open_net(model: TargetModel, threads: int) -> Any:
     return net
 
 
-def new_net(threads: int, *, sgemm: bool) -> Any:
-    """An empty net that computes in float32; with `sgemm`, convolutions are single matrix products."""
+def new_net(threads: int, component: str, arithmetic: str = PROVEN) -> Any:
+    """An empty net with the options that an app sets for `component` in that arithmetic."""
     import ncnn
 
     net: Any = ncnn.Net()
     net.opt.num_threads = threads
-    net.opt.use_winograd_convolution = False
-    net.opt.use_sgemm_convolution = sgemm
-    for option in _REDUCED:
-        setattr(net.opt, option, False)
+    for option, value in arithmetic_named(arithmetic or FLOAT32, ARITHMETICS, "ncnn").options_for(component).items():
+        setattr(net.opt, option, value)
     return net
 
 

@@ -230,7 +230,7 @@ class NcnnTaps(Closing):
         (source,) = self._makers[name]
         value = values[source] if source in given else self._extract(source, given, values)
         projection = self._projections[name]
-        net = new_net(self._threads, sgemm=True)
+        net = new_net(self._threads, "unet")
         with tempfile.TemporaryDirectory(prefix="ncnn.") as folder:
             param, weights = Path(folder, "param"), Path(folder, "bin")
             param.write_text(projection.param)

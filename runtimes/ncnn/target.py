@@ -11,11 +11,13 @@ from ...pipeline.errors import MissingTool
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
+from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
 from ..protocol import Feeds
 from ..taps import Wiring
 from . import pnnx
+from .arithmetic import ARITHMETICS
 from .session import NcnnSession
 from .taps import NcnnTaps, read_wiring
 from .trace import trace_of
@@ -33,6 +35,7 @@ class NcnnTarget:
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True
+    arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
     min_runtime: ClassVar[str] = "1.0.20261020"
@@ -58,8 +61,11 @@ class NcnnTarget:
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}
 
-    def open(self, model: TargetModel, *, threads: int) -> NcnnSession:
-        return NcnnSession(model, threads)
+    def proven_in(self, model: TargetModel) -> str:
+        return FLOAT32
+
+    def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> NcnnSession:
+        return NcnnSession(model, threads, arithmetic)
 
     def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
         return read_wiring(model, run(trace_of(source, size)))

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import BundleError, FeedError, ToolCrashed
+from ..arithmetic import FLOAT32, PROVEN, arithmetic_named
 from ..protocol import Array, Closing, Feeds
+from .arithmetic import ARITHMETICS
 from .external_data import read_graph
 from .free_batch import BATCH
 from .optimum_outputs import SECOND_NAME
@@ -29,7 +31,7 @@ class OrtSession(Closing):
         BundleError: the file is damaged, or takes other inputs than `model` says.
     """
 
-    def __init__(self, model: TargetModel, threads: int, timings: str = "") -> None:
+    def __init__(self, model: TargetModel, threads: int, timings: str = "", arithmetic: str = PROVEN) -> None:
         import onnxruntime
 
         file = model.folder / model.files[0]
@@ -37,7 +39,7 @@ class OrtSession(Closing):
         self.outputs = model.outputs
         self._name = f"ort {model.component}"
         try:
-            self._session: Any = _open(file, threads, timings)
+            self._session: Any = _open(file, threads, timings, arithmetic)
         except ort_errors() as error:
             raise BundleError(
                 f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it: {first_line(error)}",
@@ -79,7 +81,7 @@ class OrtSession(Closing):
         self._session = None
 
 
-def _open(file: Path, threads: int, timings: str) -> Any:
+def _open(file: Path, threads: int, timings: str, arithmetic: str) -> Any:
     """Load `file` with the options that cost the least memory for their time.
 
     Measured at the shapes of the SD 1.5 UNet (512x512, 2 threads), peak RSS and CPU seconds a run:
@@ -89,6 +91,8 @@ def _open(file: Path, threads: int, timings: str) -> Any:
     import onnxruntime
 
     options = session_options(threads)
+    for option, value in arithmetic_named(arithmetic or FLOAT32, ARITHMETICS, "ort").options.items():
+        options.add_session_config_entry(option, value)
     if timings:
         options.enable_profiling = True
         options.profile_file_prefix = timings

@@ -13,10 +13,12 @@ from ...pipeline.errors import MissingTool, refuse_unknown
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
+from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
 from ..protocol import Feeds, Session
 from ..taps import Wiring
+from .arithmetic import ARITHMETICS
 from .build import FORMS, BuildOrt
 from .build_coded import BuildCoded
 from .optimum_layout import layout_files
@@ -46,6 +48,7 @@ class OrtTarget:
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True
+    arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -81,8 +84,11 @@ class OrtTarget:
             return run(BuildCoded(onnx_graph(source, size, run), source, plan, codes, self._forms))
         return run(BuildOrt(onnx_model(source, size, plan, run), self._forms))
 
-    def open(self, model: TargetModel, *, threads: int) -> Session:
-        return OrtSession(model, threads)
+    def proven_in(self, model: TargetModel) -> str:
+        return FLOAT32
+
+    def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
+        return OrtSession(model, threads, arithmetic=arithmetic)
 
     def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
         return read_wiring(model)

@@ -1,0 +1,69 @@
+"""In what numbers a runtime computes, and the options of its own by which an app chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from ..pipeline.artifacts import TargetModel
+from ..pipeline.errors import UsageError, refuse_unknown
+
+FLOAT32: Final = "float32"
+"""The name of the arithmetic in which every target is proven first: numbers, products and sums in float32."""
+
+PROVEN: Final = ""
+"""In place of a name: the arithmetic that the target proves a model in, `Target.proven_in(model)`."""
+
+Computed = Literal["float32", "float16 stored", "float16", "bfloat16 stored", "bfloat16", "other"]
+"""What a probe finds: in what numbers results are kept between layers ("stored"), and in what they are added up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """One way to open a model. `options` are the runtime's own words, for an app's developer to copy.
+
+    Args:
+        name: how `--arithmetic`, the manifest and tables call it.
+        options: name of the option in the runtime's API -> value; an option that is absent keeps the runtime's default.
+        expects: what a processor with the needed instructions computes under it.
+        per_component: what a component sets besides.
+        is_default: an app that sets no option gets this one on AArch64.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    expects: Computed
+    per_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    is_default: bool = False
+
+    def options_for(self, component: str) -> dict[str, Any]:
+        """Every option that an app sets to open `component`."""
+        return {**self.options, **self.per_component.get(component, {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a child process is told to load: a model, and in which arithmetic. Plain values only."""
+
+    model: TargetModel
+    arithmetic: str = PROVEN
+
+    @property
+    def target(self) -> str:
+        return self.model.target
+
+    @property
+    def component(self) -> str:
+        return self.model.component
+
+
+def arithmetic_named(name: str, known: Sequence[Arithmetic], target: str) -> Arithmetic:
+    """The arithmetic of that name.
+
+    Raises:
+        UsageError: the target has none of that name; names those that it has.
+    """
+    names = [each.name for each in known]
+    refuse_unknown([name], names, f"arithmetic of {target}", UsageError)
+    return known[names.index(name)]

@@ -15,6 +15,15 @@ from ..pipeline.errors import UsageError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="CPU threads that the runtime may use.")]
 
+MachineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--machine",
+        metavar="NAME",
+        help="Run it on another processor: arm64 or arm64:PROCESSOR, emulated; native. Repeat for several.",
+    ),
+]
+
 VaeDecoder = Annotated[
     Path | None,
     typer.Option("--vae-decoder", metavar="PATH", help="A tiny decoder in the VAE's place: TAESD's or TAEXL's folder."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .terminal import print_table, size_text, stdout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ..pipeline.bundle import Bundle
     from ..pipeline.conversion import Conversion
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..pipeline.sizes import SizedConversions
     from ..validate.contrast import Comparison
     from ..validate.latency import ProfileReport
+    from ..validate.machine_report import MachineReport
     from ..validate.report import ParityReport
 
 
@@ -116,6 +117,21 @@ def show_parity(report: ParityReport) -> None:
             print_table(layers_table(component))
             console.print()
         print_table(ranges_table(report.layers))
+
+
+def show_machines(reports: Sequence[MachineReport]) -> None:
+    """A table a machine, what to choose there, and why rows failed."""
+    from ..validate.machine_report import machine_table, recommendation
+
+    console = stdout()
+    for report in reports:
+        print_table(machine_table(report))
+        for line in report.failures():
+            console.print(f"FAILED {line}", markup=False)
+        counts = ", ".join(f"{count} of {name}" for name, count in (report.probes or {}).items())
+        console.print(f"* an app that sets no option gets this one; compared: {counts}", markup=False, style="dim")
+        console.print(recommendation(report), markup=False)
+        console.print()
 
 
 def show_profile(report: ProfileReport, *, explained: bool = True) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,7 @@ from .options import (
     Controlnet,
     Ema,
     Json,
+    MachineOption,
     Prediction,
     Threads,
     TokenizerFolder,
@@ -21,6 +23,9 @@ from .options import (
     VaeDecoder,
     companions,
 )
+
+if TYPE_CHECKING:
+    from ..pipeline.origin import Origin
 
 
 def validate(
@@ -81,6 +86,17 @@ def validate(
         bool | None,
         typer.Option("--speed/--no-speed", help="Time it for the page. [default: where that takes seconds]"),
     ] = None,
+    machine: MachineOption = None,
+    arithmetic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arithmetic", metavar="NAME", help="With --machine: only this one, such as fp16; repeat. [default: all]"
+        ),
+    ] = None,
+    calls: Annotated[
+        int | None,
+        typer.Option("--calls", metavar="N", min=1, help="With --machine: UNet calls to compare. [default: 8, or 1]"),
+    ] = None,
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:
@@ -99,6 +115,14 @@ def validate(
     from .report import show_parity
     from .terminal import TerminalProgress, command_line, print_json, warn
 
+    if machine:
+        _refuse_beside_machine({"--layers": layers, "--html": html, "--prompts": prompts, "--scheduler": scheduler})
+        origin = Origin(
+            reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter)
+        )
+        return _on_machines(bundle, machine, origin, image, arithmetic or (), calls, threads, as_json)
+    if arithmetic or calls:
+        raise UsageError("--arithmetic and --calls are about another machine", hint="add --machine arm64")
     if html is None and speed is not None:
         raise UsageError("--speed and --no-speed are about the page", hint="add --html FILE")
     if beside and (html is None or not layers):
@@ -137,3 +161,46 @@ def validate(
         if html is not None:
             print(html)
     return 0 if report.ok else 5
+
+
+def _refuse_beside_machine(given: dict[str, object]) -> None:
+    """Options that say nothing about another machine."""
+    if wrong := [name for name, value in given.items() if value]:
+        raise UsageError(f"{wrong[0]} is not measured on another machine", hint="leave out --machine, or that option")
+
+
+def _on_machines(
+    place: Path,
+    names: list[str],
+    reference: Origin,
+    image: bool | None,
+    arithmetics: Sequence[str],
+    calls: int | None,
+    threads: int,
+    as_json: bool,
+) -> int:
+    from ..pipeline.bundle import open_bundle
+    from ..pipeline.check_machine import check_on_machines
+    from ..runtimes.machines.registry import machines_named
+    from .report import show_machines
+    from .terminal import TerminalProgress, print_json
+
+    machines = machines_named(names)
+    opened = open_bundle(place)
+    reports = check_on_machines(
+        opened,
+        machines,
+        reference=reference,
+        image=image,
+        arithmetics=arithmetics,
+        calls=calls,
+        threads=threads,
+        progress=TerminalProgress(),
+    )
+    ok = all(report.ok for report in reports)
+    if as_json:
+        machines_json = [report.to_json() for report in reports]
+        print_json({"bundle": opened.manifest.name, "ok": ok, "machines": machines_json})
+    else:
+        show_machines(reports)
+    return 0 if ok else 5

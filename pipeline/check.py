@@ -68,14 +68,8 @@ def check_bundle(
         CheckpointError: there is no reference to compare with.
         UsageError: the bundle has no such schedule, or pictures are chosen but not wanted.
     """
-    bundle.refuse_damage()
     cache = cache or Cache.default()
-    checkpoint = open_reference_checkpoint(bundle, reference, cache)
-    if set(bundle.components) != set(checkpoint.components):
-        raise BundleError(
-            f"{bundle.path} holds {sorted(bundle.components)}, its checkpoint has {sorted(checkpoint.components)}",
-            hint="convert the checkpoint again",
-        )
+    checkpoint = intact_checkpoint(bundle, reference, cache)
     cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
     pictures = cheap if image is None else image
     if oracle_prompts is not None:
@@ -85,19 +79,8 @@ def check_bundle(
         run: Runner = partial(run_stage, cache=cache, progress=progress)
         facts = bundle.manifest
         models = {name: bundle.model(name) for name in bundle.components}
-        probes = ask_pytorch(checkpoint, facts.size, run)
-        plans = calibrated(
-            {name: bundle.plan(name) for name in models},
-            checkpoint,
-            facts.size,
-            parse_recipe(facts.recipe, "the bundle's recipe"),
-            run,
-        )
-        rounded = {
-            name: ask_rounded(probes, checkpoint.components[name], plans[name], run)
-            for name, model in models.items()
-            if model.precision != "fp32"
-        }
+        known = known_answers(bundle, checkpoint, run)
+        probes, plans, rounded = known.probes, known.plans, known.rounded
         remarks: list[str] = []
         with progress.running(f"{facts.target.name} components"):
             components = _check_forms(bundle, models, probes, rounded, threads)
@@ -130,6 +113,43 @@ def check_bundle(
             run,
             progress,
         ), remarks
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a bundle is held against: PyTorch's answers, the plans of its weights, and the answers with these."""
+
+    probes: Probes
+    plans: Mapping[str, Plan]
+    rounded: Mapping[str, RoundedAnswers]  # of every component but those at fp32
+
+
+def intact_checkpoint(bundle: Bundle, reference: Origin | str | None, cache: Cache) -> Checkpoint:
+    """The checkpoint that an undamaged `bundle` was made of.
+
+    Raises:
+        BundleError: a file differs from the manifest, or the checkpoint has other components.
+        CheckpointError: there is no reference to compare with.
+    """
+    bundle.refuse_damage()
+    checkpoint = open_reference_checkpoint(bundle, reference, cache)
+    if set(bundle.components) != set(checkpoint.components):
+        raise BundleError(
+            f"{bundle.path} holds {sorted(bundle.components)}, its checkpoint has {sorted(checkpoint.components)}",
+            hint="convert the checkpoint again",
+        )
+    return checkpoint
+
+
+def known_answers(bundle: Bundle, checkpoint: Checkpoint, run: Runner) -> Known:
+    """Ask PyTorch, or the cache."""
+    facts = bundle.manifest
+    probes = ask_pytorch(checkpoint, facts.size, run)
+    stated = {name: bundle.plan(name) for name in bundle.components}
+    plans = calibrated(stated, checkpoint, facts.size, parse_recipe(facts.recipe, "the bundle's recipe"), run)
+    coarse = [name for name in bundle.components if facts.components[name].precision != "fp32"]  # type: ignore[index]
+    rounded = {name: ask_rounded(probes, checkpoint.components[name], plans[name], run) for name in coarse}
+    return Known(probes, plans, rounded)
 
 
 def layers_of(

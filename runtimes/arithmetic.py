@@ -29,6 +29,8 @@ class Arithmetic:
         expects: what a processor with the needed instructions computes under it.
         per_component: what a component sets besides.
         is_default: an app that sets no option gets this one on AArch64.
+        rank: place in the order in which a phone is expected to be fast with it, 1 first. A judgement from what
+            moves through memory and through the units of arithmetic; an emulator cannot time it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Arithmetic:
     expects: Computed
     per_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_default: bool = False
+    rank: int = 9
 
     def options_for(self, component: str) -> dict[str, Any]:
         """Every option that an app sets to open `component`."""

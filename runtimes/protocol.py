@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -89,6 +90,13 @@ class Target(Protocol):
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> Mapping[str, bytes]:
         """Further files of a bundle, path -> content, that make it at home with this runtime's other users."""
+        ...
+
+    def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
+        """A model that multiplies its only input with the constant `w`, float32 [K, N], written to `into`.
+
+        Its products are computed as those of `model` are: `validate.machine_stages.ProbeArithmetic` tells how.
+        """
         ...
 
     def proven_in(self, model: TargetModel) -> str:

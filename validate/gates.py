@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -98,8 +98,9 @@ def measure(
     probes: Probes,
     answers: RoundedAnswers | None,
     time_embedding: Mapping[str, Any],
+    only: Collection[int] | None = None,
 ) -> ComponentReport:
-    """Run every probe of `report.component`; return the report with the worst that was found.
+    """Run every probe of `report.component`, or `only` some; return the report with the worst that was found.
 
     Args:
         answers: the rounded reference's, in the order of the probes, or None where there is no such gate.
@@ -108,8 +109,8 @@ def measure(
     """
     losses: list[tuple[float, str, Parity]] = []
     fidelities: list[Parity] = []
-    references: Iterator[Mapping[str, Array] | None] = answers.read() if answers else repeat(None)
-    for probe, reference in zip(probes.read(report.component), references, strict=answers is not None):
+    references: Iterator[Mapping[str, Array] | None] = answers.read(only) if answers else repeat(None)
+    for probe, reference in zip(probes.read(report.component, only), references, strict=answers is not None):
         results = session.run(native_feeds(probe.feeds, session.inputs, time_embedding))
         for name, expected in probe.outputs.items():
             if name not in results:
@@ -150,7 +151,7 @@ def check_pictures(
     try:
         for picture in probes.pictures():
             drawn = draw(picture, probes.plan)
-            pictures.append(_compare_pictures(picture, drawn))
+            pictures.append(compare_pictures(picture, drawn))
             keep(picture, drawn)
     except (ToolCrashed, ParityError) as problem:
         if isinstance(problem, ToolCrashed) and crashes == "raise":
@@ -164,7 +165,12 @@ def undrawn(plan: ProbePlan, limit: ImageTolerance, problem: str = "") -> ImageR
     return ImageReport((), limit, plan.steps, plan.guidance, plan.scheduler, problem=problem)
 
 
-def _compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:
+def compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:
+    """The distance of what was drawn from PyTorch's picture, of the latents after each call and of the pixels.
+
+    Raises:
+        ParityError: it took another number of calls, or holds a NaN.
+    """
     from skimage.metrics import structural_similarity
 
     calls = len(drawn.trajectory)

@@ -6,7 +6,7 @@ last step, and a converter's mistake may show at one end only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -163,9 +163,11 @@ class Probes:
     labels: Mapping[str, tuple[str, ...]]
     digest: str = ""
 
-    def read(self, component: str) -> Iterator[Probe]:
+    def read(self, component: str, only: Collection[int] | None = None) -> Iterator[Probe]:
         """The component's probes, one at a time: at full size all of them together would be hundreds of MiB.
 
+        Args:
+            only: indices of those that are wanted; None: all.
         Raises:
             ModelError: there are none, so nothing could be proven.
         """
@@ -173,6 +175,8 @@ class Probes:
         if not labels:
             raise ModelError(f"there are no probes for {component}", hint=f"probed: {', '.join(self.labels)}")
         for index, label in enumerate(labels):
+            if only is not None and index not in only:
+                continue
             arrays = read_arrays(self.folder / f"{component}-{index:03}.npz")
             feeds = {name.removeprefix("feed."): a for name, a in arrays.items() if name.startswith("feed.")}
             outputs = {name.removeprefix("output."): a for name, a in arrays.items() if name.startswith("output.")}
@@ -195,8 +199,9 @@ class RoundedAnswers:
     count: int
     digest: str = ""
 
-    def read(self) -> Iterator[Mapping[str, Array]]:
-        for index in range(self.count):
+    def read(self, only: Collection[int] | None = None) -> Iterator[Mapping[str, Array]]:
+        """Answers in the order of the probes; `only`: as of `Probes.read`."""
+        for index in range(self.count) if only is None else sorted(only):
             yield read_arrays(self.folder / f"{index:03}.npz")
 
 

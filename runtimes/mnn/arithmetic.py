@@ -27,20 +27,20 @@ def _options(precision: str, memory: str) -> dict[str, Any]:
     return {"precision": f"Precision_{precision}", "memory": f"Memory_{memory}", WINOGRAD: NO_WINOGRAD}
 
 
-def _arithmetic(name: str, precision: str, memory: str, expects: Computed) -> Arithmetic:
-    return Arithmetic(name, _options(precision, memory), expects)
+def _arithmetic(name: str, precision: str, memory: str, expects: Computed, rank: int) -> Arithmetic:
+    return Arithmetic(name, _options(precision, memory), expects, rank=rank)
 
 
 # With Memory_Low, MNN keeps integer weights as they are and rounds activations to 8 bits; otherwise it widens weights
 # when it loads.
 ARITHMETICS: Final = (
-    _arithmetic(FLOAT32, "High", "Normal", "float32"),
-    _arithmetic(MEMORY_LOW, "High", "Low", "float32"),
-    _arithmetic("normal", "Normal", "Normal", "float32"),
-    _arithmetic("normal-memory-low", "Normal", "Low", "float32"),
-    _arithmetic("fp16", "Low", "Normal", "float16"),
-    _arithmetic("fp16-memory-low", "Low", "Low", "float16"),
-    Arithmetic("defaults", {}, "float32", is_default=True),  # Precision_Normal, Memory_Normal, Winograd
+    _arithmetic(FLOAT32, "High", "Normal", "float32", 7),
+    _arithmetic(MEMORY_LOW, "High", "Low", "float32", 5),
+    _arithmetic("normal", "Normal", "Normal", "float32", 6),
+    _arithmetic("normal-memory-low", "Normal", "Low", "float32", 4),
+    _arithmetic("fp16", "Low", "Normal", "float16", 2),
+    _arithmetic("fp16-memory-low", "Low", "Low", "float16", 1),
+    Arithmetic("defaults", {}, "float32", is_default=True, rank=3),  # Precision_Normal, Memory_Normal, Winograd
 )
 
 

@@ -22,9 +22,9 @@ _VAE: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def _arithmetic(name: str, expects: Computed, *reduced: str, winograd: bool) -> Arithmetic:
+def _arithmetic(name: str, expects: Computed, *reduced: str, winograd: bool, rank: int) -> Arithmetic:
     options = {option: option in reduced for option in _REDUCED}
-    return Arithmetic(name, {**options, "use_winograd_convolution": winograd}, expects, _VAE)
+    return Arithmetic(name, {**options, "use_winograd_convolution": winograd}, expects, _VAE, rank=rank)
 
 
 _STORED: Final = ("use_fp16_packed", "use_fp16_storage")
@@ -33,11 +33,11 @@ _BRAIN: Final = ("use_bf16_packed", "use_bf16_storage")
 
 # Winograd convolution takes 10.7 GB for 5.0 in SD 1.5's UNet, and costs 3 to 14 dB.
 ARITHMETICS: Final = (
-    _arithmetic(FLOAT32, "float32", winograd=False),
-    _arithmetic("float32-winograd", "float32", winograd=True),
-    _arithmetic("fp16-storage", "float16 stored", *_STORED, winograd=False),
-    _arithmetic("fp16-storage-winograd", "float16 stored", *_STORED, winograd=True),
-    _arithmetic("fp16", "float16", *_COMPUTED, winograd=False),
-    Arithmetic("defaults", {}, "float16", is_default=True),  # float16 and Winograd
-    _arithmetic("bf16", "bfloat16 stored", *_BRAIN, winograd=False),
+    _arithmetic(FLOAT32, "float32", winograd=False, rank=7),
+    _arithmetic("float32-winograd", "float32", winograd=True, rank=6),
+    _arithmetic("fp16-storage", "float16 stored", *_STORED, winograd=False, rank=4),
+    _arithmetic("fp16-storage-winograd", "float16 stored", *_STORED, winograd=True, rank=3),
+    _arithmetic("fp16", "float16", *_COMPUTED, winograd=False, rank=2),
+    Arithmetic("defaults", {}, "float16", is_default=True, rank=1),  # float16 and Winograd
+    _arithmetic("bf16", "bfloat16 stored", *_BRAIN, winograd=False, rank=5),
 )

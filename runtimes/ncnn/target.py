@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import ClassVar
 
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
@@ -14,10 +15,11 @@ from ...quantize.quantized import quantized_weights
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
-from ..protocol import Feeds
+from ..protocol import Array, Feeds
 from ..taps import Wiring
 from . import pnnx
 from .arithmetic import ARITHMETICS
+from .arithmetic_probe import probe_model
 from .session import NcnnSession
 from .taps import NcnnTaps, read_wiring
 from .trace import trace_of
@@ -60,6 +62,9 @@ class NcnnTarget:
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}
+
+    def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
+        return probe_model(w, into)
 
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32

@@ -10,6 +10,6 @@ from ..arithmetic import FLOAT32, Arithmetic
 FAST_BFLOAT16: Final = "mlas.enable_gemm_fastmath_arm64_bfloat16"
 
 ARITHMETICS: Final = (
-    Arithmetic(FLOAT32, {}, "float32", is_default=True),
-    Arithmetic("bf16-matmul", {FAST_BFLOAT16: "1"}, "bfloat16"),
+    Arithmetic(FLOAT32, {}, "float32", is_default=True, rank=2),
+    Arithmetic("bf16-matmul", {FAST_BFLOAT16: "1"}, "bfloat16", rank=1),
 )

@@ -1,0 +1,222 @@
+"""`validate --machine`: the bundle in every arithmetic that an app may choose there, held against PyTorch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..export.scheduler import default_scheduler
+from ..runtimes.arithmetic import Arithmetic, arithmetic_named
+from ..runtimes.machines.lock import read_lock
+from ..runtimes.machines.machine import Machine
+from ..runtimes.machines.registry import NATIVE
+from ..runtimes.registry import get_target
+from ..validate.arithmetic_tolerances import arithmetic_image_tolerance
+from ..validate.machine_report import ArithmeticRow, MachineReport
+from ..validate.machine_stages import MachineKey, MeasureOnMachine, ProbeArithmetic, probe_factors
+from ..validate.report import PictureReport
+from ..validate.stages import worst_form
+from .cache import Cache
+from .check import intact_checkpoint, known_answers
+from .errors import ToolCrashed
+from .gate import coarsest, pictures_are_cheap
+from .machine_pictures import DrawOnMachine, drawing_facts
+from .publish import scratch_folder
+from .stage import Runner, run_stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..runtimes.arithmetic import Computed
+    from ..validate.probes import Probes, RoundedAnswers
+    from ..validate.report import ComponentReport
+    from .bundle import Bundle
+    from .origin import Origin
+    from .progress import Progress
+    from .schedule import CompiledSchedule
+
+CALLS = 8
+"""UNet calls that are compared on an emulated machine: all of the first picture's, at the demo's size."""
+
+
+def check_on_machines(
+    bundle: Bundle,
+    machines: Sequence[Machine],
+    *,
+    reference: Origin | str | None = None,
+    image: bool | None = None,
+    arithmetics: Sequence[str] = (),
+    calls: int | None = None,
+    threads: int = 2,
+    cache: Cache | None = None,
+    progress: Progress,
+) -> list[MachineReport]:
+    """Compare every component with PyTorch on each machine, in every arithmetic that an app may choose there.
+
+    Args:
+        image: draw a picture in every arithmetic that passes; False: none; None: where pictures are cheap, as many as
+            it takes to find the recommendation.
+        arithmetics: names of those to try, beside what is proven; none: all of the target.
+        calls: UNet calls to compare; None: `CALLS`, or one where a call takes minutes.
+    Raises:
+        UsageError: the target has no such arithmetic.
+        BundleError, CheckpointError: as of `check.check_bundle`.
+    """
+    cache = cache or Cache.default()
+    target = get_target(bundle.manifest.target.name)
+    for name in arithmetics:
+        arithmetic_named(name, target.arithmetics, target.name)
+    checkpoint = intact_checkpoint(bundle, reference, cache)
+    cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
+    with cache.used():
+        run: Runner = partial(run_stage, cache=cache, progress=progress)
+        known = known_answers(bundle, checkpoint, run)
+        drawing = cheap if image is None else image
+        schedule = (
+            bundle.schedule(default_scheduler(checkpoint.scheduler), known.probes.plan.steps) if drawing else None
+        )
+        wanted = calls or (CALLS if cheap else 1)
+        return [
+            OnMachine(
+                bundle,
+                machine,
+                known.probes,
+                known.rounded,
+                schedule,
+                run,
+                cache.root / "work",
+                wanted,
+                every_picture=image is True,
+                threads=threads,
+            ).check(arithmetics)
+            for machine in machines
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class OnMachine:
+    """A bundle that is checked on a machine, and what it is held against.
+
+    Args:
+        rounded: component -> PyTorch's answers with equally rounded weights, for every component but fp32 ones.
+        schedule: with which PyTorch drew; None: no pictures.
+        calls: UNet and ControlNet calls to compare in each arithmetic.
+        work: a folder on the cache's disk.
+    """
+
+    bundle: Bundle
+    machine: Machine
+    probes: Probes
+    rounded: Mapping[str, RoundedAnswers]
+    schedule: CompiledSchedule | None
+    run: Runner
+    work: Path
+    calls: int = CALLS
+    every_picture: bool = False
+    threads: int = 2
+
+    def check(self, names: Sequence[str] = ()) -> MachineReport:
+        """Every arithmetic of the target, or those of `names` and what is proven, and what to recommend."""
+        target = get_target(self.bundle.manifest.target.name)
+        proven = {name: target.proven_in(self.bundle.model(name)) for name in self.bundle.components}
+        wanted = {*names, *proven.values()}
+        rows = [self._row(each) for each in target.arithmetics if not names or each.name in wanted]
+        rows, recommended, psnr = self._recommend(rows, proven)
+        probes = {name: len(self._only(name)) or len(self.probes.labels[name]) for name in proven}
+        return MachineReport(
+            self.machine.name, target.name, target.version(), tuple(rows), proven, recommended, psnr, probes
+        )
+
+    def _row(self, arithmetic: Arithmetic) -> ArithmeticRow:
+        manifest = self.bundle.manifest
+        models = {name: self.bundle.model(name) for name in self.bundle.components}
+        target = manifest.target.name
+        components = tuple(self._component(name, arithmetic) for name in models)
+        limit = arithmetic_image_tolerance(target, coarsest(models), arithmetic.expects)
+        return ArithmeticRow(arithmetic, self._computed(arithmetic), components, limit)
+
+    def _computed(self, arithmetic: Arithmetic) -> Computed:
+        """In what numbers the machine really computes the denoiser's products."""
+        model = self.bundle.model("unet")
+        target = get_target(model.target)
+        with scratch_folder(self.work, "probe") as folder:
+            _, w = probe_factors()
+            probe = target.probe_model(model, w, folder)
+            return self.run(ProbeArithmetic(probe, arithmetic.name, self.machine, self._key, self.threads)).computed
+
+    def _component(self, name: str, arithmetic: Arithmetic) -> ComponentReport:
+        """The report of the form that is nearest to failing."""
+        reports = []
+        for form in ("", *self.bundle.model(name).forms):
+            stage = MeasureOnMachine(
+                self.bundle.model(name, form or None),
+                form,
+                arithmetic,
+                self.machine,
+                self._key,
+                self.probes,
+                self.rounded.get(name),
+                self.bundle.manifest.time_embedding.model_dump(),
+                self._only(name),
+                self.threads,
+            )
+            try:
+                reports.append(self.run(stage).report)
+            except ToolCrashed as crash:  # of this moment, perhaps: not kept
+                reports.append(stage.unanswered(crash.what))
+        return worst_form(reports)
+
+    def _only(self, component: str) -> tuple[int, ...]:
+        if component not in ("unet", "controlnet"):
+            return ()
+        return tuple(range(min(self.calls, len(self.probes.labels[component]))))
+
+    def _recommend(
+        self, rows: list[ArithmeticRow], proven: Mapping[str, str]
+    ) -> tuple[list[ArithmeticRow], dict[str, str], float | None]:
+        """The fastest arithmetic whose picture passes; components that fail in it stay in the one that is proven."""
+        ok = {row.arithmetic.name: {part.component: part.ok for part in row.components} for row in rows}
+        recommended: dict[str, str] = {}
+        psnr: float | None = None
+        for row in sorted(rows, key=lambda row: row.arithmetic.rank):
+            name = row.arithmetic.name
+            fits = ok[name]
+            mix = {part: name if fits[part] else proven[part] for part in fits}
+            usable = fits["unet"] and all(ok[how][part] for part, how in mix.items())
+            wanted = self.every_picture or not recommended
+            if self.schedule is None or not usable or row.falls_back or not wanted:
+                if self.schedule is None and usable and not recommended and not row.falls_back:
+                    recommended = mix
+                continue
+            drawn, problem = self._picture(mix)
+            if set(mix.values()) == {name}:
+                rows[rows.index(row)] = row = replace(row, picture=drawn, picture_problem=problem)
+            good = drawn is not None and drawn.image.psnr_db >= row.image_tolerance.min_psnr_db
+            if good and not recommended:
+                recommended, psnr = mix, drawn.image.psnr_db if drawn else None
+        return rows, recommended, psnr
+
+    def _picture(self, arithmetics: Mapping[str, str]) -> tuple[PictureReport | None, str]:
+        assert self.schedule is not None
+        stage = DrawOnMachine(
+            self.bundle.path,
+            drawing_facts(self.bundle.manifest),
+            self.schedule,
+            arithmetics,
+            self.machine,
+            self._key,
+            self.probes,
+            threads=self.threads,
+        )
+        try:
+            return self.run(stage).report, ""
+        except ToolCrashed as crash:
+            return None, crash.what
+
+    @property
+    def _key(self) -> MachineKey:
+        parts = platform.processor() or platform.machine() if self.machine.name == NATIVE else read_lock().digest
+        return MachineKey(self.machine.name, parts, get_target(self.bundle.manifest.target.name).version())

@@ -1,0 +1,75 @@
+"""What a model may lose when a runtime computes in fewer bits than float32, beside what its scheme loses.
+
+Rounding of weights and rounding of arithmetic are independent, so their noise powers add: a floor for both together
+lies below either. Fidelity, which compares with PyTorch on equally rounded weights, sees the arithmetic alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from ..runtimes.arithmetic import Computed
+from .tolerances import AUTO_IMAGE_DB, ImageTolerance, Tolerance, image_tolerance, tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class ArithmeticFloor:
+    """The least SNR of a component, and the least PSNR of a picture, in dB, that one arithmetic may leave."""
+
+    component_db: float
+    picture_db: float
+    why: str
+
+
+# Measured on the demo, AArch64, worst of all probes: float16 stored 58 dB and more, float16 arithmetic 45 and more with
+# the layers that are kept in float32, bfloat16 38 and more. docs/measurements.md has the table.
+FLOORS: Final[dict[Computed, ArithmeticFloor]] = {
+    "float16 stored": ArithmeticFloor(
+        50.0, 45.0, "each layer's result keeps 11 significant bits: the demo keeps 58 dB and more"
+    ),
+    "float16": ArithmeticFloor(
+        45.0,
+        AUTO_IMAGE_DB,
+        "sums are rounded to 11 significant bits too; at 40 dB a picture differs by 2.5 grey levels",
+    ),
+    "bfloat16 stored": ArithmeticFloor(
+        35.0, AUTO_IMAGE_DB, "each layer's result keeps 8 significant bits: the demo keeps 38 dB and more"
+    ),
+    "bfloat16": ArithmeticFloor(35.0, AUTO_IMAGE_DB, "factors keep 8 significant bits, sums are float32"),
+}
+
+
+def arithmetic_tolerance(component: str, target: str, precision: str, expects: Computed) -> Tolerance:
+    """`loss` against PyTorch in float32, under an arithmetic that computes as `expects` says."""
+    scheme = tolerance("loss", component, target, precision)
+    if expects not in FLOORS:
+        return scheme
+    floor = FLOORS[expects]
+    return Tolerance(round(together(scheme.min_snr_db, floor.component_db), 1), f"{scheme.why}; {floor.why}")
+
+
+def arithmetic_fidelity(component: str, target: str, precision: str, expects: Computed) -> Tolerance:
+    """`fidelity`: against PyTorch with equally rounded weights."""
+    scheme = tolerance("fidelity", component, target, precision)
+    if expects not in FLOORS:
+        return scheme
+    floor = FLOORS[expects]
+    if scheme.min_snr_db > floor.component_db:  # at float32 only the order of sums differs: the arithmetic decides
+        return Tolerance(floor.component_db, floor.why)
+    return Tolerance(round(together(scheme.min_snr_db, floor.component_db), 1), f"{scheme.why}; {floor.why}")
+
+
+def arithmetic_image_tolerance(target: str, precision: str, expects: Computed) -> ImageTolerance:
+    """The picture's, in the same way."""
+    scheme = image_tolerance(target, precision)
+    if expects not in FLOORS:
+        return scheme
+    floor = FLOORS[expects]
+    return ImageTolerance(round(together(scheme.min_psnr_db, floor.picture_db), 1), f"{scheme.why}; {floor.why}")
+
+
+def together(first_db: float, second_db: float) -> float:
+    """The ratio in dB that two independent noises leave together: their powers add."""
+    return -10 * math.log10(10 ** (-first_db / 10) + 10 ** (-second_db / 10))

@@ -20,7 +20,7 @@ from ..validate.machine_stages import MachineKey, MeasureOnMachine, ProbeArithme
 from ..validate.report import PictureReport
 from ..validate.stages import worst_form
 from .cache import Cache
-from .check import intact_checkpoint, known_answers
+from .check import Known, intact_checkpoint, known_answers
 from .errors import ToolCrashed
 from .gate import coarsest, pictures_are_cheap
 from .machine_pictures import DrawOnMachine, drawing_facts
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..runtimes.arithmetic import Computed
     from ..validate.probes import Probes, RoundedAnswers
     from ..validate.report import ComponentReport
+    from .artifacts import Checkpoint
     from .bundle import Bundle
     from .origin import Origin
     from .progress import Progress
@@ -70,30 +71,45 @@ def check_on_machines(
     for name in arithmetics:
         arithmetic_named(name, target.arithmetics, target.name)
     checkpoint = intact_checkpoint(bundle, reference, cache)
-    cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
     with cache.used():
         run: Runner = partial(run_stage, cache=cache, progress=progress)
         known = known_answers(bundle, checkpoint, run)
-        drawing = cheap if image is None else image
-        schedule = (
-            bundle.schedule(default_scheduler(checkpoint.scheduler), known.probes.plan.steps) if drawing else None
-        )
-        wanted = calls or (CALLS if cheap else 1)
         return [
-            OnMachine(
-                bundle,
-                machine,
-                known.probes,
-                known.rounded,
-                schedule,
-                run,
-                cache.root / "work",
-                wanted,
-                every_picture=image is True,
-                threads=threads,
+            on_machine(
+                bundle, checkpoint, known, machine, run, cache.root / "work", image=image, calls=calls, threads=threads
             ).check(arithmetics)
             for machine in machines
         ]
+
+
+def on_machine(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    known: Known,
+    machine: Machine,
+    run: Runner,
+    work: Path,
+    *,
+    image: bool | None = None,
+    calls: int | None = None,
+    threads: int = 2,
+) -> OnMachine:
+    """What checks `bundle` on `machine`; `image`, `calls`: as of `check_on_machines`."""
+    cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
+    drawing = cheap if image is None else image
+    schedule = bundle.schedule(default_scheduler(checkpoint.scheduler), known.probes.plan.steps) if drawing else None
+    return OnMachine(
+        bundle,
+        machine,
+        known.probes,
+        known.rounded,
+        schedule,
+        run,
+        work,
+        calls or (CALLS if cheap else 1),
+        every_picture=image is True,
+        threads=threads,
+    )
 
 
 @dataclass(frozen=True, slots=True)

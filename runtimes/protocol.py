@@ -103,6 +103,10 @@ class Target(Protocol):
         """Name of the arithmetic in which `model` is compared with PyTorch on the machine that built it."""
         ...
 
+    def unfit(self, model: TargetModel) -> Mapping[str, str]:
+        """Arithmetics that `model` must not be run in, as far as its graph tells: name -> why."""
+        ...
+
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         """Load `model` in this process, with the options of one of `arithmetics`.
 

@@ -113,24 +113,28 @@ class MachineReport:
         return bool(self.recommended) and all(as_proven)
 
     def failures(self) -> list[str]:
-        """A line for each reason why it is not `ok`, and for each other row that failed."""
+        """A line for each reason why it is not `ok`."""
         lines = []
         for row in self.rows:
-            if row.ok:
-                continue
-            used = (
-                ""
-                if row.arithmetic.name in {*self.proven.values(), *self.recommended.values()}
-                else " (not recommended)"
-            )
-            for part in row.components:
-                if not part.ok:
-                    lines.append(f"{self.machine} {row.arithmetic.name}{used}: {part.component}: {part.verdict}")
-            if not row.picture_ok:
-                lines.append(f"{self.machine} {row.arithmetic.name}{used}: {row.verdict.removeprefix('FAILED: ')}")
+            used = [part for part, name in self.proven.items() if name == row.arithmetic.name]
+            lines += [f"{self._line(row, part)}" for part in row.components if part.component in used and not part.ok]
         if not self.recommended:
             lines.append(f"{self.machine}: no arithmetic leaves a picture that passes")
         return lines
+
+    def misfits(self) -> list[str]:
+        """A line for each part that fails in an arithmetic that is not proven: an app must not choose it there."""
+        lines = []
+        for row in self.rows:
+            for part in row.components:
+                if not part.ok and self.proven[part.component] != row.arithmetic.name:
+                    lines.append(self._line(row, part))
+            if not row.picture_ok:
+                lines.append(f"{self.machine}, {row.arithmetic.name}: {row.verdict.removeprefix('FAILED: ')}")
+        return lines
+
+    def _line(self, row: ArithmeticRow, part: ComponentReport) -> str:
+        return f"{self.machine}, {row.arithmetic.name}: {part.component}: {part.verdict}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -144,6 +148,7 @@ class MachineReport:
             "probes": dict(self.probes or {}),
             "rows": [row.to_json() for row in self.rows],
             "failures": self.failures(),
+            "misfits": self.misfits(),
         }
 
 

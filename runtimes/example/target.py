@@ -70,6 +70,9 @@ class ExampleTarget:
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32
 
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
+
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         return ExampleSession(model)  # numpy decides on its threads by itself
 

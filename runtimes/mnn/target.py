@@ -81,6 +81,9 @@ class MnnTarget:
     def proven_in(self, model: TargetModel) -> str:
         return proven_in(model)
 
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
+
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         from .session import MnnSession
 

@@ -69,6 +69,9 @@ class NcnnTarget:
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32
 
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
+
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> NcnnSession:
         return NcnnSession(model, threads, arithmetic)
 

@@ -87,6 +87,9 @@ class OrtTarget:
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32
 
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
+
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         return OrtSession(model, threads, arithmetic=arithmetic)
 

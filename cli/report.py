@@ -136,6 +136,8 @@ def show_machines(reports: Sequence[MachineReport]) -> None:
         counts = ", ".join(f"{count} of {name}" for name, count in (report.probes or {}).items())
         console.print(f"* an app that sets no option gets this one; compared: {counts}", markup=False, style="dim")
         console.print(recommendation(report), markup=False)
+        if report.oracle:
+            console.print(f"{report.oracle.line}, in what is recommended", markup=False)
         console.print()
 
 

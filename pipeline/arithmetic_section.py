@@ -11,8 +11,8 @@ from ..validate.machine_report import ArithmeticRow, MachineReport
 from .artifacts import TargetModel
 from .bundle import open_bundle
 from .cache import Cache
-from .check import known_answers
 from .check_machine import on_machine
+from .known_answers import known_answers
 from .manifest_arithmetic import ArithmeticEntry, ChoiceEntry, MachineEntry, RowEntry
 from .pack import staged
 from .publish import scratch_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from diffusette.pipeline.errors import MissingTool, UsageError
-from diffusette.runtimes.machines import arm64, debian, install
+from diffusette.runtimes.machines import arm64, install
 from diffusette.runtimes.machines.debian import Archive, archives
 from diffusette.runtimes.machines.lock import read_lock
 from diffusette.runtimes.machines.machine import Machine
@@ -92,7 +92,7 @@ def test_a_set_up_of_another_version_or_a_damaged_one_is_named(set_up: Path, con
 
 
 def test_apts_sources_are_read_in_both_formats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(debian.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     (tmp_path / "sources.list").write_text(
         "# a comment\ndeb [arch=amd64 signed-by=/k.gpg] http://a.example/debian bookworm main contrib\n"
         "deb-src http://a.example/debian bookworm main\n"
@@ -110,7 +110,7 @@ def test_apts_sources_are_read_in_both_formats(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_computer_without_apt_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(debian.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(MissingTool, match="apt-get") as caught:
         archives(tmp_path)
     assert "Debian container" in caught.value.hint

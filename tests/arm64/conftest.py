@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,9 @@ def machine(name: str) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
+def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     machine("arm64")
-    yield Cache(tmp_path_factory.mktemp("arm64-cache"))
+    return Cache(tmp_path_factory.mktemp("arm64-cache"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import machine
+from .conftest import machine
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.check_machine import check_on_machines

@@ -12,7 +12,8 @@ from ..export.scheduler import default_scheduler
 from ..runtimes.arithmetic import Arithmetic, arithmetic_named
 from ..runtimes.machines.lock import read_lock
 from ..runtimes.machines.machine import Machine
-from ..runtimes.machines.registry import NATIVE
+from ..runtimes.machines.registry import NATIVE, VULKAN
+from ..runtimes.machines.vulkan import drivers
 from ..runtimes.registry import get_target
 from ..validate.arithmetic_tolerances import arithmetic_image_tolerance
 from ..validate.gates import Drawn, check_oracle
@@ -26,7 +27,7 @@ from ..validate.scenes import oracle_prompts as oracle_scenes
 from ..validate.stages import worst_form
 from .cache import Cache
 from .check import refuse_prompts
-from .errors import ToolCrashed
+from .errors import ToolCrashed, UsageError
 from .gate import coarsest, pictures_are_cheap
 from .known_answers import Known, intact_checkpoint, known_answers
 from .machine_pictures import DrawOnMachine, PictureOnMachine, drawing_facts
@@ -153,8 +154,13 @@ class OnMachine:
         """Every arithmetic of the target, or those of `names` and what is proven, and what to recommend."""
         target = get_target(self.bundle.manifest.target.name)
         proven = {name: target.proven_in(self.bundle.model(name)) for name in self.bundle.components}
-        wanted = {*names, *proven.values()}
-        rows = [self._row(each) for each in target.arithmetics if not names or each.name in wanted]
+        there = [each for each in target.arithmetics if each.device == self.machine.device]
+        if not there:
+            raise UsageError(
+                f"target {target.name!r} does not run on {self.machine.name}", hint="its package has no such backend"
+            )
+        wanted = {*(names or [each.name for each in there]), *proven.values()}
+        rows = [self._row(each) for each in target.arithmetics if each.name in wanted]
         rows, recommended, psnr = self._recommend(rows, proven)
         probes = {name: len(self._only(name)) or len(self.probes.labels[name]) for name in proven}
         return MachineReport(
@@ -269,5 +275,7 @@ class OnMachine:
 
     @property
     def _key(self) -> MachineKey:
-        parts = platform.processor() or platform.machine() if self.machine.name == NATIVE else read_lock().digest
+        parts = read_lock().digest
+        if self.machine.name in (NATIVE, VULKAN):
+            parts = f"{platform.machine()} {platform.processor()} {' '.join(drivers())}"
         return MachineKey(self.machine.name, parts, get_target(self.bundle.manifest.target.name).version())

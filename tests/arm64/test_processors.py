@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from .conftest import machine
 from diffusette.pipeline.bundle import Bundle
 from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.check_machine import check_on_machines
 from diffusette.pipeline.progress import Silent
+
+from .conftest import machine
 
 FLOAT16 = {"ncnn": "defaults", "mnn": "fp16", "ort": "float32"}
 """What a phone computes: ncnn's own defaults, MNN's Precision_Low; ONNX Runtime by the graph alone."""

@@ -21,3 +21,18 @@ class Machine:
         python: the beginning of a command line that starts Python there.
         environment: variables that the child gets besides; an empty value takes one away.
         device: which of its devices computes.
+    """
+
+    name: str
+    python: tuple[str, ...] = (sys.executable,)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    device: Device = CPU
+
+    def environment_of(self, base: Mapping[str, str]) -> dict[str, str]:
+        """`base` with this machine's variables."""
+        merged = {**base, **self.environment}
+        return {name: value for name, value in merged.items() if value}
+
+
+HERE: Final = Machine("here")
+"""This process's own interpreter."""

@@ -16,6 +16,7 @@ from .bundle import Bundle
 from .cache import Cache
 from .calibrate import calibrated
 from .errors import BundleError, UsageError
+from .extras import require_converter
 from .gate import ask_pytorch, ask_rounded, beside_rounding, coarsest, pictures_are_cheap
 from .origin import Origin, open_reference_checkpoint
 from .progress import Progress
@@ -68,6 +69,7 @@ def check_bundle(
         CheckpointError: there is no reference to compare with.
         UsageError: the bundle has no such schedule, or pictures are chosen but not wanted.
     """
+    require_converter("a comparison with PyTorch")
     bundle.refuse_damage()
     cache = cache or Cache.default()
     checkpoint = open_reference_checkpoint(bundle, reference, cache)

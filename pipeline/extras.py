@@ -14,7 +14,7 @@ from .errors import MissingTool
 
 CONVERTER: Final = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "yaml", "ml_dtypes",
-    "onnx", "onnx_ir", "onnxscript", "onnxsim", "tomli_w", "regex", "scipy", "skimage", "matplotlib",
+    "onnx", "onnx_ir", "onnxscript", "onnxsim", "tomli_w", "regex", "scipy", "skimage", "jinja2", "matplotlib",
 )  # fmt: skip
 """Modules that only the extra `convert` brings."""
 

@@ -18,12 +18,6 @@ GAINS: Final = tuple(factor * 10**power for power in range(6) for factor in (1, 
 SMALL: Final = 256
 """Sides below this are shown with hard pixels: smoothing would hide what is looked for."""
 
-_INFERNO: Final = (
-    (0, 0, 4), (33, 12, 74), (87, 16, 110), (138, 34, 106), (188, 55, 84), (228, 90, 49), (249, 142, 9), (249, 203, 53),
-    (252, 255, 164),
-)  # fmt: skip
-"""Colours at even distances of matplotlib's map of that name, whose lightness grows evenly (for all kinds of eyes)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -68,6 +62,7 @@ def png_uri(image: Array) -> str:
 
 
 def _heat(values: Array) -> Array:
-    """[H, W] in 0..1 -> [H, W, 3]."""
-    places = np.linspace(0, 1, len(_INFERNO))
-    return np.stack([np.interp(values, places, channel) for channel in np.array(_INFERNO).T / LEVELS], axis=-1)
+    """[H, W] in 0..1 -> [H, W, 3]: matplotlib's inferno, whose lightness grows evenly (for all kinds of eyes)."""
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["inferno"](values))[..., :3]

@@ -1,4 +1,4 @@
-"""The reader of ONNX files that needs no package says what the package onnx says, and refuses what parsers differ about."""
+"""The reader of ONNX files says what the package onnx says, and refuses what parsers differ about."""
 
 from __future__ import annotations
 
@@ -107,9 +107,12 @@ def test_a_tensor_is_found_wherever_it_hides(tmp_path: Path) -> None:
 def field(number: int, content: bytes) -> bytes:
     """A field of bytes, of a length below 2^14."""
     size = len(content)
-    return bytes([number << 3 & 127 | 2 | (128 if number > 15 else 0)]) + (
-        bytes([number >> 4]) if number > 15 else b""
-    ) + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])) + content
+    return (
+        bytes([number << 3 & 127 | 2 | (128 if number > 15 else 0)])
+        + (bytes([number >> 4]) if number > 15 else b"")
+        + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7]))
+        + content
+    )
 
 
 def tensor_bytes() -> bytes:

@@ -14,9 +14,7 @@ def test_it_is_that_of_scikit_image(shape: tuple[int, ...], noise: float) -> Non
     chance = np.random.default_rng(0)
     smooth = np.linspace(0, 1, int(np.prod(shape))).reshape(shape).astype(np.float32)
     other = np.clip(smooth + noise * chance.standard_normal(shape), 0, 1).astype(np.float32)
-    theirs = structural_similarity(
-        smooth.astype(np.float64), other.astype(np.float64), channel_axis=2, data_range=1.0
-    )
+    theirs = structural_similarity(smooth.astype(np.float64), other.astype(np.float64), channel_axis=2, data_range=1.0)
     assert ssim(smooth, other) == pytest.approx(theirs, abs=1e-9)
 
 

@@ -76,7 +76,7 @@ def _size(tensor: OnnxTensor, where: str) -> int:
     if any(size < 0 for size in tensor.dims):
         raise BundleError(f"{where} have the shape {list(tensor.dims)}")
     if tensor.data_type not in BITS:
-        raise BundleError(f"{where} have the data type {tensor.data_type}, which cannot lie outside a graph")
+        raise BundleError(f"{where} have the data type {tensor.data_type}, whose size outside a graph is not known")
     return prod(tensor.dims) * BITS[tensor.data_type]
 
 

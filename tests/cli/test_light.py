@@ -21,6 +21,8 @@ from .conftest import TARGETS
 
 Done = subprocess.CompletedProcess[str]
 Light = Callable[..., Done]
+pytestmark = pytest.mark.slow  # each command starts Pythons of its own
+
 PROMPT: Final = "a large red star in the center, on a blue background"
 # MiB of diffusette with one runtime. Seen: 218, 174, 200; a package more shows.
 BOUND: Final = {"ort": 235, "ncnn": 190, "mnn": 215}
@@ -64,7 +66,7 @@ def test_nothing_of_the_converter_can_be_imported_there(pythons: dict[str, Path]
 
 
 def test_the_converters_modules_are_those_of_the_extra() -> None:
-    """What `require_converter` looks for is what `[convert]` adds, besides runtimes and what is no module of its own."""
+    """What `require_converter` looks for is what `[convert]` adds, besides runtimes."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     added = {Requirement(text).name for text in extras["convert"]} - {"diffusette", "protobuf", "pnnx"}
     named = {"PyYAML": "yaml", "scikit-image": "skimage"}
@@ -101,7 +103,6 @@ def draw_here(bundle: Path) -> Any:
     return hashlib.sha256(drawing.image.tobytes()).hexdigest()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_goldens_hold_and_bundles_compare_there(
     light: Light, converted: Path, cache: Path, target: str, tmp_path: Path

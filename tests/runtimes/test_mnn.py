@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from diffusette.export import contract, modules
 from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel, TensorSpec
 from diffusette.pipeline import extras
+from diffusette.pipeline.artifacts import Checkpoint, TargetModel, TensorSpec
 from diffusette.pipeline.errors import FeedError, MissingTool, ModelError
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts

@@ -40,7 +40,7 @@ BITS: Final = MappingProxyType(
         14: 64, 15: 128, BFLOAT16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
     }
 )  # fmt: skip
-"""DataType -> bits that an element takes in a file. Strings cannot lie outside, and six-bit floats no runtime here has."""
+"""DataType -> bits that an element takes in a file; not of strings, nor of six-bit floats, which no runtime has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def test_every_way_to_a_tensor_is_walked() -> None:
 
 def test_bits_are_those_of_the_package() -> None:
     for name, number in TensorProto.DataType.items():
-        if name in ("UNDEFINED", "STRING") or name.startswith("FLOAT6"):  # no runtime here has these
+        if name in ("UNDEFINED", "STRING", "FLOAT6E2M3", "FLOAT6E3M2"):
             assert number not in BITS
         elif name in ("INT2", "UINT2", "INT4", "UINT4"):  # numpy has no type of two or four bits
             assert BITS[number] == int(name[-1])

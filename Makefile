@@ -93,5 +93,5 @@ $(INTEROP)/.stamp: tests/interop/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) .venv-wheel .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) .venv-wheel .venv-light .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

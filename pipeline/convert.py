@@ -15,6 +15,7 @@ from .artifacts import ALONE, Checkpoint, Companions
 from .cache import CAP, Cache
 from .conversion import Conversion, Converted
 from .errors import CheckpointError, UsageError
+from .extras import require_converter
 from .hashing import sha256_of_file
 from .manifest import MANIFEST
 from .progress import Progress, Silent
@@ -71,6 +72,7 @@ def convert(
     Raises:
         DiffusetteError: see `errors`; nothing at `output` has changed then.
     """
+    require_converter("a conversion")
     from ..export.checkpoint import open_checkpoint
     from ..quantize.plan import Plan
     from ..runtimes.checks import refuse_schemes
@@ -98,7 +100,7 @@ def convert(
             refuse_schemes(runtime, "any component", Plan(precision))
     chosen = merged(chosen, precision=precision, size=size, goldens=goldens)
     for runtime in runtimes.values():
-        runtime.require()  # fail in the first second, not after the export
+        runtime.require_build()  # fail in the first second, not after the export
 
     source = open_checkpoint(checkpoint, companions=companions, memo=cache.memo)
     chosen.check_family(source)

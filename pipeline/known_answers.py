@@ -11,6 +11,7 @@ from .bundle import Bundle
 from .cache import Cache
 from .calibrate import calibrated
 from .errors import BundleError
+from .extras import require_converter
 from .gate import ask_pytorch, ask_rounded
 from .origin import Origin, open_reference_checkpoint
 from .recipe import parse_recipe
@@ -34,9 +35,11 @@ def intact_checkpoint(bundle: Bundle, reference: Origin | str | None, cache: Cac
     """The checkpoint that an undamaged `bundle` was made of.
 
     Raises:
+        MissingTool: this is a light install.
         BundleError: a file differs from the manifest, or the checkpoint has other components.
         CheckpointError: there is no reference to compare with.
     """
+    require_converter("a comparison with PyTorch")
     bundle.refuse_damage()
     checkpoint = open_reference_checkpoint(bundle, reference, cache)
     if set(bundle.components) != set(checkpoint.components):

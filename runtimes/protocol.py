@@ -73,7 +73,11 @@ class Target(Protocol):
     min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes
 
     def require(self) -> None:
-        """Raise `MissingTool` unless everything that `build` and `open` need is installed. Imports nothing heavy."""
+        """Raise `MissingTool` unless all that `open` needs is installed: the runtime. Imports nothing heavy."""
+        ...
+
+    def require_build(self) -> None:
+        """Raise `MissingTool` unless all that `build` needs is installed as well. Imports nothing heavy."""
         ...
 
     def version(self) -> str:

@@ -21,6 +21,7 @@ from .codes import INPUT_MULTIPLIER, encode
 from .layout import Blob
 from .low_bit import coded_graph
 from .lower import native_inputs
+from .masks import check_exact
 from .param import parse, render
 from .pnnx import check_layers
 from .products import NOTE, any_integers
@@ -48,7 +49,7 @@ class WriteNcnn:
 
     name: ClassVar[str] = "weights"
     runtime: ClassVar[str] = "ncnn"  # the ONNX targets have a stage of that name too
-    version: ClassVar[int] = 10
+    version: ClassVar[int] = 11
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel
 
@@ -75,6 +76,7 @@ class WriteNcnn:
         if component in ("vae_decoder", "vae_encoder"):
             extents = {spec.name: (spec.shape[2], spec.shape[3]) for spec in inputs}
             layers, contents = with_steady_norms(layers, contents, extents)
+        check_exact(layers, [spec.name for spec in inputs if spec.dtype == "int32"])
         param.write_text(render(layers))
         check_layers(param)
         with weights.open("wb") as stream, self.traced.literals.open("rb") as literals:

@@ -64,7 +64,8 @@ def test_weights_are_made_of_codes_in_float32(scheme: str, workshop: Workshop) -
     makers = {blob: layer for layer in layers for blob in layer.outputs}
     for layer in layers:
         if layer.type == "Cast":
-            assert masks.is_exact(layer) and masks.is_exact(makers[layer.inputs[0]])
+            assert masks.is_exact(layer)
+            assert masks.is_exact(makers[layer.inputs[0]])
 
 
 @pytest.mark.parametrize("mask", [0, 1, 2, 4, 16, 7])

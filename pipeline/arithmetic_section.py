@@ -41,7 +41,6 @@ def arithmetic_entry(models: Mapping[str, TargetModel], reports: Sequence[Machin
     choices = {
         each.name: ChoiceEntry(
             options=dict(each.options),
-            components={part: dict(more) for part, more in each.per_component.items() if part in models},  # type: ignore[misc]
             expects=each.expects,
             default=each.is_default,
             fails=fails.get(each.name, ""),

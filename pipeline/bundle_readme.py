@@ -79,9 +79,6 @@ def arithmetic_lines(entry: ArithmeticEntry | None, target: str) -> Iterator[str
 
 def _options(choice: ChoiceEntry) -> str:
     said = [f"{name} = {_value(value)}" for name, value in choice.options.items()]
-    said += [
-        f"{part}: {name} = {_value(value)}" for part, more in choice.components.items() for name, value in more.items()
-    ]
     return f"`{'`, `'.join(said)}`" if said else "no option"
 
 

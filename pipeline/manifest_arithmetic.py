@@ -16,12 +16,11 @@ Status = Literal["run on AArch64", "not run on AArch64"]
 class ChoiceEntry(Strict):
     """One arithmetic. `options`: what an app sets, in the runtime's own words; what is absent keeps its default.
 
-    `components`: what a component sets besides. `default`: an app that sets no option gets this one on AArch64.
+    `default`: an app that sets no option gets this one on AArch64.
     `fails`: why these models cannot be run in it, as far as their graphs tell.
     """
 
     options: dict[str, JsonValue]
-    components: dict[ComponentName, dict[str, JsonValue]] = Field(default_factory=dict)
     expects: str
     default: bool = False
     fails: str = ""

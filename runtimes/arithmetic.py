@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ..pipeline.artifacts import TargetModel
@@ -31,7 +31,6 @@ class Arithmetic:
         name: how `--arithmetic`, the manifest and tables call it.
         options: name of the option in the runtime's API -> value; an option that is absent keeps the runtime's default.
         expects: what a processor with the needed instructions computes under it.
-        per_component: what a component sets besides.
         is_default: an app that sets no option gets this one on AArch64.
         device: what computes: the processor, or a GPU by Vulkan.
         rank: place in the order in which a phone is expected to be fast with it, 1 first. A judgement from what
@@ -41,14 +40,9 @@ class Arithmetic:
     name: str
     options: Mapping[str, Any]
     expects: Computed
-    per_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_default: bool = False
     device: Device = CPU
     rank: int = 9
-
-    def options_for(self, component: str) -> dict[str, Any]:
-        """Every option that an app sets to open `component`."""
-        return {**self.options, **self.per_component.get(component, {})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
-"""ncnn's `Option` fields that decide in which numbers it computes. Source: Tencent/ncnn, `src/option.h`."""
+"""ncnn's `Option` fields that decide in which numbers it computes. Source: Tencent/ncnn, `src/option.h`.
+
+Winograd and convolution as one matrix product are no part of this: each layer of a bundle says itself where they are
+off (`masks.py`), so that an app has no option to set for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..arithmetic import FLOAT32, Arithmetic, Computed
+from ..arithmetic import FLOAT32, VULKAN, Arithmetic, arithmetic_named
 
 _REDUCED: Final = (
     "use_fp16_packed",
@@ -14,30 +18,55 @@ _REDUCED: Final = (
     "use_bf16_packed",
     "use_bf16_storage",
 )
-
-# Convolution as one matrix product unfolds its input ninefold. On the feature maps of a VAE, as large as the picture,
-# that takes 6.4 GB for 1.7 in the decoder at 512x512; on a UNet's it is cheap, and a third faster.
-_VAE: Final[Mapping[str, Mapping[str, Any]]] = {
-    half: {"use_sgemm_convolution": False} for half in ("vae_decoder", "vae_encoder")
-}
-
-
-def _arithmetic(name: str, expects: Computed, *reduced: str, winograd: bool, rank: int) -> Arithmetic:
-    options = {option: option in reduced for option in _REDUCED}
-    return Arithmetic(name, {**options, "use_winograd_convolution": winograd}, expects, _VAE, rank=rank)
-
-
 _STORED: Final = ("use_fp16_packed", "use_fp16_storage")
 _COMPUTED: Final = (*_STORED, "use_fp16_arithmetic")
 _BRAIN: Final = ("use_bf16_packed", "use_bf16_storage")
 
-# Winograd convolution takes 10.7 GB for 5.0 in SD 1.5's UNet, and costs 3 to 14 dB.
+
+def _options(*reduced: str) -> dict[str, bool]:
+    return {option: option in reduced for option in _REDUCED}
+
+
+_VULKAN: Final = {"use_vulkan_compute": True}
+
+# On Vulkan, a net must have its options before it loads a graph.
 ARITHMETICS: Final = (
-    _arithmetic(FLOAT32, "float32", winograd=False, rank=7),
-    _arithmetic("float32-winograd", "float32", winograd=True, rank=6),
-    _arithmetic("fp16-storage", "float16 stored", *_STORED, winograd=False, rank=4),
-    _arithmetic("fp16-storage-winograd", "float16 stored", *_STORED, winograd=True, rank=3),
-    _arithmetic("fp16", "float16", *_COMPUTED, winograd=False, rank=2),
-    Arithmetic("defaults", {}, "float16", is_default=True, rank=1),  # float16 and Winograd
-    _arithmetic("bf16", "bfloat16 stored", *_BRAIN, winograd=False, rank=5),
+    Arithmetic(FLOAT32, _options(), "float32", rank=5),
+    Arithmetic("fp16-storage", _options(*_STORED), "float16 stored", rank=3),
+    Arithmetic("fp16", _options(*_COMPUTED), "float16", rank=2),
+    Arithmetic("defaults", {}, "float16", is_default=True, rank=1),
+    Arithmetic("bf16", _options(*_BRAIN), "bfloat16 stored", rank=4),
+    Arithmetic("vulkan-float32", {**_VULKAN, **_options()}, "float32", device=VULKAN, rank=3),
+    Arithmetic("vulkan-fp16-storage", {**_VULKAN, **_options(*_STORED)}, "float16 stored", device=VULKAN, rank=2),
+    Arithmetic("vulkan-fp16", {**_VULKAN, **_options(*_COMPUTED)}, "float16", is_default=True, device=VULKAN, rank=1),
 )
+
+SELF_TESTS: Final[Mapping[str, bool]] = {
+    **_options(),
+    "use_vulkan_compute": False,
+    "use_int8_inference": True,
+    "use_packing_layout": True,
+    "use_winograd_convolution": False,
+    "use_sgemm_convolution": True,
+}
+"""Every option that decides what a self-test of ncnn finds, whatever a build of ncnn has for a default."""
+
+
+def net_with(options: Mapping[str, Any], threads: int) -> Any:
+    """An empty `ncnn.Net` with these options."""
+    import ncnn
+
+    net: Any = ncnn.Net()
+    net.opt.num_threads = threads
+    for option, value in options.items():
+        setattr(net.opt, option, value)
+    return net
+
+
+def options_of(name: str) -> Mapping[str, Any]:
+    """The options of an arithmetic by its name, float32's if it has none.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    return arithmetic_named(name or FLOAT32, ARITHMETICS, "ncnn").options

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ModelError
 from ...quantize.codes import Codes
 from . import products
+from .arithmetic import SELF_TESTS, net_with
 from .codes import BOOK, CODES, INPUT_MULTIPLIER, MULTIPLIERS, UNIT, encode, unit
 from .layout import Blob
 from .param import Layer, render
@@ -86,7 +87,7 @@ def _compare(
         with weights.open("wb") as stream:
             for slot, (kind, codes) in zip(slots_of(layers), contents, strict=True):
                 encode(stream, Blob(slot, kind, "forms", codes.values.shape), codes, entering=(-127.0, 127.0))
-        net = ncnn.Net()
+        net = net_with(SELF_TESTS, threads=1)
         statuses = [net.load_param(str(param)), net.load_model(str(weights))]
         read = {}
         if not any(statuses):

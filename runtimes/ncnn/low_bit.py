@@ -1,6 +1,7 @@
 """An ncnn graph whose weights are integer codes: layers around the codes make weights of them.
 
-Every form computes in float32 with exactly the dequantised values (tests compare them bit by bit with Codes):
+Every form computes with exactly the dequantised values (tests compare them bit by bit with Codes). What makes a weight
+of codes does so in float32 whatever an app's options are (`masks.EXACT`); the layer that uses it obeys them.
 
 - Convolution, 8 bits an output channel: codebook -> Convolution -> Scale. As fast as float32, and as large in memory.
 - Linear layers, attention, 4 bits, groups, small convolutions: MemoryData of bytes -> Cast -> (unpack) -> scales ->
@@ -25,6 +26,7 @@ from ..nibbles import are_halved
 from . import products
 from .codes import BOOK, BOOK_SCALES, CODES, DOWN, NIBBLE_BOOK, NIBBLES, SCALES, UP
 from .layout import PARAMETER, Blob, Written, is_transposed
+from .masks import EXACT, KEY
 from .param import Layer
 
 Schemes = Callable[[str, Sequence[int]], Scheme]  # of a parameter's name and shape
@@ -88,11 +90,22 @@ class Graph(Written):
         self.emit(Layer(kind, name, tuple(inputs), (name,), numbered), *contents)
         return name
 
+    def exact(self, kind: str, inputs: Sequence[str], *contents: Blob, **params: object) -> str:
+        """`add` a layer whose numbers no option of an app touches."""
+        return self.add(kind, inputs, *contents, **params, **{f"p{KEY}": EXACT})
+
     def copies(self, blob: str, count: int) -> tuple[str, ...]:
         """A blob has one reader in ncnn; Split makes several of it."""
+        return self._split(blob, count, {})
+
+    def exact_copies(self, blob: str, count: int) -> tuple[str, ...]:
+        """`copies` that no option touches: a plain Split rounds even token ids to 16 bits."""
+        return self._split(blob, count, {KEY: str(EXACT)})
+
+    def _split(self, blob: str, count: int, params: Mapping[int, str]) -> tuple[str, ...]:
         name = f"_{len(self.layers)}"
         outputs = tuple(f"{name}{letter}" for letter in "abc"[:count])
-        self.emit(Layer("Split", name, (blob,), outputs, {}))
+        self.emit(Layer("Split", name, (blob,), outputs, params))
         return outputs
 
     def matrix(self, weight: Blob) -> str:
@@ -103,34 +116,34 @@ class Graph(Written):
         rows, columns = weight.shape[0], prod(weight.shape[1:])
         halved = are_halved(scheme, columns)
         stored = replace(weight, kind=NIBBLES if halved else CODES)
-        bytes_ = self.add("MemoryData", (), stored, p0=columns // 2 if halved else columns, p1=rows, p21=0)
-        codes = self.add("Cast", (bytes_,), p0=_INT8, p1=_FLOAT32)
+        bytes_ = self.exact("MemoryData", (), stored, p0=columns // 2 if halved else columns, p1=rows, p21=0)
+        codes = self.exact("Cast", (bytes_,), p0=_INT8, p1=_FLOAT32)
         if halved:
             codes = self.unpack(codes)
         groups = scheme.groups(weight.shape)
         sides = {"p0": 1, "p1": rows} if groups == 1 else {"p0": 1, "p1": groups, "p2": rows}
-        factors = self.add("MemoryData", (), replace(weight, kind=SCALES), **sides)
+        factors = self.exact("MemoryData", (), replace(weight, kind=SCALES), **sides)
         values = self.scaled(codes, factors, columns, groups)
         if not scheme.rank:
             return values
-        up = self.add("MemoryData", (), replace(weight, kind=UP), p0=scheme.rank, p1=rows, p21=0)
-        down = self.add("MemoryData", (), replace(weight, kind=DOWN), p0=columns, p1=scheme.rank, p21=0)
-        return self.add("BinaryOp", (values, self.add("Gemm", (up, down))), p0=_ADD)
+        up = self.exact("MemoryData", (), replace(weight, kind=UP), p0=scheme.rank, p1=rows, p21=0)
+        down = self.exact("MemoryData", (), replace(weight, kind=DOWN), p0=columns, p1=scheme.rank, p21=0)
+        return self.exact("BinaryOp", (values, self.exact("Gemm", (up, down))), p0=_ADD)
 
     def unpack(self, packed: str) -> str:
         """[rows, K / 2] of bytes, as `pack_nibbles` makes them -> [rows, K] of codes."""
-        sixteenths = self.copies(self.add("BinaryOp", (packed,), p0=_MUL, p1=1, p2=1 / 16), 2)
-        high = self.copies(self.add("UnaryOp", sixteenths[:1], p0=_FLOOR), 2)
-        rest = self.add("BinaryOp", (sixteenths[1], high[0]), p0=_SUB)
-        low = self.add("BinaryOp", (self.add("BinaryOp", (rest,), p0=_MUL, p1=1, p2=16.0),), p0=_SUB, p1=1, p2=8.0)
-        return self.add("Concat", (high[1], low), p0=1)
+        sixteenths = self.exact_copies(self.exact("BinaryOp", (packed,), p0=_MUL, p1=1, p2=1 / 16), 2)
+        high = self.exact_copies(self.exact("UnaryOp", sixteenths[:1], p0=_FLOOR), 2)
+        rest = self.exact("BinaryOp", (sixteenths[1], high[0]), p0=_SUB)
+        low = self.exact("BinaryOp", (self.exact("BinaryOp", (rest,), p0=_MUL, p1=1, p2=16.0),), p0=_SUB, p1=1, p2=8.0)
+        return self.exact("Concat", (high[1], low), p0=1)
 
     def scaled(self, codes: str, factors: str, columns: int, groups: int) -> str:
         """Codes [rows, columns] times factors [rows, 1], or [rows, groups, 1] for several groups a row."""
         if groups == 1:
-            return self.add("BinaryOp", (codes, factors), p0=_MUL)
-        grouped = self.add("Reshape", (codes,), p0=columns // groups, p1=groups, p2=-1)
-        return self.add("Reshape", (self.add("BinaryOp", (grouped, factors), p0=_MUL),), p0=columns, p1=-1)
+            return self.exact("BinaryOp", (codes, factors), p0=_MUL)
+        grouped = self.exact("Reshape", (codes,), p0=columns // groups, p1=groups, p2=-1)
+        return self.exact("Reshape", (self.exact("BinaryOp", (grouped, factors), p0=_MUL),), p0=columns, p1=-1)
 
     def linear(self, layer: Layer, weight: Blob, bias: Blob | None) -> None:
         """A Gemm from `layer.inputs[0]` to `layer.outputs[0]`: [M, K] x [O, K]^T + bias."""
@@ -163,7 +176,7 @@ def _convolution(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     width = layer.number(1)
     height = layer.number(11, width)
     inputs = prod(weight.shape[1:]) // (width * height)
-    kernel = graph.add("Reshape", (graph.matrix(weight),), p0=width, p1=height, p11=inputs, p2=outputs)
+    kernel = graph.exact("Reshape", (graph.matrix(weight),), p0=width, p1=height, p11=inputs, p2=outputs)
     given = [layer.inputs[0], kernel]
     if bias:
         given.append(graph.add("MemoryData", (), bias, p0=outputs))
@@ -206,7 +219,7 @@ def _embed(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     weight = held["weight"]
     scheme, (rows, columns) = graph.schemes(weight.name, weight.shape), weight.shape
     halved, groups = are_halved(scheme, columns), scheme.groups(weight.shape)
-    ids = graph.copies(layer.inputs[0], 2)
+    ids = graph.exact_copies(layer.inputs[0], 2)
 
     def looked_up(ids: str, width: int, kind: str) -> str:
         return graph.add("Embed", (ids,), replace(weight, kind=kind), p0=width, p1=rows, p2=0, p3=width * rows)
@@ -216,7 +229,7 @@ def _embed(graph: Graph, layer: Layer, held: Mapping[str, Blob]) -> None:
     if halved:
         codes = graph.unpack(codes)
     if groups > 1:
-        factors = graph.add("Reshape", (factors,), p0=1, p1=groups, p2=-1)
+        factors = graph.exact("Reshape", (factors,), p0=1, p1=groups, p2=-1)
     graph.scaled(codes, factors, columns, groups)
     graph.layers[-1] = replace(graph.layers[-1], name=layer.name, outputs=layer.outputs)
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import ModelError, ToolCrashed
-from ..arithmetic import FLOAT32, PROVEN, arithmetic_named
+from ..arithmetic import PROVEN
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Closing, Feeds
-from .arithmetic import ARITHMETICS
+from .arithmetic import net_with, options_of
 from .forms import check_forms, check_products
 from .low_bit import CODED_LAYERS
 from .param import parse
@@ -63,30 +63,19 @@ class NcnnSession(Closing):
 
 
 def open_net(model: TargetModel, threads: int, arithmetic: str = PROVEN) -> Any:
-    """Load a model's files into an `ncnn.Net` that computes in one of `ARITHMETICS`.
+    """Load a model's files into an `ncnn.Net` that computes in an arithmetic of `arithmetic.py`.
 
     Raises:
         ModelError: the files do not fit each other, or ncnn refuses them.
     """
     param, weights = (model.folder / file for file in model.files)
     check_files(param, weights, model.inputs, model.outputs)
-    net = new_net(threads, model.component, arithmetic)
+    net = net_with(options_of(arithmetic), threads)
     # after a failed load the net must never be run: it would take the process down
     for load, file in ((net.load_param, param), (net.load_model, weights)):
         if status := load(str(file)):
             net.clear()
             raise ModelError(f"ncnn refuses {file.name} (status {status})", hint="convert again")
-    return net
-
-
-def new_net(threads: int, component: str, arithmetic: str = PROVEN) -> Any:
-    """An empty net with the options that an app sets for `component` in that arithmetic."""
-    import ncnn
-
-    net: Any = ncnn.Net()
-    net.opt.num_threads = threads
-    for option, value in arithmetic_named(arithmetic or FLOAT32, ARITHMETICS, "ncnn").options_for(component).items():
-        setattr(net.opt, option, value)
     return net
 
 

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Final
 
 from .layout import Blob, Written
+from .masks import AS_FLOAT32, EXACT, KEY
 from .param import Layer
 from .slots import slots_of
 
@@ -23,7 +24,7 @@ _SQUARE, _RSQRT = "4", "6"  # of UnaryOp
 _MEAN: Final = "3"  # of Reduction
 _AXES: Final = -23303  # of Reduction: an array, its length first
 # Squares of activations can exceed float16, which GroupNorm itself never computes in: no phone may, here.
-_IN_FLOAT32: Final = {31: "7"}
+_IN_FLOAT32: Final = {KEY: str(EXACT)}
 
 
 def with_steady_norms(
@@ -90,9 +91,9 @@ def _take_apart(made: Written, norm: Layer, held: list[Blob]) -> None:
 
     groups, channels = norm.number(0), norm.number(1)
     grouped = add("Reshape", "groups", norm.inputs, {0: "0", 1: "-1", 2: str(groups)})
-    first, second = add("Split", "both", grouped, {}, outputs=2)
+    first, second = add("Split", "both", add(AS_FLOAT32, "float32", grouped, {}), _IN_FLOAT32, outputs=2)
     centred = add("BinaryOp", "centred", (second, mean("mean", first)), {0: _SUB, **_IN_FLOAT32})
-    first, second = add("Split", "twice", centred, {}, outputs=2)
+    first, second = add("Split", "twice", centred, _IN_FLOAT32, outputs=2)
     (squares,) = add("UnaryOp", "squares", (first,), {0: _SQUARE, **_IN_FLOAT32})
     epsilon = {0: _ADD, 1: "1", 2: norm.params.get(2, "1e-3"), **_IN_FLOAT32}
     variance = add("BinaryOp", "variance", (mean("squares.mean", squares),), epsilon)

@@ -18,11 +18,13 @@ import numpy as np
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import BundleError, ToolCrashed
+from ..arithmetic import PROVEN
 from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, common_module, needed_feeds
 from . import layout
+from .arithmetic import net_with, options_of
 from .param import Layer, parse, render
-from .session import new_net, open_net
+from .session import open_net
 from .slots import slots_of, spans_of
 from .trace import TracedNcnn
 
@@ -230,7 +232,7 @@ class NcnnTaps(Closing):
         (source,) = self._makers[name]
         value = values[source] if source in given else self._extract(source, given, values)
         projection = self._projections[name]
-        net = new_net(self._threads, "unet")
+        net = net_with(options_of(PROVEN), self._threads)
         with tempfile.TemporaryDirectory(prefix="ncnn.") as folder:
             param, weights = Path(folder, "param"), Path(folder, "bin")
             param.write_text(projection.param)

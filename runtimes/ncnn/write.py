@@ -21,11 +21,13 @@ from .codes import INPUT_MULTIPLIER, encode
 from .layout import Blob
 from .low_bit import coded_graph
 from .lower import native_inputs
+from .masks import check_exact
 from .param import parse, render
 from .pnnx import check_layers
 from .products import NOTE, any_integers
 from .slots import TAG_FP16, TAG_FP32, check_bin
 from .steady_norms import with_steady_norms
+from .sums import with_float32_sums
 from .trace import TracedNcnn
 
 _CHUNK: Final = 1 << 22  # elements cast and written at once: 16 MiB of float32
@@ -48,7 +50,7 @@ class WriteNcnn:
 
     name: ClassVar[str] = "weights"
     runtime: ClassVar[str] = "ncnn"  # the ONNX targets have a stage of that name too
-    version: ClassVar[int] = 10
+    version: ClassVar[int] = 11
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = TargetModel
 
@@ -75,6 +77,8 @@ class WriteNcnn:
         if component in ("vae_decoder", "vae_encoder"):
             extents = {spec.name: (spec.shape[2], spec.shape[3]) for spec in inputs}
             layers, contents = with_steady_norms(layers, contents, extents)
+        layers = with_float32_sums(layers, component)
+        check_exact(layers, [spec.name for spec in inputs if spec.dtype == "int32"])
         param.write_text(render(layers))
         check_layers(param)
         with weights.open("wb") as stream, self.traced.literals.open("rb") as literals:

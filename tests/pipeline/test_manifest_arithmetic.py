@@ -18,7 +18,6 @@ PLAIN: dict[str, Any] = {
         "float32": {"options": {"use_fp16_storage": False}, "expects": "float32"},
         "fp16": {
             "options": {"use_fp16_storage": True},
-            "components": {"vae_decoder": {"use_sgemm_convolution": False}},
             "expects": "float16",
         },
         "defaults": {"options": {}, "expects": "float16", "default": True, "fails": "unet: sums overflow"},
@@ -49,9 +48,7 @@ def read(plain: dict[str, Any]) -> ArithmeticEntry:
 def test_the_readme_states_options_in_the_runtimes_own_words_and_every_row() -> None:
     text = "\n".join(arithmetic_lines(read(PLAIN), "ncnn"))
     assert "arithmetic: run on AArch64" in text
-    assert (
-        "- Recommended, unet: **fp16**: `use_fp16_storage = true`, `vae_decoder: use_sgemm_convolution = false`" in text
-    )
+    assert "- Recommended, unet: **fp16**: `use_fp16_storage = true`" in text
     assert "- Proven against PyTorch, unet, vae_decoder: **float32**: `use_fp16_storage = false`" in text
     assert "- Do not use **defaults**: unet: sums overflow" in text
     assert "| fp16 | float16 | 48.2 | died | 41.0 | passed |" in text

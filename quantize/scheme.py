@@ -73,15 +73,15 @@ class Scheme:
     def of_whole_channels(self, shape: Sequence[int], channels: int) -> Scheme:
         """This scheme for a runtime whose groups are input channels, each with its whole kernel.
 
-        A group of a weight `shape` [O, I, ...] becomes a multiple of `channels` times the kernel's area: the largest
-        that divides the row and is not above the scheme's group, or the smallest above it. Where none divides it, a
-        row of at most two groups has one scale, and a longer one takes 8 bits.
+        A group of a weight `shape` [O, I, ...] becomes a multiple of `channels` times the kernel's area, and twice
+        `channels` at least: the largest that divides the row and is not above the scheme's group, or the smallest
+        above it. Where none divides it, a row of at most two groups has one scale, and a longer one takes 8 bits.
         """
         row = prod(shape[1:])
         unit = channels * row // shape[1]
-        if self.group is None or self.group_in(row) == row or self.group_in(row) % unit == 0:
+        fitting = [size for size in range(unit, row + 1, unit) if row % size == 0 and size >= 2 * channels]
+        if self.group is None or self.group_in(row) in (row, *fitting):
             return self
-        fitting = [size for size in range(unit, row + 1, unit) if row % size == 0]
         if not fitting and row > 2 * self.group:
             return self.at_8_bits
         group = max([size for size in fitting if size <= self.group], default=min(fitting, default=row))

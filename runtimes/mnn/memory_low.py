@@ -17,7 +17,12 @@ from .mnn_file import MnnFile
 GROUP_CHANNELS: Final = 16
 """Input channels of which a group of weights holds a multiple: the largest unit in which MNN packs them."""
 
-_LOW: Final = tuple(each.name for each in ARITHMETICS if each.options.get("memory") == "Memory_Low")
+# In float16 its kernel for one row of 4-bit weights (a time embedding) starts with so many of a block, whether there
+# are as many or not. Wrong at 16 and 24, right at 32 and 48: measured.
+_LEAST: Final = 32
+_LINEAR: Final = "__matmul_converted"  # MNN's suffix for linear layers
+
+_LOW: Final = tuple(each for each in ARITHMETICS if each.options.get("memory") == "Memory_Low")
 
 
 def unsupported(model: TargetModel) -> dict[str, str]:
@@ -26,17 +31,29 @@ def unsupported(model: TargetModel) -> dict[str, str]:
     Raises:
         ModelError: the file is damaged.
     """
-    wrong = [
+    file = MnnFile(model.folder / model.files[0])
+    layers = file.blocked()
+    cut = [each for each in layers if each.blocks > 1 and each.channels % (each.blocks * GROUP_CHANNELS)]
+    if not cut and _has_single_place(model, file.halvings()):
+        cut = [each for each in layers if each.blocks > 1 and each.kernel > 1]
+    short = [
         each
-        for each in MnnFile(model.folder / model.files[0]).blocked()
-        if each.blocks > 1 and (each.channels % each.blocks or each.channels // each.blocks % GROUP_CHANNELS)
+        for each in layers
+        if each.bits == 4 and each.name.endswith(_LINEAR) and each.channels < each.blocks * _LEAST
     ]
-    if not wrong:
-        return {}
-    first = wrong[0]
-    why = (
-        f"{len(wrong)} layers have groups of weights that do not hold whole multiples of {GROUP_CHANNELS} input "
-        f"channels, the first is {first.name!r}: {first.blocks} groups in {first.channels} channels of "
-        f"{first.kernel} weights"
-    )
-    return dict.fromkeys(_LOW, why)
+    found = {}
+    for arithmetic in _LOW:
+        wrong = cut or (short if arithmetic.expects == "float16" else [])
+        if wrong:
+            first = wrong[0]
+            found[arithmetic.name] = (
+                f"MNN takes the groups of weights of {len(wrong)} layers for others, the first is {first.name!r}: "
+                f"{first.blocks} groups in {first.channels} channels of {first.kernel} weights"
+            )
+    return found
+
+
+def _has_single_place(model: TargetModel, halvings: int) -> bool:
+    """Whether a feature map gets as small as 1 x 1, where groups of 3 x 3 convolutions are wrong on every processor."""
+    maps = [spec.shape[2:] for spec in model.inputs if len(spec.shape) == 4]
+    return any(max(sides) <= 2**halvings for sides in maps)

@@ -34,6 +34,8 @@ CONVOLUTIONS: Final = (12, 13)  # OpType
 _CONVOLUTION_COMMON, QUANTISED = 0, 3  # of Convolution2D
 _COMMON_FIELDS: Final = (2, 3, 10, 11)  # of Convolution2DCommon: kernelX, kernelY, outputCount, inputCount
 QUANTISED_TYPE, _INTEGERS = 2, 1  # IDSTQuan.type, and its value for integers
+_STRIDE: Final = 4  # of Convolution2DCommon: strideX
+_QUANTISED_BITS: Final = 7  # IDSTQuan.aMaxOrBits
 _SCALE_BYTES: Final = 4
 _FLOAT, _HALF = 1, 19  # DataType
 _DTYPES: Final = {1: "float32", 3: "int32", 9: "int64", 19: "float16"}
@@ -62,6 +64,7 @@ class Blocked:
     channels: int  # of its input
     kernel: int  # weights an input and output channel
     blocks: int
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -189,10 +192,23 @@ class MnnFile:
                     continue
                 kernel_x, kernel_y, outputs, inputs = (self._number(common, field, 1) for field in _COMMON_FIELDS)
                 blocks = data.sizes[1] // (_SCALE_BYTES * outputs)
-                found.append(Blocked(data.name, inputs, kernel_x * kernel_y, blocks))
+                bits = self._number(quantised, _QUANTISED_BITS, 8)
+                found.append(Blocked(data.name, inputs, kernel_x * kernel_y, blocks, bits))
         except (*_DAMAGE, ZeroDivisionError) as error:
             raise self._damaged() from error
         return found
+
+    def halvings(self) -> int:
+        """How many convolutions leave out every other place."""
+        try:
+            commons = [
+                self.table(op.main, _CONVOLUTION_COMMON)
+                for op in self._ops
+                if op.type in CONVOLUTIONS and op.main is not None
+            ]
+            return sum(common is not None and self._number(common, _STRIDE, 1) == 2 for common in commons)
+        except _DAMAGE as error:
+            raise self._damaged() from error
 
     def table(self, table: Table, field: int) -> Table | None:
         """A table inside a table."""

@@ -61,6 +61,14 @@ class OneTarget:
             for part, plan in plans.items()
         }
 
+    def grouped(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
+        """`plans` with groups of weights as the target can hold them."""
+        channels = self.runtime.group_channels
+        return {
+            part: replace(plan, channels=channels) if any(scheme.group for scheme in plan.schemes) else plan
+            for part, plan in plans.items()
+        }
+
     def within_float16(
         self, plans: Mapping[str, Plan], parameters: Mapping[str, Shapes], probes: Probes | None
     ) -> tuple[dict[str, Plan], dict[str, tuple[str, ...]]]:
@@ -91,7 +99,7 @@ class OneTarget:
         """The models of `plans`; with `gate` also their parity, and the speed of those with integers."""
         probes = ask_pytorch(self.source, self.size, self.run) if gate else None
         plans, remarks = self.within_float16(plans, parameters, probes)
-        plans = ranged(plans, self.source, self.runtime, self.size, recipe, self.run)
+        plans = ranged(self.grouped(plans), self.source, self.runtime, self.size, recipe, self.run)
         models = _noted(self.build(plans), remarks)
         if probes is None:
             return Built(recipe, plans, models, None)
@@ -111,7 +119,7 @@ class OneTarget:
             label, last = f"{self.runtime.name} {settled.quantize.precision}", number == len(tried)
             plans = calibrated(plans, self.source, self.size, settled, self.run)
             plans, remarks = self.within_float16(plans, parameters, probes)
-            plans = ranged(plans, self.source, self.runtime, self.size, settled, self.run)
+            plans = ranged(self.grouped(plans), self.source, self.runtime, self.size, settled, self.run)
             models = _noted(self.build(plans), remarks)
             speeds = self.race({part: model for part, model in models.items() if model.precision != "fp32"}, probes)
             default = {part: forms[""] for part, forms in speeds.items()}

@@ -103,7 +103,7 @@ class Bundle:
         entry = self.manifest.components[component]  # type: ignore[index]
         if entry.plan is None:
             return Plan(entry.precision)
-        return Plan(entry.plan.default, tuple(sorted(entry.plan.exceptions.items())))
+        return Plan(entry.plan.default, tuple(sorted(entry.plan.exceptions.items())), channels=entry.plan.channels)
 
     def schedules(self) -> tuple[CompiledSchedule, ...]:
         """Every compiled schedule of the bundle, the default first.

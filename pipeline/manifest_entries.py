@@ -96,10 +96,14 @@ class SchemeEntry(Strict):
 
 
 class PlanEntry(Strict):
-    """How the weights are stored (quantize/plan.py): a default, and exceptions by parameter."""
+    """How the weights are stored (quantize/plan.py): a default, and exceptions by parameter.
+
+    `channels`: groups of weights hold a multiple of so many whole input channels; 0: as the scheme's name says.
+    """
 
     default: str
     exceptions: dict[str, str] = Field(default_factory=dict)
+    channels: Annotated[int, Field(ge=0)] = 0
 
 
 class ComponentEntry(Strict):

@@ -189,7 +189,7 @@ def _storage(component: str, inputs: PackInputs) -> dict[str, Any]:
     plan = inputs.plans[component]
     found = shares(plan, inputs.shapes[component])
     return {
-        "plan": PlanEntry(default=plan.default, exceptions=dict(plan.exceptions)),
+        "plan": PlanEntry(default=plan.default, exceptions=dict(plan.exceptions), channels=plan.channels),
         "schemes": {name: SchemeEntry(share=share, bits_per_weight=bits) for name, (share, bits) in found.items()},
     }
 

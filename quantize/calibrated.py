@@ -224,7 +224,7 @@ def calibrated_weights(source: ComponentSource, plan: Plan, samples: Samples, ru
         from .tuning import tuned_weights
 
         return tuned_weights(source, plan, run).weights
-    if plan.rounded_with:  # a search has them at hand
+    if plan.rounded_with and not plan.channels:  # a search has them at hand, with groups in the order of memory
         return run(PickCodes(source, plan, round_layers(source, samples, plan.rounded_with, run)))
     schemes = {path: plan.scheme(f"{path}.weight", shape) for path, shape in layer_shapes(source).items()}
     own = {path: scheme.name for path, scheme in schemes.items() if not scheme.is_float}

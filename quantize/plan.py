@@ -37,6 +37,8 @@ class Plan:
     ranges: LayerRanges | None = None  # by which activations of 8 bits are rounded; None: by their own, as they come
     # further schemes that a search has had rounded in the same passes: they change no value, only what is at hand
     rounded_with: tuple[str, ...] = ()
+    # a group of weights holds a multiple of so many input channels, whole; 0: groups are in the order of memory
+    channels: int = 0
 
     @property
     def label(self) -> str:
@@ -69,7 +71,9 @@ class Plan:
         if not can_be_coded(parameter, shape):
             return _FP32
         if asked.group is not None and 2 * asked.group_in(prod(shape[1:])) < asked.group:
-            return parse_scheme(f"w8c_a{'8' if asked.activation_bits == 8 else 'fp'}")
+            return asked.at_8_bits
+        if self.channels and not EMBEDDING.search(parameter):
+            asked = asked.of_whole_channels(shape, self.channels)
         if asked.rank and not has_branch(parameter, shape, asked.rank):
             return parse_scheme(asked.without_branch)
         return asked
@@ -85,6 +89,8 @@ class Plan:
     def key(self) -> dict[str, Any]:
         """The plan for the key of a stage."""
         key: dict[str, Any] = {"default": self.default, "exceptions": sorted([list(pair) for pair in self.exceptions])}
+        if self.channels:
+            key["channels"] = self.channels
         if self.samples is None or self.is_float:
             return key
         return {**key, "samples": self.samples.digest, **({"tuned": self.tuned.digest} if self.tuned else {})}

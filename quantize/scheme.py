@@ -43,6 +43,11 @@ class Scheme:
         return self.name.replace(f"r{self.rank}_", "_") if self.rank else self.name
 
     @property
+    def at_8_bits(self) -> Scheme:
+        """8 bits and a scale an output channel, its activations as they are: for rows that groups do not fit."""
+        return parse_scheme(f"w8c_a{'8' if self.activation_bits == 8 else 'fp'}")
+
+    @property
     def is_float(self) -> bool:
         return self.name in FLOATS
 
@@ -64,6 +69,23 @@ class Scheme:
         if self.group is None:
             return row
         return next(size for size in range(min(self.group, row), 0, -1) if row % size == 0)
+
+    def of_whole_channels(self, shape: Sequence[int], channels: int) -> Scheme:
+        """This scheme for a runtime whose groups are input channels, each with its whole kernel.
+
+        A group of a weight `shape` [O, I, ...] becomes a multiple of `channels` times the kernel's area, and twice
+        `channels` at least: the largest that divides the row and is not above the scheme's group, or the smallest
+        above it. Where none divides it, a row of at most two groups has one scale, and a longer one takes 8 bits.
+        """
+        row = prod(shape[1:])
+        unit = channels * row // shape[1]
+        fitting = [size for size in range(unit, row + 1, unit) if row % size == 0 and size >= 2 * channels]
+        if self.group is None or self.group_in(row) in (row, *fitting):
+            return self
+        if not fitting and row > 2 * self.group:
+            return self.at_8_bits
+        group = max([size for size in fitting if size <= self.group], default=min(fitting, default=row))
+        return parse_scheme(self.name.replace(f"g{self.group}", f"g{group}"))
 
     def bits(self, shape: Sequence[int]) -> int:
         """Bits that a tensor of `shape` takes, scales and branch included."""

@@ -68,6 +68,8 @@ class Target(Protocol):
     mixes_activations: ClassVar[bool]  # whether layers with activations of 8 bits may stand beside others
     arithmetics: ClassVar[tuple[Arithmetic, ...]]  # in which an app may run it; float32 first
     low_rank: ClassVar[bool]  # whether its schemes of float activations run with a low-rank branch
+    # how many input channels, each with its whole kernel, a group of weights holds a multiple of; 0: any weights
+    group_channels: ClassVar[int]
     families: ClassVar[tuple[str, ...]]
     tools: ClassVar[tuple[str, ...]]  # distributions that have a part in its files; their versions are in the manifest
     min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes

@@ -36,6 +36,7 @@ class ExampleTarget:
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
     low_rank: ClassVar[bool] = False
+    group_channels: ClassVar[int] = 0
     arithmetics: ClassVar[tuple[Arithmetic, ...]] = (Arithmetic(FLOAT32, {}, "float32", is_default=True),)
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (

@@ -36,7 +36,7 @@ class BuildCodedMnn:
     notes: tuple[str, ...] = ()
 
     name: ClassVar[str] = "mnn"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx-ir", "flatbuffers")
     output: ClassVar[type] = TargetModel
 
@@ -74,6 +74,6 @@ def setting_note(plan: Plan) -> str:
     if any(scheme.activation_bits == 8 for scheme in plan.schemes):
         return "made for and compared with MNN's `memory` at 2 (low): activations are rounded to 8 bits as it runs"
     caution = "made for and compared with MNN's `memory` at 0 (normal)"
-    if any(scheme.group for scheme in plan.schemes):
-        return f"{caution}; at 2 (low) some convolutions gave no result when it was tried"
+    if not plan.channels and any(scheme.group for scheme in plan.schemes):
+        return f"{caution}; at 2 (low) MNN takes its groups of weights for others, and the picture is lost"
     return f"{caution}; at 2 (low) MNN rounds activations as well: a picture not compared with PyTorch's"

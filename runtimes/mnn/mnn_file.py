@@ -30,6 +30,13 @@ _BLOB_FIELDS: Final = 10
 _INPUT_DIMS, _INPUT_DTYPE = 0, 1
 _CONST, _INPUT, _PLUGIN, _EXTRA = 11, 34, 256, 512  # OpType
 _EXTERNAL: Final = {11: 9, 12: 6, 13: 6, 603: 5}  # OpType -> field with [offset, bytes...] in the weight file
+CONVOLUTIONS: Final = (12, 13)  # OpType
+_CONVOLUTION_COMMON, QUANTISED = 0, 3  # of Convolution2D
+_COMMON_FIELDS: Final = (2, 3, 10, 11)  # of Convolution2DCommon: kernelX, kernelY, outputCount, inputCount
+QUANTISED_TYPE, _INTEGERS = 2, 1  # IDSTQuan.type, and its value for integers
+_STRIDE: Final = 4  # of Convolution2DCommon: strideX
+_QUANTISED_BITS: Final = 7  # IDSTQuan.aMaxOrBits
+_SCALE_BYTES: Final = 4
 _FLOAT, _HALF = 1, 19  # DataType
 _DTYPES: Final = {1: "float32", 3: "int32", 9: "int64", 19: "float16"}
 _ALIGNMENT: Final = 16
@@ -47,6 +54,17 @@ class Wired:
     type: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A convolution or linear layer of integer weights: `blocks` scales an output channel."""
+
+    name: str
+    channels: int  # of its input
+    kernel: int  # weights an input and output channel
+    blocks: int
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -162,6 +180,35 @@ class MnnFile:
                 numbers = np.frombuffer(self._bytes, np.int64, op.main.VectorLen(offset), place).tolist()
                 found.append(ExternalData(op.name, op.type, op.main, place, numbers[0], tuple(numbers[1:])))
         return sorted(found, key=lambda data: data.start)
+
+    def blocked(self) -> list[Blocked]:
+        """The layers of integer weights whose scales lie in the weight file."""
+        found = []
+        try:
+            for data in self.external():
+                common = self.table(data.main, _CONVOLUTION_COMMON) if data.type in CONVOLUTIONS else None
+                quantised = self.table(data.main, QUANTISED) if common is not None else None
+                if common is None or quantised is None or self._number(quantised, QUANTISED_TYPE, 0) != _INTEGERS:
+                    continue
+                kernel_x, kernel_y, outputs, inputs = (self._number(common, field, 1) for field in _COMMON_FIELDS)
+                blocks = data.sizes[1] // (_SCALE_BYTES * outputs)
+                bits = self._number(quantised, _QUANTISED_BITS, 8)
+                found.append(Blocked(data.name, inputs, kernel_x * kernel_y, blocks, bits))
+        except (*_DAMAGE, ZeroDivisionError) as error:
+            raise self._damaged() from error
+        return found
+
+    def halvings(self) -> int:
+        """How many convolutions leave out every other place."""
+        try:
+            commons = [
+                self.table(op.main, _CONVOLUTION_COMMON)
+                for op in self._ops
+                if op.type in CONVOLUTIONS and op.main is not None
+            ]
+            return sum(common is not None and self._number(common, _STRIDE, 1) == 2 for common in commons)
+        except _DAMAGE as error:
+            raise self._damaged() from error
 
     def table(self, table: Table, field: int) -> Table | None:
         """A table inside a table."""

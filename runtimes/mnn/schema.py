@@ -10,9 +10,11 @@ from typing import Final
 
 # name:kind, kinds of `flat`: i8 u8 i32 u32 i64 f32 numbers, str, Table; [kind] a vector; main? the union of Op
 _TEXT: Final = {
-    "Net": "bizCode:str extraTensorDescribe:[None] extraInfo:ExtraInfo oplists:[Op] outputName:[str] "
+    "Net": "bizCode:str extraTensorDescribe:[TensorDescribe] extraInfo:ExtraInfo oplists:[Op] outputName:[str] "
     "preferForwardType:i8 sourceType:i8 tensorName:[str] tensorNumber:i32 usage:i8 subgraphs:[None] mnn_uuid:str",
     "ExtraInfo": "buffer:[i8] name:str version:str",
+    "TensorDescribe": "blob:None index:i32 name:str regions:[None] quantInfo:TensorQuantInfo",
+    "TensorQuantInfo": "scale:f32 zero:f32 min:f32 max:f32 type:i32",
     "Op": "inputIndexes:[i32] main_type:u8 main:main? name:str outputIndexes:[i32] type:i32 "
     "defaultDimentionFormat:i8 externalPath:str",
     "Blob": "dims:[i32] dataFormat:i8 dataType:i32 uint8s:[u8] int8s:[i8] int32s:[i32] int64s:[i64] float32s:[f32] "

@@ -14,6 +14,7 @@ from ..op_times import OpTimes
 from ..protocol import Feeds, Session
 from ..taps import Wiring
 from .arithmetic import ARITHMETICS, proven_in
+from .memory_low import GROUP_CHANNELS
 
 if TYPE_CHECKING:
     from ...pipeline.stage import Runner
@@ -31,6 +32,7 @@ class MnnTarget:
     mixes_floats: ClassVar[bool] = False
     mixes_activations: ClassVar[bool] = False
     low_rank: ClassVar[bool] = True
+    group_channels: ClassVar[int] = GROUP_CHANNELS
     arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (

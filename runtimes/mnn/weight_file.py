@@ -19,16 +19,14 @@ from flatbuffers.table import Table
 from ...pipeline.errors import ToolCrashed
 from ...quantize.quantized import StoredWeights
 from .codes import decode, encode
-from .mnn_file import ExternalData, MnnFile
+from .mnn_file import CONVOLUTIONS, QUANTISED, QUANTISED_TYPE, ExternalData, MnnFile
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 _LAYOUT: Final = re.compile(r"\.layout\d+$")  # of a parameter that a graph holds twice, see `WeightSlot`
 _LINEAR: Final = "__matmul_converted"  # MNN's suffix for linear layers, which it runs as convolutions
-_CONVOLUTIONS: Final = (12, 13)  # OpType
-_QUANTISED: Final = 3  # of Convolution2D
-_TYPE, _BITS = 2, 7  # of IDSTQuan
+_BITS: Final = 7  # of IDSTQuan
 HALVES, FLOATS = 3, 8  # IDSTQuan.type; 1: integers
 _CHUNK: Final = 2**24
 
@@ -62,10 +60,10 @@ def store_weights(file: MnnFile, stored: StoredWeights, owners: Mapping[str, str
     with old_file.open("rb") as old, new_file.open("wb") as new:
         for data in file.external():
             place, sizes = new.tell(), list(data.sizes)
-            if data.type in _CONVOLUTIONS:
+            if data.type in CONVOLUTIONS:
                 if data.name not in owners:
                     raise ToolCrashed(f"{file.path.name}: no parameter belongs to MNN's operator {data.name!r}")
-                quantised = file.table(data.main, _QUANTISED)
+                quantised = file.table(data.main, QUANTISED)
                 if quantised is None or len(sizes) != 4:  # codes, scales, bias, index of a sparse weight
                     raise ToolCrashed(f"{file.path.name}: mnnconvert did not quantise {data.name!r}")
                 _check(old, data, stored, owners[data.name])
@@ -101,7 +99,7 @@ def _write(new: BinaryIO, patches: _Patches, quantised: Table, stored: StoredWei
         patches.number(quantised, _BITS, scheme.weight_bits)
         return [new.write(encode(codes, scheme.weight_bits)), new.write(codes.scales.tobytes())]
     half = scheme.name == "fp16"
-    patches.number(quantised, _TYPE, HALVES if half else FLOATS)
+    patches.number(quantised, QUANTISED_TYPE, HALVES if half else FLOATS)
     return [new.write(stored.read(parameter).astype(np.float16 if half else np.float32).tobytes()), 0]
 
 

@@ -39,7 +39,7 @@ class WriteMnn:
     quantized: QuantizedWeights | None = None
 
     name: ClassVar[str] = "mnn"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     tools: ClassVar[tuple[str, ...]] = ("MNN", "numpy", "flatbuffers")
     output: ClassVar[type] = TargetModel
 

@@ -37,6 +37,7 @@ class NcnnTarget:
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True
+    group_channels: ClassVar[int] = 0
     arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")

@@ -48,6 +48,7 @@ class OrtTarget:
     mixes_floats: ClassVar[bool] = True
     mixes_activations: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True
+    group_channels: ClassVar[int] = 0
     arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
     families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]] = (

@@ -67,6 +67,7 @@ def test_who_builds_a_branch_is_said_where_the_target_has_the_scheme_without_it(
 ) -> None:
     class Plain(NcnnTarget):
         low_rank: ClassVar[bool] = False
+        group_channels: ClassVar[int] = 0
 
     monkeypatch.setattr(MnnTarget, "low_rank", False)
     with pytest.raises(UnsupportedPrecision, match="is not built for target 'ncnn'") as refused:

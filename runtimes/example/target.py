@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from ...export.onnx_model import onnx_model
 from ...pipeline.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetModel
 from ...pipeline.disk import copy_file
-from ...pipeline.errors import BundleError, ToolCrashed
+from ...pipeline.errors import BundleError, ToolCrashed, UnsupportedPrecision
 from ...pipeline.extras import require_converter, require_modules
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
@@ -69,6 +69,9 @@ class ExampleTarget:
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}
+
+    def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
+        raise UnsupportedPrecision("target 'example' has one arithmetic, float32: nothing needs to be probed")
 
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32

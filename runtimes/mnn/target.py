@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
@@ -11,10 +12,10 @@ from ...quantize.plan import Plan
 from ..arithmetic import PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
-from ..protocol import Feeds, Session
+from ..protocol import Array, Feeds, Session
 from ..taps import Wiring
 from .arithmetic import ARITHMETICS, proven_in
-from .memory_low import GROUP_CHANNELS
+from .memory_low import GROUP_CHANNELS, unsupported
 
 if TYPE_CHECKING:
     from ...pipeline.stage import Runner
@@ -82,8 +83,13 @@ class MnnTarget:
     def proven_in(self, model: TargetModel) -> str:
         return proven_in(model)
 
+    def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
+        from .arithmetic_probe import probe_model
+
+        return probe_model(w, into)
+
     def unfit(self, model: TargetModel) -> dict[str, str]:
-        return {}
+        return unsupported(model)
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         from .session import MnnSession

@@ -1,8 +1,9 @@
 """A model of one matrix product, by whose answer one tells in what numbers a machine computes.
 
-y [8, 8] = x [8, 1024] w [1024, 8], with x and w multiples of 1/8 from 1/8 to 1: their products are multiples of 1/64, so
-every sum of float32 is exact in whatever order, and it is some 300, where float16 has steps of 1/4. An answer that equals it was computed in float32, one that equals its
-rounding to float16 was stored in float16, and any other was added up in float16.
+y [8, 8] = x [8, 1024] w [1024, 8], with x and w multiples of 1/8 from 1/8 to 1. Their products are multiples of 1/64,
+so every sum of float32 is exact in whatever order, and it is some 300, where float16 has steps of 1/4. An answer that
+equals it was computed in float32, one that equals its rounding to float16 was stored in float16, and any other near it
+was added up in float16.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ _INLINE_BELOW: Final = 1024  # bytes; smaller tensors stay in the protobuf, as o
 class WriteOnnx:
     """Stream a component's weights into its graph.
 
-    At "fp16", weights that had two or more dimensions in PyTorch are stored as float16 and cast back to float32
-    in the graph: half the file, float32 arithmetic. Vectors (biases, norms) stay float32: they are 0.1% of the
-    bytes. Sources: IEEE 754 round-to-nearest-even, by numpy.
+    Where the plan stores float16, weights that had two or more dimensions in PyTorch are float16 in the file and cast
+    back to float32 in the graph: half the file, float32 arithmetic. Vectors (biases, norms) stay float32: they are
+    0.1% of the bytes. Sources: IEEE 754 round-to-nearest-even, by numpy.
     """
 
     graph: Graph
@@ -80,7 +80,7 @@ class WriteOnnx:
         from onnx import TensorProto, helper
 
         array = weights.read(slot.source)
-        half = weights.scheme(slot.source).name == "fp16"
+        half = weights.scheme(slot.source).is_half
         if slot.permute:
             array = array.transpose(slot.permute)
         array = np.ascontiguousarray(array).reshape(slot.shape)

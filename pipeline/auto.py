@@ -81,7 +81,7 @@ class OneTarget:
 
         safe, remarks = dict(plans), {}
         for part, plan in plans.items():
-            if not any(scheme.name == "fp16" for scheme in plan.schemes):
+            if not any(scheme.is_half for scheme in plan.schemes):
                 continue
             source = self.source.components[part]
             weights = self.run(ScanWeights(source)).read()
@@ -174,8 +174,12 @@ def candidates(
     target: Target, recipe: Recipe, parameters: Mapping[str, Shapes]
 ) -> list[tuple[Recipe, dict[str, Plan]]]:
     """What `auto` tries on `target`, smallest first: the schemes whose pictures are held to `AUTO_IMAGE_DB`."""
+    from ..quantize.scheme import parse_scheme
+
     found = []
     for precision in target.precisions:
+        if parse_scheme(precision).computes_half:
+            continue  # a race is run here, and this pays on other processors
         try:
             if image_tolerance(target.name, precision).min_psnr_db < AUTO_IMAGE_DB:
                 continue

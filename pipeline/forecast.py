@@ -151,8 +151,7 @@ def _rows(
     """
     if not targets:
         return
-    names = {scheme.name for scheme in schemes}
-    if "fp16" in names:
+    if any(scheme.is_half for scheme in schemes):
         yield from ("scan", "scan-activations") if gate else ("scan",)
     if {"ort", "mnn"} & set(targets):
         yield from ("export", "simplify")

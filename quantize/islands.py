@@ -91,7 +91,7 @@ def with_islands(
         activations: module -> peak of its output along the trajectories; empty where nobody looked.
         mixes: whether the target holds float16 and float32 weights in one model; if not, all of it stays float32.
     """
-    halves = {name for name, shape in shapes.items() if plan.scheme(name, shape).name == "fp16"}
+    halves = {name for name, shape in shapes.items() if plan.scheme(name, shape).is_half}
     heavy = {name for name in halves if weights[name] > FLOAT16_MAX}
     light = {name for name in halves if 0 < weights[name] < FLOAT16_NORMAL}
     hot = {module: peak for module, peak in activations.items() if peak > ACTIVATION_LIMIT}
@@ -102,11 +102,16 @@ def with_islands(
         f"{name} stays below {weights[name]:.2g}, where float16 has few bits: its weights stay float32"
         for name in sorted(light)
     ]
+    computed = {name for name in halves if plan.scheme(name, shapes[name]).computes_half}
     if hot:
         worst = max(hot, key=lambda module: hot[module])
         remarks.append(
             f"activations reach {hot[worst]:.4g} at {worst} ({len(hot)} modules above {ACTIVATION_LIMIT:.0f}): "
-            "in float16 arithmetic they may overflow; let the runtime compute this model in float32"
+            + (
+                "these stay float32"
+                if computed
+                else "in float16 arithmetic they may overflow; let the runtime compute this model in float32"
+            )
         )
     kept = heavy | light | {name for name in halves if name.rpartition(".")[0] in hot}
     if not kept:

@@ -25,7 +25,7 @@ EMBEDDING: Final = re.compile(r"(^|\.)(token|position)_embedding\.weight$")
 class Plan:
     """A default scheme, and exceptions: (parameter or the module that owns it, scheme), the parameter's own first.
 
-    At `fp16`, every parameter of two or more dimensions is rounded. At an integer scheme, the weights of
+    At `fp16` and `fp16_a16`, every parameter of two or more dimensions is rounded. At an integer scheme, the weights of
     convolutions, linear layers and token embeddings are: those of two or more dimensions but position embeddings.
     Biases and norms stay float32 at any scheme.
     """

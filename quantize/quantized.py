@@ -147,7 +147,8 @@ class StoredWeights:
         """Whether `read` gives other values than the checkpoint's."""
         if name in self._coded:
             return True
-        return self.scheme(name).name not in ("fp32", self._weights.spec(name)[0].replace("float", "fp"))
+        scheme = self.scheme(name)
+        return scheme.weight_bits < 32 and not (scheme.is_half and self._weights.spec(name)[0] == "float16")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's shape."""
@@ -173,7 +174,7 @@ class StoredWeights:
         if not scheme.is_float:
             return self.codes(name).dequantised()
         values = self.source_values(name)
-        if scheme.name == "fp16":
+        if scheme.is_half:
             return to_float16(values, f"{self.component}/{name}").astype(np.float32)
         return values
 

@@ -10,7 +10,10 @@ from typing import Final
 
 from ..pipeline.errors import UsageError
 
-FLOATS: Final = ("fp32", "fp16")
+HALF_COMPUTED: Final = "fp16_a16"
+"""float16 weights, and float16 between operators: what is computed, not only stored."""
+
+FLOATS: Final = ("fp32", "fp16", HALF_COMPUTED)
 KEEP: Final = "keep"
 """In a rule: what it matches stays as the checkpoint has it, in float32 at most."""
 
@@ -23,8 +26,9 @@ _GRAMMAR: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`fp32`, `fp16`, or `w<bits><granularity>[r<rank>]_a<bits or fp>`.
+    """`fp32`, `fp16`, `fp16_a16`, or `w<bits><granularity>[r<rank>]_a<bits or fp>`.
 
+    `fp16` is a way to store weights, `fp16_a16` also rounds activations to float16 between operators.
     `w8c_afp` is int8 weights with a scale an output channel, float activations; `w4g64_afp` int4 with a scale for
     every 64 weights of an output channel, in the order of memory. Integers are symmetric around zero.
     `w4g64r16_afp` has beside them a branch of rank 16 in float16, see `low_rank`: the codes are those of the rest.
@@ -50,6 +54,16 @@ class Scheme:
     @property
     def is_float(self) -> bool:
         return self.name in FLOATS
+
+    @property
+    def is_half(self) -> bool:
+        """Whether weights are stored in float16."""
+        return self.is_float and self.weight_bits == 16
+
+    @property
+    def computes_half(self) -> bool:
+        """Whether the model itself asks for float16 between its operators."""
+        return self.name == HALF_COMPUTED
 
     @property
     def top(self) -> int:
@@ -103,7 +117,8 @@ def parse_scheme(name: str) -> Scheme:
     if name == KEEP:
         name = "fp32"
     if name in FLOATS:
-        return Scheme(name, int(name[2:]), None, 32)
+        bits, _, rounded = name[2:].partition("_a")
+        return Scheme(name, int(bits), None, int(rounded or 32))
     match = _GRAMMAR.fullmatch(name)
     if not match:
         raise UsageError(

@@ -95,6 +95,11 @@ def refuse_schemes(target: Target, component: str, plan: Plan) -> None:
             f"target {target.name!r} does not mix fp32 and fp16 inside {component}",
             hint=f"a rule that takes all of it, with one of: {', '.join(target.precisions)}",
         )
+    if not plan.is_float and any(scheme.computes_half for scheme in plan.schemes):
+        raise UnsupportedPrecision(
+            f"{component} at {plan.label}: float16 is not computed beside integer codes",
+            hint="fp16 or fp32 in place of fp16_a16; or rules of these two beside fp16_a16, without integers",
+        )
     coded = [scheme for scheme in plan.schemes if not scheme.is_float]
     if len({scheme.activation_bits for scheme in coded}) > 1 and not target.mixes_activations:
         raise UnsupportedPrecision(

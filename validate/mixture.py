@@ -125,7 +125,7 @@ class TryMixture:
             for name in picker.names():
                 weight = module.get_parameter(name)
                 scheme = plan.scheme(name, tuple(weight.shape))
-                if scheme.name == "fp16" and weight.dim() > 1:
+                if scheme.is_half and weight.dim() > 1:
                     weight.copy_(weight.half())
                 elif not scheme.is_float:
                     weight.copy_(torch.from_numpy(picker.codes(name, scheme).dequantised()))

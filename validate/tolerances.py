@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ..pipeline.errors import UsageError
-from ..quantize.scheme import parse_scheme
+from ..quantize.scheme import HALF_COMPUTED, parse_scheme
 
 Gate = Literal["loss", "fidelity"]
 
@@ -91,6 +91,18 @@ _ONE_RANGE_LAST_STEP = (
 _EIGHT_FLOOR: Final = 25.0  # as at 4 bits with a search: the picture, with edges that differ
 _EIGHT_SLACK: Final = 15.0  # rounding activations takes up to 12 dB from the demo's pictures beside that of weights
 
+# float16 between operators too, which PyTorch does not do with the same weights, so that fidelity is near to loss. The
+# demo, worst of all probes, on x86, where ONNX Runtime computes in float32, and on AArch64 (emulated Cortex-A76, ONNX
+# Runtime 1.32), whose kernels also add up in float16: text encoder 66.4 and 48.4, UNet (t = 1) 54.2 and 48.6, VAE
+# decoder 68.4 and 53.0, encoder 73.6 and 50.9. One row holds on both: docs/decisions/0104.
+_COMPUTED_HALF = (
+    "sums and results of float16 have 11 bits; the demo leaves 48 dB and more where float16 is really computed, long "
+    "sums of other checkpoints less"
+)
+_COMPUTED_HALF_LAST_STEP = (
+    "the demo leaves 48 dB at t = 1, where the answer is noise of which a thousandth is in the input"
+)
+
 FOUR_BITS: Final = ("w4g64_afp", "w4g32_afp", "w4g128_afp", "w4c_afp")
 
 TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
@@ -119,6 +131,10 @@ TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
     ("loss", "unet", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
     ("fidelity", "*", "ncnn", "w8c_a8"): Tolerance(22.0, _ONE_RANGE),
     ("fidelity", "unet", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
+    ("loss", "*", "ort", HALF_COMPUTED): Tolerance(42.0, _COMPUTED_HALF),
+    ("loss", "unet", "ort", HALF_COMPUTED): Tolerance(36.0, _COMPUTED_HALF_LAST_STEP),
+    ("fidelity", "*", "ort", HALF_COMPUTED): Tolerance(43.0, _COMPUTED_HALF),
+    ("fidelity", "unet", "ort", HALF_COMPUTED): Tolerance(37.0, _COMPUTED_HALF_LAST_STEP),
     ("fidelity", "*", "*", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
     ("fidelity", "vae_decoder", "mnn", "fp16"): Tolerance(85.0, _LONG_SUMS),
 }
@@ -155,6 +171,9 @@ IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
     ("*", "fp16"): ImageTolerance(
         55.0, "rounding the weights to fp16 inside PyTorch alone leaves 82 dB on the demo", floor_db=40.0
     ),
+    ("ort", HALF_COMPUTED): ImageTolerance(
+        40.0, "2.5 of 255 grey levels, which is not seen; float16 between operators leaves more on the demo"
+    ),
 }
 
 
@@ -171,7 +190,7 @@ GOLDEN_LIMITS: Final[dict[str, tuple[float, str]]] = {
 }
 """How far a replay may lie from a bundle's golden vectors, and why; the names are those in goldens.json."""
 
-ORACLE_POINTS: Final[dict[str, float]] = {"fp32": 1.0, "fp16": 1.0, "w8c_afp": 1.0}
+ORACLE_POINTS: Final[dict[str, float]] = {"fp32": 1.0, "fp16": 1.0, HALF_COMPUTED: 1.0, "w8c_afp": 1.0}
 """Points that the oracle's score may lie below that of PyTorch's pictures: less than one picture of 64, since these
 schemes leave pictures that look the same. Coarser ones change pictures: `ORACLE_POINTS_COARSE`. A score above
 PyTorch's is no loss: a picture on the border can fall to either side."""

@@ -13,10 +13,15 @@ from ...pipeline.onnx_file import read_onnx
 from ..steady_norms import steady_norms
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch
+from .halves import HALVES, Modules, halve
 from .mobile import why_absent, write_ort
 from .optimum_outputs import add_second_names
 
 FORMS: Final = ("onnx", "ort")
+HALF_NOTE: Final = (
+    "no .ort form: ONNX Runtime fixes in it which operators run in float16 by the processor that writes it, and "
+    "here that is none; use the .onnx form"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class BuildOrt:
 
     onnx: OnnxModel
     forms: tuple[str, ...] = FORMS  # the first that exists is what a session loads
+    modules: Modules | None = None  # whose products are computed in float16; None: no module's
 
     name: ClassVar[str] = "build-ort"
     version: ClassVar[int] = 4
@@ -41,7 +47,8 @@ class BuildOrt:
         return self.onnx.precision
 
     def key(self) -> Mapping[str, object]:
-        return {"onnx": self.onnx.digest, "forms": list(self.forms)}
+        halves = {"halves": HALVES, **self.modules.key()} if self.modules else {}
+        return {"onnx": self.onnx.digest, "forms": list(self.forms), **halves}
 
     def run(self, into: Path) -> TargetModel:
         import onnx
@@ -55,10 +62,12 @@ class BuildOrt:
         for file in data:
             # a copy, not a hard link: onnx refuses external data that has a second name
             copy_file(source.parent / file, folder / file)
+        if self.modules:
+            halve(static, self.modules)
         steady_norms(static)
         staged = folder / "static.onnx"
         onnx.save(static, str(staged))
-        note = why_absent(bits // 8, source.stat().st_size) if "ort" in self.forms else ""
+        note = self._why_no_ort(bits // 8, source.stat().st_size) if "ort" in self.forms else ""
         written: dict[str, tuple[str, ...]] = {}
         for form in self.forms:
             if form == "onnx" or note:
@@ -84,6 +93,9 @@ class BuildOrt:
             forms=files,
             notes=(note,) if note else (),
         )
+
+    def _why_no_ort(self, weight_bytes: int, graph_bytes: int) -> str:
+        return HALF_NOTE if self.modules else why_absent(weight_bytes, graph_bytes)
 
 
 def write_batched(static: Any, file: Path) -> None:

@@ -15,6 +15,7 @@ from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, boundaries
 from .external_data import read_graph
 from .free_batch import BATCH
+from .halves import module_of
 from .optimum_outputs import SECOND_NAME
 from .session import first_line, ort_errors, session_options
 
@@ -59,9 +60,14 @@ def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def module_of(node: Any) -> str:
-    """PyTorch's path of the module that an ONNX node came from, empty where it came from none."""
-    return next((entry.value for entry in node.metadata_props if entry.key == "module"), "")
+def _of_float16(model: Any) -> frozenset[str]:
+    """Tensors of float16: they are fed and given out as float32."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return frozenset(
+        value.name for value in inferred.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    )
 
 
 class OrtTaps(Closing):
@@ -78,6 +84,7 @@ class OrtTaps(Closing):
         self._name = f"ort {model.component}"
         self._makers = {tensor: node for node in self._model.graph.node for tensor in node.output}
         self._constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
+        self._halves = _of_float16(self._model)
         self.partial_runs = 0
 
     def run(self, feeds: Feeds, wanted: Mapping[str, int]) -> Iterator[tuple[str, Array]]:
@@ -93,6 +100,8 @@ class OrtTaps(Closing):
             )
             # as values of ONNX Runtime's: as arrays, all results would be copied before the first one is seen
             given = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+            halves = {entry.name for entry in session.get_inputs() if entry.type == "tensor(float16)"}
+            given |= {name: np.asarray(given[name], np.float16) for name in halves}
             values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()}
             with dropped_pages(given.values()):
                 results = session.run_with_ort_values(names, values)
@@ -101,7 +110,8 @@ class OrtTaps(Closing):
         self.partial_runs += 1
         del session, given, values
         for tensor in wanted:
-            yield tensor, results.pop(0).numpy()
+            array = results.pop(0).numpy()
+            yield tensor, array.astype(np.float32) if array.dtype == np.float16 else array
 
     def _part(self, feeds: Feeds, wanted: Collection[str]) -> Any:
         """The part of the graph between `feeds` and `wanted`."""
@@ -134,6 +144,8 @@ class OrtTaps(Closing):
         part.graph.initializer.extend(self._constants[name] for name in sorted(read & set(self._constants)))
         for name in sorted(read & set(feeds)):
             kind = onnx.helper.np_dtype_to_tensor_dtype(np.asarray(feeds[name]).dtype)
+            if name in self._halves:
+                kind = onnx.TensorProto.FLOAT16
             part.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, np.shape(feeds[name])))
         for tensor in wanted:
             part.graph.output.add().name = f"{tensor}{_MADE}" if tensor in both else tensor

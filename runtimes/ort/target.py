@@ -21,6 +21,7 @@ from ..taps import Wiring
 from .arithmetic import ARITHMETICS
 from .build import FORMS, BuildOrt
 from .build_coded import BuildCoded
+from .halves import halved_modules
 from .optimum_layout import layout_files
 from .session import OrtSession
 from .taps import OrtTaps, read_wiring
@@ -29,8 +30,8 @@ from .taps import OrtTaps, read_wiring
 class OrtTarget:
     """ONNX Runtime on the CPU, desktop or phone.
 
-    float16 is a way to store weights: arithmetic stays float32, and the runtime widens the weights when it loads
-    them (`.onnx`) or as it goes (`.ort`).
+    At fp16, float16 is a way to store weights: arithmetic stays float32, and the runtime widens the weights when it
+    loads them (`.onnx`) or as it goes (`.ort`). At fp16_a16 the graph itself asks for float16: see `halves`.
     """
 
     name: ClassVar[str] = "ort"
@@ -43,6 +44,7 @@ class OrtTarget:
         "w4g128_afp",
         "w4c_afp",
         "w8c_a8",
+        "fp16_a16",
     )
     activations: ClassVar[tuple[str, ...]] = ("dynamic", "static")
     mixes_floats: ClassVar[bool] = True
@@ -82,7 +84,8 @@ class OrtTarget:
         if not plan.is_float:
             codes = quantized_weights(source, plan, run)
             return run(BuildCoded(onnx_graph(source, size, run), source, plan, codes, self._forms))
-        return run(BuildOrt(onnx_model(source, size, plan, run), self._forms))
+        modules = halved_modules(source, plan)
+        return run(BuildOrt(onnx_model(source, size, plan, run), self._forms, modules))
 
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32

@@ -45,7 +45,7 @@ def arithmetic_entry(models: Mapping[str, TargetModel], reports: Sequence[Machin
             default=each.is_default,
             fails=fails.get(each.name, ""),
         )
-        for each in target.arithmetics
+        for each in target.choices(models.values())
     }
     machines = tuple(_machine(report) for report in reports)
     return ArithmeticEntry(

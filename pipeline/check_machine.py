@@ -12,7 +12,8 @@ from ..export.scheduler import default_scheduler
 from ..runtimes.arithmetic import Arithmetic, arithmetic_named
 from ..runtimes.machines.lock import read_lock
 from ..runtimes.machines.machine import Machine
-from ..runtimes.machines.registry import NATIVE, VULKAN
+from ..runtimes.machines.registry import NATIVE
+from ..runtimes.machines.vulkan import NAME as VULKAN
 from ..runtimes.machines.vulkan import drivers
 from ..runtimes.registry import get_target
 from ..validate.arithmetic_tolerances import arithmetic_image_tolerance
@@ -153,14 +154,16 @@ class OnMachine:
     def check(self, names: Sequence[str] = ()) -> MachineReport:
         """Every arithmetic of the target, or those of `names` and what is proven, and what to recommend."""
         target = get_target(self.bundle.manifest.target.name)
-        proven = {name: target.proven_in(self.bundle.model(name)) for name in self.bundle.components}
-        there = [each for each in target.arithmetics if each.device == self.machine.device]
+        models = {name: self.bundle.model(name) for name in self.bundle.components}
+        proven = {name: target.proven_in(model) for name, model in models.items()}
+        choices = target.choices(models.values())
+        there = [each for each in choices if each.device == self.machine.device]
         if not there:
             raise UsageError(
                 f"target {target.name!r} does not run on {self.machine.name}", hint="its package has no such backend"
             )
         wanted = {*(names or [each.name for each in there]), *proven.values()}
-        rows = [self._row(each) for each in target.arithmetics if each.name in wanted]
+        rows = [self._row(each) for each in choices if each.name in wanted]
         rows, recommended, psnr = self._recommend(rows, proven)
         probes = {name: len(self._only(name)) or len(self.probes.labels[name]) for name in proven}
         return MachineReport(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -96,6 +96,10 @@ class Target(Protocol):
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> Mapping[str, bytes]:
         """Further files of a bundle, path -> content, that make it at home with this runtime's other users."""
+        ...
+
+    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
+        """Of `arithmetics`, those that an app may choose for a bundle of `models`, float32 or what is nearest first."""
         ...
 
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:

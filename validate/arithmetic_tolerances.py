@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from ..quantize.scheme import parse_scheme
 from ..runtimes.arithmetic import Computed
-from .tolerances import AUTO_IMAGE_DB, ImageTolerance, Tolerance, image_tolerance, tolerance
+from .tolerances import AUTO_IMAGE_DB, ImageTolerance, Tolerance, coarsest_scheme, image_tolerance, tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ FLOORS: Final[dict[Computed, ArithmeticFloor]] = {
 def arithmetic_tolerance(component: str, target: str, precision: str, expects: Computed) -> Tolerance:
     """`loss` against PyTorch in float32, under an arithmetic that computes as `expects` says."""
     scheme = tolerance("loss", component, target, precision)
-    if expects not in FLOORS:
+    if expects not in FLOORS or parse_scheme(coarsest_scheme(precision)).computes_half:
         return scheme
     floor = FLOORS[expects]
     return Tolerance(round(together(scheme.min_snr_db, floor.of(component)), 1), f"{scheme.why}; {floor.why}")
@@ -59,7 +60,7 @@ def arithmetic_tolerance(component: str, target: str, precision: str, expects: C
 def arithmetic_fidelity(component: str, target: str, precision: str, expects: Computed) -> Tolerance:
     """`fidelity`: against PyTorch with equally rounded weights."""
     scheme = tolerance("fidelity", component, target, precision)
-    if expects not in FLOORS:
+    if expects not in FLOORS or parse_scheme(coarsest_scheme(precision)).computes_half:
         return scheme
     floor = FLOORS[expects]
     if scheme.min_snr_db > floor.of(component):  # at float32 only the order of sums differs: the arithmetic decides
@@ -70,7 +71,7 @@ def arithmetic_fidelity(component: str, target: str, precision: str, expects: Co
 def arithmetic_image_tolerance(target: str, precision: str, expects: Computed) -> ImageTolerance:
     """The picture's, in the same way."""
     scheme = image_tolerance(target, precision)
-    if expects not in FLOORS:
+    if expects not in FLOORS or parse_scheme(coarsest_scheme(precision)).computes_half:
         return scheme
     floor = FLOORS[expects]
     return ImageTolerance(round(together(scheme.min_psnr_db, floor.picture_db), 1), f"{scheme.why}; {floor.why}")

@@ -6,7 +6,7 @@ it is not in the registry's table. docs/adding-a-target.md walks through this fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -69,6 +69,9 @@ class ExampleTarget:
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}
+
+    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
+        return self.arithmetics
 
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
         raise UnsupportedPrecision("target 'example' has one arithmetic, float32: nothing needs to be probed")

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ...pipeline.errors import MissingTool, UsageError
 from . import arm64
 from .machine import Machine
-from .vulkan import NAME as VULKAN
+from .vulkan import NAME as VULKAN_NAME
 from .vulkan import vulkan
 
 NATIVE: Final = "native"
@@ -45,7 +45,7 @@ def machine_named(text: str) -> Machine:
                 hint=f"--machine {arm64.NAME} emulates one",
             )
         return Machine(NATIVE)
-    if text == VULKAN:
+    if text == VULKAN_NAME:
         return vulkan()
     raise UsageError(f"no machine named {text!r}", hint=f"one of: {', '.join(_names())}")
 
@@ -56,7 +56,7 @@ def machines_named(texts: Sequence[str]) -> tuple[Machine, ...]:
 
 
 def _names() -> list[str]:
-    return [*(f"{arm64.NAME}:{processor}" for processor in arm64.PROCESSORS), NATIVE, VULKAN]
+    return [*(f"{arm64.NAME}:{processor}" for processor in arm64.PROCESSORS), NATIVE, VULKAN_NAME]
 
 
 def known_machines() -> tuple[Known, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -82,6 +83,9 @@ class MnnTarget:
 
     def proven_in(self, model: TargetModel) -> str:
         return proven_in(model)
+
+    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
+        return self.arithmetics
 
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
         from .arithmetic_probe import probe_model

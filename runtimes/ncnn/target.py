@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import ClassVar
@@ -66,6 +67,9 @@ class NcnnTarget:
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
         return {}
+
+    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
+        return self.arithmetics
 
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
         return probe_model(w, into)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import ClassVar
 
 from ...export.onnx_model import onnx_graph, onnx_model
@@ -16,9 +17,9 @@ from ...quantize.quantized import quantized_weights
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
-from ..protocol import Feeds, Session
+from ..protocol import Array, Feeds, Session
 from ..taps import Wiring
-from .arithmetic import ARITHMETICS
+from .arithmetic import ARITHMETICS, FAST_BFLOAT16, FLOAT16, computes_half
 from .build import FORMS, BuildOrt
 from .build_coded import BuildCoded
 from .halves import halved_modules
@@ -87,8 +88,17 @@ class OrtTarget:
         modules = halved_modules(source, plan)
         return run(BuildOrt(onnx_model(source, size, plan, run), self._forms, modules))
 
+    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
+        wanted = {self.proven_in(model) for model in models}
+        return tuple(each for each in ARITHMETICS if each.name in wanted or FAST_BFLOAT16 in each.options)
+
+    def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
+        from .arithmetic_probe import probe_model
+
+        return probe_model(w, into, half=computes_half(model))
+
     def proven_in(self, model: TargetModel) -> str:
-        return FLOAT32
+        return FLOAT16 if computes_half(model) else FLOAT32
 
     def unfit(self, model: TargetModel) -> dict[str, str]:
         return {}

@@ -10,10 +10,10 @@ from diffusette.pipeline.progress import Silent
 
 from .conftest import machine
 
-FLOAT16 = {"ncnn": "defaults", "mnn": "fp16", "ort": "float32"}
+FLOAT16 = {"ncnn": "defaults", "mnn": "fp16", "ort": "fp16"}
 """What a phone computes: ncnn's own defaults, MNN's Precision_Low; ONNX Runtime by the graph alone."""
 
-PRECISION = {"ncnn": "fp16", "mnn": "fp16", "ort": "fp16c"}
+PRECISION = {"ncnn": "fp16", "mnn": "fp16", "ort": "fp16_a16"}
 
 
 @pytest.mark.parametrize("target", ["ncnn", "mnn", "ort"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.quantize.plan import Plan
@@ -12,7 +9,6 @@ from diffusette.quantize.scheme import parse_scheme
 from diffusette.runtimes.arithmetic import FLOAT32, Opening
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.isolation import open_isolated
-from diffusette.runtimes.mnn import probe
 from diffusette.runtimes.mnn.arithmetic import ARITHMETICS, MEMORY_LOW
 from diffusette.runtimes.mnn.memory_low import GROUP_CHANNELS, unsupported
 from diffusette.runtimes.mnn.mnn_file import MnnFile
@@ -102,16 +98,3 @@ def test_ids_reach_their_lookup_as_integers(scheme: str, shop: Workshop) -> None
         assert op.type == _BINARY, f"{op.name} of type {op.type} stands between ids and their lookup"
         ids |= set(op.outputs)
     assert lookups
-
-
-@pytest.mark.parametrize("arithmetic", [each.name for each in ARITHMETICS])
-def test_the_probe_tells_in_what_numbers_it_was_computed(arithmetic: str, tmp_path: Path) -> None:
-    """On x86 MNN has no float16. On a Cortex-A76 `fp16` and `fp16-memory-low` give neither, see the decision."""
-    with open_isolated(OPENER, Opening(probe.probe_model(tmp_path), arithmetic), threads=1) as session:
-        answer = session.run(probe.probe_input())["y"]
-    assert np.array_equal(answer, probe.exact_sums())
-
-
-def test_the_probe_is_not_exact_in_float16() -> None:
-    exact = probe.exact_sums()
-    assert not np.array_equal(exact.astype(np.float16).astype(np.float32), exact)

@@ -15,7 +15,6 @@ from diffusette.quantize.islands import with_islands
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.ort.halves import PRODUCTS, halve, module_of
 from diffusette.runtimes.ort.halves import Modules as Of
-from diffusette.runtimes.ort.probe import computed_in, probe_input, probe_model
 from diffusette.runtimes.ort.session import OrtSession
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.runtimes.registry import get_target
@@ -194,14 +193,3 @@ def test_it_does_not_stand_beside_integers(shop: Workshop) -> None:
         OrtTarget().build(
             shop.checkpoint.components["unet"], SIZE, Plan("w8c_afp", (("conv_in.weight", SCHEME),)), shop.run
         )
-
-
-def test_an_example_of_each_scheme_tells_in_what_this_machine_computes(tmp_path: Path) -> None:
-    found = {}
-    for scheme in ("fp32", SCHEME):
-        (tmp_path / scheme).mkdir()
-        with OrtSession(probe_model(tmp_path / scheme, scheme), threads=1) as opened:
-            found[scheme] = computed_in(opened.run({"x": probe_input()})["y"])
-    assert found["fp32"] == "float32"
-    # ONNX Runtime has float16 kernels on AArch64 processors with such instructions only; elsewhere it drops the Casts
-    assert found[SCHEME] == ("float16" if "asimdhp" in processor_features() else "float32")

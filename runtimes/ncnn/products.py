@@ -3,7 +3,9 @@
 ncnn has two such kernels. A Convolution (`8=2`) rounds its input over one range, which calibration has found. A Gemm
 (`18=2`) rounds each row of its input over that row's own range as it comes, which loses less: a token that is an
 outlier spoils no other. It has one scale for all of its weights, so here it multiplies bare codes, and layers after
-it scale its columns. Source: Tencent/ncnn, `src/layer/convolution.cpp` and `gemm.cpp`; docs/decisions/0088.
+it scale its columns. Vulkan's Gemm of integers ends
+the process where a device lacks them, so both stay on the CPU.
+Source: Tencent/ncnn, `src/layer/convolution.cpp` and `gemm.cpp`; docs/decisions/0088, 0100.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from .codes import BOOK_SCALES, CODES, INPUT_MULTIPLIER, MULTIPLIERS, UNIT
 from .layout import Blob
+from .masks import KEY, NO_VULKAN
 from .param import Layer
 
 if TYPE_CHECKING:
@@ -41,14 +44,14 @@ def multiplies_integers(layer: Layer) -> bool:
 def convolution(graph: Graph, layer: Layer, weight: Blob, bias: Blob | None) -> None:
     """`layer` with the same inputs and outputs, on integers."""
     factors = replace(weight, kind=MULTIPLIERS), replace(weight, kind=INPUT_MULTIPLIER)
-    rounding = replace(layer, params={**layer.params, CONVOLUTION_TERM: "2"})
+    rounding = replace(layer, params={**layer.params, CONVOLUTION_TERM: "2", KEY: str(NO_VULKAN)})
     graph.emit(rounding, replace(weight, kind=CODES), *([bias] if bias else []), *factors)
 
 
 def linear(graph: Graph, layer: Layer, weight: Blob, bias: Blob | None) -> None:
     """[M, K] x [O, K]^T + bias from `layer.inputs[0]` to `layer.outputs[0]`, on integers."""
     rows, columns = weight.shape
-    params = {3: 1, 5: 1, 6: 1, 8: rows, 9: columns, 10: -1, GEMM_TERM: 2}
+    params = {3: 1, 5: 1, 6: 1, 8: rows, 9: columns, 10: -1, GEMM_TERM: 2, KEY: NO_VULKAN}
     sums, scaled = f"{layer.name}.sums", f"{layer.name}.scaled" if bias else layer.outputs[0]
     gemm = Layer("Gemm", layer.name, layer.inputs, (sums,), {key: str(value) for key, value in params.items()})
     graph.emit(gemm, replace(weight, kind=CODES), replace(weight, kind=UNIT))

@@ -14,6 +14,7 @@ from diffusette.quantize.plan import Plan
 from diffusette.runtimes.ncnn import arithmetic, forms, masks, session, steady_norms
 from diffusette.runtimes.ncnn.low_bit import coded_graph
 from diffusette.runtimes.ncnn.param import Layer, parse
+from diffusette.runtimes.ncnn.products import multiplies_integers
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 
@@ -113,6 +114,15 @@ def test_norms_taken_apart_hold_where_16_bits_are_stored(
     model, feeds = fresh.model(component, "fp16"), fresh.feeds(component)
     output = output_in(model, fresh.native(component, feeds), "bf16")
     assert snr_db(rounded_output(fresh, component, Plan("fp16"), feeds, SIZE), output) > 35
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder"])
+def test_products_of_integers_stay_on_the_cpu(component: str, workshop: Workshop) -> None:
+    traced = workshop.traced(component)
+    layers, _ = coded_graph(parse(traced.param.read_text()), traced.blobs(), Plan("w8c_a8").scheme)
+    rounding = [layer for layer in layers if multiplies_integers(layer)]
+    assert rounding
+    assert all(layer.number(masks.KEY) & masks.NO_VULKAN for layer in rounding)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def module_of(node: Any) -> str:
 
 
 def _widens(node: Any) -> bool:
-    return node.op_type == "Cast" and node.input[0] == f"{node.output[0]}{STORED}"
+    return bool(node.op_type == "Cast" and node.input[0] == f"{node.output[0]}{STORED}")
 
 
 def _finest(graph: Any) -> frozenset[str]:

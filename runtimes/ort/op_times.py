@@ -12,8 +12,8 @@ from ...pipeline.errors import ToolCrashed
 from ..op_times import OpTime, OpTimes, median_ms
 from ..protocol import Feeds
 from .external_data import read_graph
+from .halves import module_of
 from .session import OrtSession
-from .taps import module_of
 
 _KERNEL: Final = "_kernel_time"
 # What the optimiser appends to the name of a node or of what it makes; where it fuses several, of one of them.

@@ -12,6 +12,7 @@ from ...pipeline.errors import ModelError, ToolCrashed
 from ..arithmetic import PROVEN
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Closing, Feeds
+from . import masks
 from .arithmetic import net_with, options_of
 from .forms import check_forms, check_products
 from .low_bit import CODED_LAYERS
@@ -70,13 +71,22 @@ def open_net(model: TargetModel, threads: int, arithmetic: str = PROVEN) -> Any:
     """
     param, weights = (model.folder / file for file in model.files)
     check_files(param, weights, model.inputs, model.outputs)
-    net = net_with(options_of(arithmetic), threads)
+    options = {**options_of(arithmetic), **_unmasked_options(model.component, param)}
+    net = net_with(options, threads)
     # after a failed load the net must never be run: it would take the process down
     for load, file in ((net.load_param, param), (net.load_model, weights)):
         if status := load(str(file)):
             net.clear()
             raise ModelError(f"ncnn refuses {file.name} (status {status})", hint="convert again")
     return net
+
+
+def _unmasked_options(component: str, param: Path) -> dict[str, bool]:
+    """Options that graphs of earlier versions were proven with; today's say it layer by layer (`masks.py`)."""
+    layers = parse(param.read_text(), param.name)
+    if any(masks.KEY in layer.params for layer in layers) or not any(layer.type == "Convolution" for layer in layers):
+        return {}
+    return {"use_winograd_convolution": False, "use_sgemm_convolution": not component.startswith("vae_")}
 
 
 def check_files(param: Path, weights: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

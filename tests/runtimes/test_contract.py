@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from diffusette.export.families import FAMILIES
 from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.errors import DiffusetteError, FeedError, MissingTool
+from diffusette.pipeline.errors import DiffusetteError, FeedError, MissingTool, UnsupportedPrecision
+from diffusette.quantize.scheme import FLOATS, parse_scheme
 from diffusette.runtimes.example.target import ExampleTarget
 from diffusette.runtimes.inputs import native_feeds
 from diffusette.runtimes.isolation import IsolatedSession, open_isolated
@@ -99,19 +100,23 @@ def test_asking_for_it_imports_nothing_heavy(name: str) -> None:
 # -- building and running
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", FLOATS)
 @pytest.mark.parametrize("component", SMALL)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_computes_what_pytorch_computes(
     name: str, component: str, precision: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if precision not in target_named(name).precisions:
+        with pytest.raises(UnsupportedPrecision, match=precision):
+            shop.build(target_named(name), component, precision)
+        return
     model = shop.build(target_named(name), component, precision)
     with isolated(model, monkeypatch) as opened:
         assert opened.inputs == model.inputs
         assert opened.outputs == model.outputs
         (output,) = opened.run(fed(opened, shop, component)).values()
     assert output.dtype == np.float32
-    floor = HALF_DB if precision == "fp16" else FLOOR_DB.get(name, USUAL_FLOOR_DB)
+    floor = HALF_DB if parse_scheme(precision).is_half else FLOOR_DB.get(name, USUAL_FLOOR_DB)
     assert snr_db(shop.reference(component), output) >= floor
 
 

@@ -65,8 +65,9 @@ def check_goldens(
         for check in replayed.checks:
             print(_line(check))
         names = ", ".join(dict.fromkeys(replayed.arithmetics.values()))
+        place = f"on {replayed.machine}" if machine else "here"
         verdict = "all hold" if facts["ok"] else f"{facts['first_bad']} first"
-        print(f"goldens were made by {goldens.runtime}, replayed in {names} on {replayed.machine}: {verdict}")
+        print(f"goldens were made by {goldens.runtime}, replayed in {names} {place}: {verdict}")
     return 0 if facts["ok"] else 5
 
 

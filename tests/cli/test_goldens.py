@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.weights import Weights
+from diffusette.runtimes.machines.registry import known_machines
 
 from .conftest import TARGETS, Command
 from .test_demo import rewrite_hashes, scale_tensor
@@ -35,10 +36,18 @@ def test_a_bundle_replays_its_own_goldens(command: Command, with_goldens: Path, 
     facts = answer.json
     assert facts["ok"] is True
     assert facts["made_by"].startswith(target)
-    assert len(facts["checks"]) == 2 + 2 + 20 + 1
-    assert [check["what"] for check in facts["checks"]][2:4] == ["picture encoded", "start at strength 0.5"]
-    assert min(check["found"] for check in facts["checks"] if check["unit"] == "dB SNR") > 110
-    assert (with_goldens / target / "goldens" / "goldens.json").stat().st_size < 100_000
+    port = [check for check in facts["checks"] if check["golden_answers"]]
+    time = "timestep" if target == "ort" else "timestep_embedding"
+    assert [check["what"] for check in port] == [
+        "start at strength 0.5", "sample", time, "latents", "latent_sample", "pixels", "bytes"
+    ]  # fmt: skip
+    assert {check["found"] for check in port} == {0, 999.0}, "it is this very code that made them"
+    models = [check for check in facts["checks"][2:] if not check["golden_answers"]]
+    assert len(models) == 2 + 2 + 20 + 1
+    assert [check["what"] for check in models][:2] == ["picture encoded", "start at strength 0.5"]
+    assert min(check["found"] for check in models if check["unit"] == "dB SNR") > 110
+    assert (facts["machine"], set(facts["arithmetics"].values())) == ("here", {"float32"})
+    assert (with_goldens / target / "goldens" / "goldens.json").stat().st_size < 300_000
     assert command("verify", with_goldens / target).code == 0
 
 
@@ -75,6 +84,56 @@ def test_drift_is_five_damage_is_six_and_none_is_two(
     assert answer.code == 5
     assert answer.out.splitlines()[-1].endswith("picture encoded first")
     goldens = drifted / "goldens" / "goldens.json"
-    goldens.write_text(goldens.read_text().replace('"schema":1', '"schema":9'))
+    goldens.write_text(goldens.read_text().replace('"schema":2', '"schema":9'))
     rewrite_hashes(drifted)
     assert command("check-goldens", drifted).code == 6
+
+
+def test_an_arithmetic_is_named_and_has_its_own_limits(command: Command, with_goldens: Path) -> None:
+    answer = command("check-goldens", with_goldens / "ncnn", "--arithmetic", "bf16", "--json")
+    assert answer.code == 0, answer.err
+    assert set(answer.json["arithmetics"].values()) == {"bf16"}
+    steps = [check for check in answer.json["checks"] if check["what"].startswith("latents after")]
+    assert all(check["limit"] < 40 < check["found"] < 60 for check in steps[:1])
+    shown = command("check-goldens", with_goldens / "ncnn", "--arithmetic", "bf16")
+    assert shown.out.splitlines()[-1].endswith("replayed in bf16 here: all hold")
+
+
+def test_an_unknown_arithmetic_or_machine_is_two_and_lists_those_there_are(
+    command: Command, with_goldens: Path
+) -> None:
+    answer = command("check-goldens", with_goldens / "ort", "--arithmetic", "double")
+    assert (answer.code, "bf16-matmul, float32" in answer.err) == (2, True)
+    answer = command("check-goldens", with_goldens / "ort", "--machine", "mips")
+    assert (answer.code, "arm64:cortex-a76" in answer.err) == (2, True)
+
+
+def test_goldens_of_schema_1_are_replayed_as_before(command: Command, with_goldens: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(with_goldens / "mnn", tmp_path / "old"))
+    place = old / "goldens" / "goldens.json"
+    data = json.loads(place.read_text())
+    picture = data["picture"]
+    for unknown in ("conditions", "latent_sample"):
+        del picture[unknown]
+    for unknown in ("decoded", "bytes"):
+        del picture["image"][unknown]
+    for unknown in ("parameters", "kept"):
+        del data["canvas"][unknown]
+    picture["calls"] = [{key: call[key] for key in ("latents", "timestep")} for call in picture["calls"]]
+    data["schema"] = 1
+    data["limits"] = {"noise_max_abs": 1e-5, "latents_snr_db": 90.0, "image_max_levels": 0.1}
+    place.write_text(json.dumps(data))
+    rewrite_hashes(old)
+    answer = command("check-goldens", old, "--json")
+    assert answer.code == 0, answer.err
+    assert len(answer.json["checks"]) == 2 + 2 + 20 + 1
+    assert {check["limit"] for check in answer.json["checks"]} == {0, 1e-5, 90.0, 0.1}
+
+
+def test_an_emulated_processor_replays_them(command: Command, with_goldens: Path) -> None:
+    if not next(known for known in known_machines() if known.name == "arm64:cortex-a76").to_json()["ready"]:
+        pytest.skip("no AArch64 machine is set up: `diffusette machine setup arm64`")
+    answer = command("check-goldens", with_goldens / "ort", "--machine", "arm64:cortex-a76", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["machine"] == "arm64:cortex-a76"
+    assert min(check["found"] for check in answer.json["checks"] if check["unit"] == "dB SNR") > 100

@@ -161,7 +161,8 @@ def test_a_port_with_another_number_of_steps_is_told_so(goldens: Goldens) -> Non
 
 
 def test_another_processors_last_bits_pass(goldens: Goldens) -> None:
-    checks = replayed(goldens, toys(98.0), a_canvas())
+    near = replace(toys(), open=lambda name: toy(name, 80.0 if name == "vae_decoder" else 110.0))
+    checks = replayed(goldens, near, a_canvas())
     assert first_bad(checks) is None
     assert "not bit for bit" in checks[-1].note
 

@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest
 PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup demo test test-full check format docs wheel interop clean
+.PHONY: help setup demo test test-full arm64 test-arm64 pin-arm64 check format docs wheel interop clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,9 @@ help:
 	@echo "make demo        convert, check, profile and draw with the embedded checkpoint on every runtime"
 	@echo "make test        the fast tests"
 	@echo "make test-full   the full-size tests too: minutes and gigabytes each"
+	@echo "make arm64       set up an emulated AArch64 machine, for validate --machine arm64"
+	@echo "make test-arm64  every scheme, target and processor there, pictures included: an hour"
+	@echo "make pin-arm64   pin anew what that machine is made of"
 	@echo "make check       format, lint, types, import rules, docs"
 	@echo "make format      apply the formatter and the lint fixes"
 	@echo "make docs        rewrite the generated parts of the docs"
@@ -44,6 +47,15 @@ test: setup
 test-full: setup
 	$(PYTEST) $(PARALLEL)
 	$(RUN) pytest -m full
+
+arm64: setup
+	$(VENV)/bin/diffusette machine setup arm64
+
+test-arm64: arm64
+	$(RUN) pytest -m arm64_long tests/arm64
+
+pin-arm64: setup
+	$(RUN) diffusette.runtimes.machines.pin constraints.txt
 
 check: setup .links/diffusette
 	$(VENV)/bin/ruff format --check .
@@ -81,5 +93,5 @@ $(INTEROP)/.stamp: tests/interop/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(INTEROP) .venv-wheel .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(INTEROP) .venv-wheel .venv-light .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

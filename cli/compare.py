@@ -35,6 +35,7 @@ def compare(
     """
     from ..pipeline.bundle import open_bundle
     from ..pipeline.compare import compare_bundles
+    from ..pipeline.extras import require_converter
     from ..pipeline.page_file import refuse_unwritable_page, write_page
     from ..validate.contrast_page import contrast_page
     from ..validate.pictures import Shown
@@ -42,6 +43,7 @@ def compare(
     from .terminal import TerminalProgress, command_line, print_json, warn
 
     if html is not None:
+        require_converter("the page of --html")
         refuse_unwritable_page(html)
     one, two = open_bundle(first), open_bundle(second)
     shown: list[Shown] = []

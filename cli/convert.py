@@ -15,6 +15,7 @@ from .options import (
     Controlnet,
     Ema,
     Json,
+    MachineOption,
     Prediction,
     TokenizerFolder,
     Vae,
@@ -102,6 +103,7 @@ def convert(
             help="Put measured memory into the manifests too: their bytes then differ from run to run.",
         ),
     ] = False,
+    machine: MachineOption = None,
     as_json: Json = False,
 ) -> int:
     """Convert CHECKPOINT for mobile runtimes, compare each model with PyTorch, and write bundles.
@@ -110,9 +112,11 @@ def convert(
     """
     from ..pipeline.convert import convert as run
     from ..pipeline.sizes import convert_sizes
+    from ..runtimes.machines.registry import machines_named
     from .report import show_conversion, show_sizes
     from .terminal import TerminalProgress, print_json, warn
 
+    machines = machines_named(machine or ())
     sizes = [parse_size(text) for text in size or []]
     beside = companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter)
 
@@ -131,6 +135,7 @@ def convert(
             overwrite=overwrite,
             ignore_forecast=ignore_forecast,
             record_memory=record_memory,
+            machines=machines,
             progress=TerminalProgress(),
         )
         for miss in conversion.misses():

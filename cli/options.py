@@ -20,7 +20,7 @@ MachineOption = Annotated[
     typer.Option(
         "--machine",
         metavar="NAME",
-        help="Run it on another processor: arm64 or arm64:PROCESSOR, emulated; native. Repeat for several.",
+        help="Run it on another processor: arm64 or arm64:PROCESSOR, emulated; vulkan; native. Repeat for several.",
     ),
 ]
 

@@ -60,6 +60,7 @@ def profile(
     With --vs torch or --ops on another machine than the one that converted, give with --reference what was given then.
     """
     from ..pipeline.bundle import open_bundle
+    from ..pipeline.extras import require_converter
     from ..pipeline.measure import busy, measure_bundle
     from ..pipeline.measure_ops import profile_ops
     from ..pipeline.origin import Origin
@@ -68,6 +69,8 @@ def profile(
 
     if versus not in (None, "torch"):
         raise UsageError(f"--vs {versus!r} is not known", hint="--vs torch")
+    if versus or reference:
+        require_converter("a measurement beside the checkpoint")
     opened, progress = open_bundle(bundle), TerminalProgress()
     origin = Origin(reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter))
     report = measure_bundle(

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from ..pipeline.extras import require_converter
 from .options import Json
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, callback=lambda: require_converter("reading recipes"))
 Name = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a TOML file.", show_default=False)
 ]

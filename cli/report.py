@@ -34,11 +34,14 @@ def show_conversion(conversion: Conversion) -> None:
     for each in conversion.converted:
         if each.parity:
             show_parity(each.parity)
+        show_machines(each.machines)
     for each in conversion.converted:
         facts = each.bundle.manifest
         size = size_text(sum(file.bytes for file in dict.fromkeys(facts.files())))
         verdict = {"passed": "parity passed", "failed": "PARITY FAILED", "skipped by --no-gate": "parity not checked"}
         console.print(f"{facts.target.name:<5} {size:>8}  {verdict[facts.gate]:<18} {each.bundle.path}", markup=False)
+        if facts.arithmetic:
+            console.print(f"      arithmetic: {facts.arithmetic.status}", markup=False)
         for line in _speed_lines(each.bundle):
             console.print(f"      {line}", markup=False)
         noted: dict[str, list[str]] = {}
@@ -128,9 +131,13 @@ def show_machines(reports: Sequence[MachineReport]) -> None:
         print_table(machine_table(report))
         for line in report.failures():
             console.print(f"FAILED {line}", markup=False)
+        for line in report.misfits():
+            console.print(f"not fit: {line}", markup=False, style="dim")
         counts = ", ".join(f"{count} of {name}" for name, count in (report.probes or {}).items())
         console.print(f"* an app that sets no option gets this one; compared: {counts}", markup=False, style="dim")
         console.print(recommendation(report), markup=False)
+        if report.oracle:
+            console.print(f"{report.oracle.line}, in what is recommended", markup=False)
         console.print()
 
 

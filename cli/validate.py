@@ -59,7 +59,9 @@ def validate(
     ] = None,
     prompts: Annotated[
         int | None,
-        typer.Option("--prompts", metavar="N", min=1, help="With --image on the demo: captions for the oracle."),
+        typer.Option(
+            "--prompts", metavar="N", min=1, help="With --image or --machine on the demo: captions for the oracle."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Pictures of each prompt.")] = 1,
     scheduler: Annotated[
@@ -116,11 +118,11 @@ def validate(
     from .terminal import TerminalProgress, command_line, print_json, warn
 
     if machine:
-        _refuse_beside_machine({"--layers": layers, "--html": html, "--prompts": prompts, "--scheduler": scheduler})
+        _refuse_beside_machine({"--layers": layers, "--html": html, "--scheduler": scheduler})
         origin = Origin(
             reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter)
         )
-        return _on_machines(bundle, machine, origin, image, arithmetic or (), calls, threads, as_json)
+        return _on_machines(bundle, machine, origin, image, arithmetic or (), calls, prompts, threads, as_json)
     if arithmetic or calls:
         raise UsageError("--arithmetic and --calls are about another machine", hint="add --machine arm64")
     if html is None and speed is not None:
@@ -176,6 +178,7 @@ def _on_machines(
     image: bool | None,
     arithmetics: Sequence[str],
     calls: int | None,
+    prompts: int | None,
     threads: int,
     as_json: bool,
 ) -> int:
@@ -194,6 +197,7 @@ def _on_machines(
         image=image,
         arithmetics=arithmetics,
         calls=calls,
+        oracle_prompts=prompts,
         threads=threads,
         progress=TerminalProgress(),
     )

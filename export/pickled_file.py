@@ -33,7 +33,7 @@ _HARMLESS: Final = re.compile(
     r"|collections\.OrderedDict|torch\.nn\.parameter\.Parameter|torch\.storage\.(UntypedStorage|_load_from_bytes)"
     r"|torch\.serialization\._get_layout|_codecs\.encode|numpy(\._core|\.core)?\.multiarray\.scalar|numpy\.dtype"
 )
-_DTYPE_NAMES: Final = {dtype.name for dtype in DTYPES.values()}
+_DTYPE_NAMES: Final = set(DTYPES.values())
 
 
 def is_pickled(file: Path) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,26 +25,26 @@ from .file_kind import describe_foreign
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit, against JSON that exhausts memory
 MAX_RANK: Final = 64  # numpy's
-DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
+DTYPES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "F64": np.dtype("<f8"),
-        "F32": np.dtype("<f4"),
-        "F16": np.dtype("<f2"),
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-        "I64": np.dtype("<i8"),
-        "I32": np.dtype("<i4"),
-        "I16": np.dtype("<i2"),
-        "I8": np.dtype("i1"),
-        "U64": np.dtype("<u8"),
-        "U32": np.dtype("<u4"),
-        "U16": np.dtype("<u2"),
-        "U8": np.dtype("u1"),
-        "BOOL": np.dtype("?"),
-        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-        "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+        "F64": "float64",
+        "F32": "float32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "I64": "int64",
+        "I32": "int32",
+        "I16": "int16",
+        "I8": "int8",
+        "U64": "uint64",
+        "U32": "uint32",
+        "U16": "uint16",
+        "U8": "uint8",
+        "BOOL": "bool",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
     }
 )
-_BY_NAME: Final = {dtype.name: dtype for dtype in DTYPES.values()}
+"""The format's word -> numpy's, or that of ml_dtypes."""
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -109,7 +108,16 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
 
 def dtype_of(tensor: StoredTensor) -> np.dtype[Any]:
     """The dtype of the stored bytes: little-endian, and with what numpy lacks (bfloat16, float8)."""
-    return _BY_NAME[tensor.dtype]
+    return _dtype(tensor.dtype)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name.startswith(("bfloat", "float8")):
+        import ml_dtypes
+
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
+    return np.dtype(name).newbyteorder("<")
 
 
 def _header_json(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
@@ -159,7 +167,7 @@ def _stored(file: Path, name: str, entry: object, data_start: int) -> StoredTens
         or offsets[0] > offsets[1]
     ):
         raise _broken(file, f"{where} has shape {shape!r}, data_offsets {offsets!r}")
-    dtype = DTYPES[entry["dtype"]]
+    dtype = _dtype(DTYPES[entry["dtype"]])
     length = offsets[1] - offsets[0]
     if math.prod(shape) * dtype.itemsize != length:
         raise _broken(file, f"{where}: shape {shape} of {dtype.name} does not fill its {length} bytes")

@@ -14,12 +14,11 @@ from ..validate.report import ComponentReport, ParityReport
 from ..validate.stages import worst_form
 from .bundle import Bundle
 from .cache import Cache
-from .calibrate import calibrated
-from .errors import BundleError, UsageError
-from .gate import ask_pytorch, ask_rounded, beside_rounding, coarsest, pictures_are_cheap
-from .origin import Origin, open_reference_checkpoint
+from .errors import UsageError
+from .gate import ask_pytorch, beside_rounding, coarsest, pictures_are_cheap
+from .known_answers import intact_checkpoint, known_answers
+from .origin import Origin
 from .progress import Progress
-from .recipe import parse_recipe
 from .sessions import opener, painter
 from .stage import run_stage
 from .timesteps import timesteps_of
@@ -73,7 +72,7 @@ def check_bundle(
     cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
     pictures = cheap if image is None else image
     if oracle_prompts is not None:
-        _refuse_prompts(pictures, checkpoint)
+        refuse_prompts(pictures, checkpoint)
     plan = _picture_plan(bundle, checkpoint, choice, pictures) if choice else None
     with cache.used():  # nobody may prune PyTorch's answers meanwhile
         run: Runner = partial(run_stage, cache=cache, progress=progress)
@@ -113,43 +112,6 @@ def check_bundle(
             run,
             progress,
         ), remarks
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What a bundle is held against: PyTorch's answers, the plans of its weights, and the answers with these."""
-
-    probes: Probes
-    plans: Mapping[str, Plan]
-    rounded: Mapping[str, RoundedAnswers]  # of every component but those at fp32
-
-
-def intact_checkpoint(bundle: Bundle, reference: Origin | str | None, cache: Cache) -> Checkpoint:
-    """The checkpoint that an undamaged `bundle` was made of.
-
-    Raises:
-        BundleError: a file differs from the manifest, or the checkpoint has other components.
-        CheckpointError: there is no reference to compare with.
-    """
-    bundle.refuse_damage()
-    checkpoint = open_reference_checkpoint(bundle, reference, cache)
-    if set(bundle.components) != set(checkpoint.components):
-        raise BundleError(
-            f"{bundle.path} holds {sorted(bundle.components)}, its checkpoint has {sorted(checkpoint.components)}",
-            hint="convert the checkpoint again",
-        )
-    return checkpoint
-
-
-def known_answers(bundle: Bundle, checkpoint: Checkpoint, run: Runner) -> Known:
-    """Ask PyTorch, or the cache."""
-    facts = bundle.manifest
-    probes = ask_pytorch(checkpoint, facts.size, run)
-    stated = {name: bundle.plan(name) for name in bundle.components}
-    plans = calibrated(stated, checkpoint, facts.size, parse_recipe(facts.recipe, "the bundle's recipe"), run)
-    coarse = [name for name in bundle.components if facts.components[name].precision != "fp32"]  # type: ignore[index]
-    rounded = {name: ask_rounded(probes, checkpoint.components[name], plans[name], run) for name in coarse}
-    return Known(probes, plans, rounded)
 
 
 def layers_of(
@@ -242,7 +204,8 @@ def _picture_plan(bundle: Bundle, checkpoint: Checkpoint, choice: PictureChoice,
     )
 
 
-def _refuse_prompts(pictures: bool, checkpoint: Checkpoint) -> None:
+def refuse_prompts(pictures: bool, checkpoint: Checkpoint) -> None:
+    """Raise UsageError unless pictures are drawn, and of the demo: the oracle knows no other."""
     from ..validate.scenes import knows
 
     if not pictures:

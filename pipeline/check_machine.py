@@ -12,18 +12,25 @@ from ..export.scheduler import default_scheduler
 from ..runtimes.arithmetic import Arithmetic, arithmetic_named
 from ..runtimes.machines.lock import read_lock
 from ..runtimes.machines.machine import Machine
-from ..runtimes.machines.registry import NATIVE
+from ..runtimes.machines.registry import NATIVE, VULKAN
+from ..runtimes.machines.vulkan import drivers
 from ..runtimes.registry import get_target
 from ..validate.arithmetic_tolerances import arithmetic_image_tolerance
+from ..validate.gates import Drawn, check_oracle
 from ..validate.machine_report import ArithmeticRow, MachineReport
 from ..validate.machine_stages import MachineKey, MeasureOnMachine, ProbeArithmetic, probe_factors
-from ..validate.report import PictureReport
+from ..validate.probes import Picture, ProbePlan, oracle_plan
+from ..validate.reference import ReferenceProbes
+from ..validate.report import OracleReport, PictureReport
+from ..validate.scenes import Scene
+from ..validate.scenes import oracle_prompts as oracle_scenes
 from ..validate.stages import worst_form
 from .cache import Cache
-from .check import intact_checkpoint, known_answers
-from .errors import ToolCrashed
+from .check import refuse_prompts
+from .errors import ToolCrashed, UsageError
 from .gate import coarsest, pictures_are_cheap
-from .machine_pictures import DrawOnMachine, drawing_facts
+from .known_answers import Known, intact_checkpoint, known_answers
+from .machine_pictures import DrawOnMachine, PictureOnMachine, drawing_facts
 from .publish import scratch_folder
 from .stage import Runner, run_stage
 
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from ..runtimes.arithmetic import Computed
     from ..validate.probes import Probes, RoundedAnswers
     from ..validate.report import ComponentReport
+    from .artifacts import Checkpoint
     from .bundle import Bundle
     from .origin import Origin
     from .progress import Progress
@@ -50,6 +58,7 @@ def check_on_machines(
     image: bool | None = None,
     arithmetics: Sequence[str] = (),
     calls: int | None = None,
+    oracle_prompts: int | None = None,
     threads: int = 2,
     cache: Cache | None = None,
     progress: Progress,
@@ -61,6 +70,7 @@ def check_on_machines(
             it takes to find the recommendation.
         arithmetics: names of those to try, beside what is proven; none: all of the target.
         calls: UNet calls to compare; None: `CALLS`, or one where a call takes minutes.
+        oracle_prompts: captions of the demo to grade in the recommended arithmetic.
     Raises:
         UsageError: the target has no such arithmetic.
         BundleError, CheckpointError: as of `check.check_bundle`.
@@ -70,30 +80,52 @@ def check_on_machines(
     for name in arithmetics:
         arithmetic_named(name, target.arithmetics, target.name)
     checkpoint = intact_checkpoint(bundle, reference, cache)
-    cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
+    if oracle_prompts is not None:
+        refuse_prompts(image is not False, checkpoint)
     with cache.used():
         run: Runner = partial(run_stage, cache=cache, progress=progress)
         known = known_answers(bundle, checkpoint, run)
-        drawing = cheap if image is None else image
-        schedule = (
-            bundle.schedule(default_scheduler(checkpoint.scheduler), known.probes.plan.steps) if drawing else None
-        )
-        wanted = calls or (CALLS if cheap else 1)
-        return [
-            OnMachine(
-                bundle,
-                machine,
-                known.probes,
-                known.rounded,
-                schedule,
-                run,
-                cache.root / "work",
-                wanted,
-                every_picture=image is True,
-                threads=threads,
-            ).check(arithmetics)
-            for machine in machines
-        ]
+        reports = []
+        for machine in machines:
+            work = cache.root / "work"
+            there = on_machine(bundle, checkpoint, known, machine, run, work, image=image, calls=calls, threads=threads)
+            report = there.check(arithmetics)
+            if oracle_prompts is not None and report.recommended:
+                scenes = oracle_scenes(oracle_prompts, seed=0)
+                captions = run(ReferenceProbes(checkpoint, bundle.manifest.size, oracle_plan(scenes)))
+                report = replace(report, oracle=there.oracle(report.recommended, captions, scenes))
+            reports.append(report)
+        return reports
+
+
+def on_machine(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    known: Known,
+    machine: Machine,
+    run: Runner,
+    work: Path,
+    *,
+    image: bool | None = None,
+    calls: int | None = None,
+    threads: int = 2,
+) -> OnMachine:
+    """What checks `bundle` on `machine`; `image`, `calls`: as of `check_on_machines`."""
+    cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
+    drawing = cheap if image is None else image
+    schedule = bundle.schedule(default_scheduler(checkpoint.scheduler), known.probes.plan.steps) if drawing else None
+    return OnMachine(
+        bundle,
+        machine,
+        known.probes,
+        known.rounded,
+        schedule,
+        run,
+        work,
+        calls or (CALLS if cheap else 1),
+        every_picture=image is True,
+        threads=threads,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +154,13 @@ class OnMachine:
         """Every arithmetic of the target, or those of `names` and what is proven, and what to recommend."""
         target = get_target(self.bundle.manifest.target.name)
         proven = {name: target.proven_in(self.bundle.model(name)) for name in self.bundle.components}
-        wanted = {*names, *proven.values()}
-        rows = [self._row(each) for each in target.arithmetics if not names or each.name in wanted]
+        there = [each for each in target.arithmetics if each.device == self.machine.device]
+        if not there:
+            raise UsageError(
+                f"target {target.name!r} does not run on {self.machine.name}", hint="its package has no such backend"
+            )
+        wanted = {*(names or [each.name for each in there]), *proven.values()}
+        rows = [self._row(each) for each in target.arithmetics if each.name in wanted]
         rows, recommended, psnr = self._recommend(rows, proven)
         probes = {name: len(self._only(name)) or len(self.probes.labels[name]) for name in proven}
         return MachineReport(
@@ -200,23 +237,45 @@ class OnMachine:
         return rows, recommended, psnr
 
     def _picture(self, arithmetics: Mapping[str, str]) -> tuple[PictureReport | None, str]:
-        assert self.schedule is not None
-        stage = DrawOnMachine(
-            self.bundle.path,
-            drawing_facts(self.bundle.manifest),
-            self.schedule,
-            arithmetics,
-            self.machine,
-            self._key,
-            self.probes,
-            threads=self.threads,
-        )
         try:
-            return self.run(stage).report, ""
+            return self._drawn(arithmetics, self.probes, 0).report, ""
         except ToolCrashed as crash:
             return None, crash.what
 
+    def _drawn(self, arithmetics: Mapping[str, str], probes: Probes, index: int) -> PictureOnMachine:
+        assert self.schedule is not None
+        facts = drawing_facts(self.bundle.manifest)
+        return self.run(
+            DrawOnMachine(
+                self.bundle.path,
+                facts,
+                self.schedule,
+                arithmetics,
+                self.machine,
+                self._key,
+                probes,
+                index,
+                self.threads,
+            )
+        )
+
+    def oracle(self, arithmetics: Mapping[str, str], captions: Probes, scenes: Sequence[Scene]) -> OracleReport:
+        """Grade pictures of `scenes` that the machine draws; each is kept, so that a run that is stopped goes on.
+
+        Args:
+            arithmetics: component -> name.
+            captions: PyTorch's pictures of the scenes.
+        """
+
+        def draw(picture: Picture, plan: ProbePlan) -> Drawn:
+            return Drawn((), self._drawn(arithmetics, captions, picture.seed - plan.seed).image())
+
+        models = {name: self.bundle.model(name) for name in self.bundle.components}
+        return check_oracle(draw, captions, scenes, coarsest(models))
+
     @property
     def _key(self) -> MachineKey:
-        parts = platform.processor() or platform.machine() if self.machine.name == NATIVE else read_lock().digest
+        parts = read_lock().digest
+        if self.machine.name in (NATIVE, VULKAN):
+            parts = f"{platform.machine()} {platform.processor()} {' '.join(drivers())}"
         return MachineKey(self.machine.name, parts, get_target(self.bundle.manifest.target.name).version())

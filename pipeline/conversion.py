@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .bundle import Bundle
 
 if TYPE_CHECKING:
+    from ..validate.machine_report import MachineReport
     from ..validate.report import ParityReport
     from .forecast import Forecast
     from .goal import Found
@@ -21,10 +22,11 @@ class Converted:
 
     bundle: Bundle
     parity: ParityReport | None
+    machines: tuple[MachineReport, ...] = ()  # what each machine computed, where it was run on any
 
     @property
     def ok(self) -> bool:
-        return self.parity is None or self.parity.ok
+        return (self.parity is None or self.parity.ok) and all(report.ok for report in self.machines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Conversion:
                     "bytes": sum(file.bytes for file in dict.fromkeys(each.bundle.manifest.files())),
                     "gate": each.bundle.manifest.gate,
                     "parity": each.parity.to_json() if each.parity else None,
+                    "machines": [report.to_json() for report in each.machines],
                 }
                 for each in self.converted
             ],

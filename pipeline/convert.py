@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as version_of
@@ -15,6 +15,7 @@ from .artifacts import ALONE, Checkpoint, Companions
 from .cache import CAP, Cache
 from .conversion import Conversion, Converted
 from .errors import CheckpointError, UsageError
+from .extras import require_converter
 from .hashing import sha256_of_file
 from .manifest import MANIFEST
 from .progress import Progress, Silent
@@ -24,6 +25,7 @@ from .recipe_tables import AUTO
 if TYPE_CHECKING:
     from ..export.accessories import Schedules, Tokenizer
     from ..quantize.plan import Plan
+    from ..runtimes.machines.machine import Machine
     from ..runtimes.protocol import Target
     from .auto import Built
     from .forecast import Forecast
@@ -48,6 +50,7 @@ def convert(
     overwrite: bool = False,
     ignore_forecast: bool = False,
     record_memory: bool = False,
+    machines: Sequence[Machine] = (),
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -65,13 +68,16 @@ def convert(
         overwrite: replace bundles that are already at `output`.
         record_memory: put what the gates' processes took into the manifests, which are then no longer equal for equal
             inputs.
+        machines: run each bundle on these before it is written, and put what they computed into its manifest.
     Raises:
         DiffusetteError: see `errors`; nothing at `output` has changed then.
     """
+    require_converter("a conversion")
     from ..export.checkpoint import open_checkpoint
     from ..quantize.plan import Plan
     from ..runtimes.checks import refuse_schemes
     from ..runtimes.registry import TARGETS, get_target
+    from .arithmetic_section import with_arithmetic
     from .auto import OneTarget
     from .calibrate import calibrated, refuse_activations
     from .destination import Destination
@@ -94,7 +100,7 @@ def convert(
             refuse_schemes(runtime, "any component", Plan(precision))
     chosen = merged(chosen, precision=precision, size=size, goldens=goldens)
     for runtime in runtimes.values():
-        runtime.require()  # fail in the first second, not after the export
+        runtime.require_build()  # fail in the first second, not after the export
 
     source = open_checkpoint(checkpoint, companions=companions, memo=cache.memo)
     chosen.check_family(source)
@@ -104,6 +110,8 @@ def convert(
     if goal is not None:
         found = search_beside(Path(output), source, chosen, tuple(runtimes.values()), goal, overwrite, cache, progress)
         chosen = found.recipe
+    if machines and not gate:
+        raise UsageError("--machine compares with PyTorch, as the gates do", hint="leave out --no-gate")
     automatic = chosen.quantize.precision == AUTO
     if record_memory and not gate:
         raise UsageError("--record-memory needs the gates, which run the models", hint="leave out --no-gate")
@@ -146,10 +154,12 @@ def convert(
                 inputs = replace(inputs, memory=_with_measured(inputs.memory, run.run_mib(name)))
             if chosen.bundle.goldens and (built.parity is None or built.parity.ok):
                 inputs = with_goldens(inputs, cache.root / "work", run)
-            proven.append((places[name], inputs, built.parity))
+            sound = built.parity is None or built.parity.ok
+            inputs, on_machines = with_arithmetic(inputs, machines if sound else (), cache, run)
+            proven.append((places[name], inputs, built.parity, on_machines))
         converted = [  # only now does anything at `output` change
-            Converted(place.publish(inputs, accepted=parity is None or parity.ok, parity=parity), parity)
-            for place, inputs, parity in proven
+            Converted(place.publish(inputs, parity, on_machines), parity, on_machines)
+            for place, inputs, parity, on_machines in proven
         ]
         taken = run.taken()
         beside = () if automatic else compared(needed, taken)  # what `auto` tries is not known beforehand

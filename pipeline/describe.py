@@ -10,6 +10,7 @@ from typing import Any
 from .artifacts import ALONE, Companions
 from .cache import Cache
 from .errors import ModelError
+from .extras import require_converter
 from .hashing import sha256_of_file
 from .manifest import MANIFEST
 from .recipe import load_recipe, merged, parameters_of
@@ -53,6 +54,7 @@ def _checkpoint(
     companions: Companions,
     gate: bool,
 ) -> dict[str, Any]:
+    require_converter(f"inspecting the checkpoint {path}")
     from ..export.checkpoint import open_checkpoint
     from ..export.families.variant import variant_of
     from ..runtimes.registry import TARGETS, get_target
@@ -139,6 +141,7 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 
 def _onnx(path: Path) -> dict[str, Any]:
+    require_converter(f"inspecting the ONNX file {path}")
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -14,8 +14,9 @@ from .pack import pack, packed_before
 from .pack_inputs import PackInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from ..validate.machine_report import MachineReport
     from ..validate.report import ParityReport
     from .artifacts import Checkpoint
 
@@ -69,17 +70,20 @@ class Destination:
             hint="choose another folder with -o, or replace it with --overwrite",
         )
 
-    def publish(self, inputs: PackInputs, *, accepted: bool, parity: ParityReport | None) -> Bundle:
-        """Write the bundle: to `path`, or to `rejected` with the gate's report.
+    def publish(
+        self, inputs: PackInputs, parity: ParityReport | None, on_machines: Sequence[MachineReport] = ()
+    ) -> Bundle:
+        """Write the bundle: to `path`, or to `rejected` with the reports if the gate or a machine refused it.
 
         A bundle at `path` that is byte for byte what would be written stays as it is.
 
         Raises:
             UsageError: another bundle is at `path`, and `overwrite` was not asked for.
         """
-        if not accepted:
+        if not ((parity is None or parity.ok) and all(report.ok for report in on_machines)):
             bundle = pack(inputs, self.rejected, replace=True)
-            (self.rejected / REPORT).write_text(json.dumps(parity.to_json() if parity else None, indent=2) + "\n")
+            found = (parity.to_json() if parity else {}) | {"machines": [report.to_json() for report in on_machines]}
+            (self.rejected / REPORT).write_text(json.dumps(found, indent=2) + "\n")
             return bundle
         if (self.path / MANIFEST).is_file() and not self.overwrite:
             present = packed_before(inputs, self.path)

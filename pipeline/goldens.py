@@ -77,8 +77,8 @@ class DrawGoldens:
     facts: str  # digest of that manifest: files, schedules, runtime, guidance
 
     name: ClassVar[str] = "goldens"
-    version: ClassVar[int] = 3
-    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
+    version: ClassVar[int] = 4
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers")
     output: ClassVar[type] = DrawnGoldens
 
     def key(self) -> Mapping[str, object]:

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import numpy as np
+
 from ..runtimes.machines.machine import Machine
+from ..runtimes.protocol import Array
 from ..runtimes.txt2img.generate import draw
 from ..validate.gates import Drawn, compare_pictures
 from ..validate.machine_stages import MachineKey, open_on
@@ -19,6 +22,7 @@ from .manifest import Manifest
 from .schedule import CompiledSchedule
 from .sessions import painter
 
+_IMAGE: Final = "image.npy"
 # What says nothing about what is drawn, or is measured anew by each conversion.
 _IRRELEVANT: Final = {"arithmetic", "assets", "gate", "memory", "name", "parity", "provenance", "recipe", "speed"}
 
@@ -35,6 +39,10 @@ class PictureOnMachine:
     folder: Path
     report: PictureReport
     digest: str = ""
+
+    def image(self) -> Array:
+        """[H, W, 3] in 0..1, before rounding to 8 bits."""
+        return np.asarray(np.load(self.folder / _IMAGE))
 
 
 @dataclass(frozen=True)
@@ -83,4 +91,5 @@ class DrawOnMachine:
         picture = next(picture for at, picture in enumerate(self.probes.pictures()) if at == self.index)
         how: dict[str, Any] = {"guidance": self.probes.plan.guidance, "seed": picture.seed, **pictures_for(models)}
         result = draw(models, picture.prompt, keep_trajectory=True, **how)
+        np.save(into / _IMAGE, result.image)
         return PictureOnMachine(into, compare_pictures(picture, Drawn(result.trajectory, result.image)))

@@ -1,4 +1,4 @@
-"""manifest.json, schema 1: all that an app has to know about a bundle. docs/bundle.md is for its readers.
+"""manifest.json, schema 2: all that an app has to know about a bundle. docs/bundle.md is for its readers.
 
 Strict both ways: an unknown key, a wrong type, a path that could leave the folder, or a number that JSON cannot say
 is an error. Serialisation is canonical, so equal manifests are equal bytes.
@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import BundleError
+from .manifest_arithmetic import ArithmeticEntry
 from .manifest_entries import (
     ComponentEntry,
     ComponentName,
@@ -34,7 +35,9 @@ from .manifest_entries import (
 )
 from .strict import Location, Strict, parsed
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+OLDEST: Final = 1
+"""2 states `arithmetic`; a bundle of schema 1 says nothing about it, and is read as before."""
 MANIFEST: Final = "manifest.json"
 MAX_BYTES: Final = 8 * 2**20
 """A manifest of the demo has some 30 kB; megabytes are an attack or a mistake."""
@@ -48,7 +51,7 @@ Gate = Literal["passed", "failed", "skipped by --no-gate"]
 class Manifest(Strict):
     """manifest.json as a whole. `assets` are the files that no other entry names."""
 
-    schema_: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = Field(default=SCHEMA, alias="schema")  # true equals 1
+    schema_: Annotated[int, Field(ge=OLDEST, le=SCHEMA)] = Field(default=SCHEMA, alias="schema")  # true equals 1
     name: Annotated[str, Field(min_length=1)]
     family: str
     target: TargetEntry
@@ -68,6 +71,7 @@ class Manifest(Strict):
     speed: dict[ComponentName, SpeedEntry] = Field(default_factory=dict)
     memory: MemoryEntry = MemoryEntry()
     gate: Gate
+    arithmetic: ArithmeticEntry | None = None  # absent in bundles of schema 1
     assets: tuple[FileEntry, ...] = ()
 
     def files(self) -> Iterator[FileEntry]:
@@ -93,6 +97,8 @@ class Manifest(Strict):
         if (self.tokenizer_2 is not None) != (self.conditioning.text_encoders == 2):
             raise PydanticCustomError("encoders", "a second text encoder and its tokenizer go together")
         self._controls()
+        if self.arithmetic and self.arithmetic.proven_in.keys() != self.components.keys():
+            raise PydanticCustomError("arithmetic", "arithmetic.proven_in does not name every component")
         for section in ("parity", "speed"):
             strangers = [name for name in getattr(self, section) if name not in self.components]
             if strangers:

@@ -17,6 +17,7 @@ from ..validate.memory import bytes_on_disk
 from .bundle import Bundle
 from .cache import Cache
 from .errors import UsageError
+from .extras import require_converter
 from .progress import Progress
 from .sessions import opener
 
@@ -58,6 +59,8 @@ def measure_bundles(
     """
     if runs < 1:
         raise UsageError(f"{runs} runs measure nothing", hint="ask for at least one")
+    if versus_torch:
+        require_converter("timing PyTorch")
     for bundle in bundles:
         bundle.refuse_damage()
     timed = tuple(components or bundles[0].components)

@@ -15,7 +15,7 @@ from ..validate.op_profile import OpProfile, TimeOps
 from .bundle import Bundle
 from .cache import Cache
 from .child import run_in_child
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, MissingTool, UsageError
 from .measure import random_feeds
 from .origin import Origin, open_reference_checkpoint
 from .progress import Progress
@@ -73,7 +73,7 @@ def profile_ops(
 def _checkpoint(bundle: Bundle, reference: Origin | str | None, cache: Cache) -> Checkpoint | None:
     try:
         return open_reference_checkpoint(bundle, reference, cache)
-    except CheckpointError:
+    except (CheckpointError, MissingTool):
         if reference not in (None, Origin()):
             raise
         return None

@@ -10,6 +10,7 @@ from .artifacts import ALONE, Companions
 from .bundle import Bundle
 from .cache import Cache
 from .errors import CheckpointError
+from .extras import require_converter
 
 if TYPE_CHECKING:
     from .artifacts import Checkpoint
@@ -40,6 +41,7 @@ def open_reference_checkpoint(bundle: Bundle, reference: Origin | str | None, ca
     Raises:
         CheckpointError: it is unknown here, or it is another one than the bundle's: says what differs.
     """
+    require_converter("opening a checkpoint")
     from ..export.checkpoint import open_checkpoint
 
     wanted = bundle.manifest.provenance.checkpoint

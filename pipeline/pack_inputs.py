@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import Checkpoint, TargetModel
 from .manifest import Gate
+from .manifest_arithmetic import ArithmeticEntry
 from .manifest_entries import (
     AdapterEntry,
     ConditioningEntry,
@@ -53,6 +54,7 @@ class PackInputs:
     memory: MemoryEntry = field(default_factory=MemoryEntry)
     adapters: tuple[AdapterEntry, ...] = ()
     control: ControlEntry | None = None
+    arithmetic: ArithmeticEntry | None = None
     assets: Mapping[str, Content] = field(default_factory=dict)  # by path in the bundle
 
 

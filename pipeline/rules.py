@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
-import regex
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
@@ -37,6 +36,8 @@ def scheme_name(name: str) -> str:
 
 
 def _regex(pattern: str) -> str:
+    import regex
+
     try:
         regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
@@ -85,6 +86,8 @@ def plans_by_rules(
 
 def _matched(rule: Rule, where: str, parameters: Mapping[str, Shapes]) -> list[tuple[str, str]]:
     """Component and name of the parameters that a rule takes: by their own name, or their module's."""
+    import regex
+
     pattern = regex.compile(rule.match)
     found = []
     for component, shapes in parameters.items():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from .errors import BundleError
+from .onnx_file import read_onnx
 from .safe_path import inside
 
 
@@ -42,33 +41,8 @@ def _beside(graph: str, location: str) -> str | None:
 
 def _external_locations(graph: Path) -> list[str]:
     """Where the tensors of an ONNX graph lie, if not in it. No external data is opened."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(graph, load_external_data=False)
-    except DecodeError:
-        raise BundleError(f"{graph}: holds no ONNX graph", hint="convert the checkpoint again") from None
     found: set[str] = set()
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            places = [_text(entry.value) for entry in tensor.external_data if entry.key == "location"]
-            found.update(places or [""])  # an external tensor without a place is as wrong as one with a bad one
+    for tensor in read_onnx(graph).tensors:
+        if tensor.external or tensor.place:  # without a location it is as wrong as with a bad one
+            found.update(tensor.locations() or [""])
     return sorted(found)
-
-
-def _text(value: str | bytes) -> str:
-    """protobuf gives bytes where the file holds no UTF-8."""
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
-
-
-def _tensors(message: Any) -> Iterator[Any]:
-    """Every TensorProto below a protobuf message, wherever it hides: attributes, subgraphs, functions, training."""
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for inner in [value] if hasattr(value, "ListFields") else value:
-            if field.message_type.name == "TensorProto":
-                yield inner
-            else:
-                yield from _tensors(inner)

@@ -15,6 +15,10 @@ FLOAT32: Final = "float32"
 PROVEN: Final = ""
 """In place of a name: the arithmetic that the target proves a model in, `Target.proven_in(model)`."""
 
+Device = Literal["cpu", "vulkan"]
+CPU: Final[Device] = "cpu"
+VULKAN: Final[Device] = "vulkan"
+
 Computed = Literal["float32", "float16 stored", "float16", "bfloat16 stored", "bfloat16", "other"]
 """What a probe finds: in what numbers results are kept between layers ("stored"), and in what they are added up."""
 
@@ -29,6 +33,7 @@ class Arithmetic:
         expects: what a processor with the needed instructions computes under it.
         per_component: what a component sets besides.
         is_default: an app that sets no option gets this one on AArch64.
+        device: what computes: the processor, or a GPU by Vulkan.
         rank: place in the order in which a phone is expected to be fast with it, 1 first. A judgement from what
             moves through memory and through the units of arithmetic; an emulator cannot time it.
     """
@@ -38,6 +43,7 @@ class Arithmetic:
     expects: Computed
     per_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_default: bool = False
+    device: Device = CPU
     rank: int = 9
 
     def options_for(self, component: str) -> dict[str, Any]:

@@ -73,7 +73,11 @@ class Target(Protocol):
     min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes
 
     def require(self) -> None:
-        """Raise `MissingTool` unless everything that `build` and `open` need is installed. Imports nothing heavy."""
+        """Raise `MissingTool` unless all that `open` needs is installed: the runtime. Imports nothing heavy."""
+        ...
+
+    def require_build(self) -> None:
+        """Raise `MissingTool` unless all that `build` needs is installed as well. Imports nothing heavy."""
         ...
 
     def version(self) -> str:
@@ -101,6 +105,10 @@ class Target(Protocol):
 
     def proven_in(self, model: TargetModel) -> str:
         """Name of the arithmetic in which `model` is compared with PyTorch on the machine that built it."""
+        ...
+
+    def unfit(self, model: TargetModel) -> Mapping[str, str]:
+        """Arithmetics that `model` must not be run in, as far as its graph tells: name -> why."""
         ...
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:

@@ -58,8 +58,8 @@ MODULES: Final = modules()
 SPINE: Final = {
     f"pipeline.{name}"
     for name in (
-        "artifacts", "cache", "cache_object", "child", "disk", "errors", "hashing", "last_words", "limits",
-        "plain_file", "progress", "publish", "safe_path", "schedule", "stage", "strict", "warm",
+        "artifacts", "cache", "cache_object", "child", "disk", "errors", "extras", "hashing", "last_words", "limits",
+        "onnx_file", "plain_file", "progress", "publish", "safe_path", "schedule", "stage", "strict", "warm", "wire",
     )
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from .parity import Parity, compare, finite_db, worst
 from .probes import Picture, ProbePlan, Probes, RoundedAnswers
 from .report import ComponentReport, ImageReport, OracleReport, PictureReport
 from .scenes import Scene
+from .similarity import ssim
 from .spread import spread_of
 from .tolerances import ImageTolerance, oracle_points, tolerance
 
@@ -171,8 +172,6 @@ def compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:
     Raises:
         ParityError: it took another number of calls, or holds a NaN.
     """
-    from skimage.metrics import structural_similarity
-
     calls = len(drawn.trajectory)
     if calls != len(reference.trajectory):
         raise ParityError(f"{reference.prompt!r} took {calls} steps instead of {len(reference.trajectory)}")
@@ -181,12 +180,10 @@ def compare_pictures(reference: Picture, drawn: Drawn) -> PictureReport:
         for step, (ours, theirs) in enumerate(zip(reference.trajectory, drawn.trajectory, strict=True), start=1)
     ]
     image = compare(reference.image, drawn.image, peak=1.0, where=f"picture of {reference.prompt!r}")
-    ssim = structural_similarity(  # type: ignore[no-untyped-call]
-        reference.image.astype(np.float64), drawn.image.astype(np.float64), channel_axis=2, data_range=1.0
-    )
     drift = tuple(finite_db(step.snr_db) for step in steps)
+    likeness = ssim(reference.image, drawn.image)
     spread = spread_of(reference.image, drawn.image)
-    return PictureReport(reference.prompt, reference.seed, steps[-1], image, float(ssim), drift, spread)
+    return PictureReport(reference.prompt, reference.seed, steps[-1], image, likeness, drift, spread)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtimes.arithmetic import Arithmetic, Computed
 from .parity import finite_db
-from .report import ComponentReport, PictureReport
+from .report import ComponentReport, OracleReport, PictureReport
 from .tolerances import ImageTolerance
 
 if TYPE_CHECKING:
@@ -104,33 +104,40 @@ class MachineReport:
     recommended: Mapping[str, str]
     recommended_db: float | None = None
     probes: Mapping[str, int] | None = None
+    oracle: OracleReport | None = None  # in the recommended arithmetic, where it was asked for
 
     @property
     def ok(self) -> bool:
         """Whether the bundle can be used on this machine: as it was proven, and as it is recommended."""
         rows = {row.arithmetic.name: row for row in self.rows}
         as_proven = (rows[name].component(part).ok for part, name in self.proven.items())
-        return bool(self.recommended) and all(as_proven)
+        return bool(self.recommended) and all(as_proven) and (self.oracle is None or self.oracle.ok)
 
     def failures(self) -> list[str]:
-        """A line for each reason why it is not `ok`, and for each other row that failed."""
+        """A line for each reason why it is not `ok`."""
         lines = []
         for row in self.rows:
-            if row.ok:
-                continue
-            used = (
-                ""
-                if row.arithmetic.name in {*self.proven.values(), *self.recommended.values()}
-                else " (not recommended)"
-            )
-            for part in row.components:
-                if not part.ok:
-                    lines.append(f"{self.machine} {row.arithmetic.name}{used}: {part.component}: {part.verdict}")
-            if not row.picture_ok:
-                lines.append(f"{self.machine} {row.arithmetic.name}{used}: {row.verdict.removeprefix('FAILED: ')}")
+            used = [part for part, name in self.proven.items() if name == row.arithmetic.name]
+            lines += [f"{self._line(row, part)}" for part in row.components if part.component in used and not part.ok]
         if not self.recommended:
             lines.append(f"{self.machine}: no arithmetic leaves a picture that passes")
+        if self.oracle and not self.oracle.ok:
+            lines.append(f"{self.machine}: {self.oracle.line}")
         return lines
+
+    def misfits(self) -> list[str]:
+        """A line for each part that fails in an arithmetic that is not proven: an app must not choose it there."""
+        lines = []
+        for row in self.rows:
+            for part in row.components:
+                if not part.ok and self.proven[part.component] != row.arithmetic.name:
+                    lines.append(self._line(row, part))
+            if not row.picture_ok:
+                lines.append(f"{self.machine}, {row.arithmetic.name}: {row.verdict.removeprefix('FAILED: ')}")
+        return lines
+
+    def _line(self, row: ArithmeticRow, part: ComponentReport) -> str:
+        return f"{self.machine}, {row.arithmetic.name}: {part.component}: {part.verdict}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -142,8 +149,10 @@ class MachineReport:
             "recommended": dict(self.recommended) or None,
             "recommended_picture_db": None if self.recommended_db is None else finite_db(self.recommended_db),
             "probes": dict(self.probes or {}),
+            "oracle": self.oracle.to_json() if self.oracle else None,
             "rows": [row.to_json() for row in self.rows],
             "failures": self.failures(),
+            "misfits": self.misfits(),
         }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
+from .arithmetic_section import arithmetic_section
 from .charts import bundle_charts, size_text
 from .layer_section import layer_section
 from .parity import EXACT_DB
@@ -63,6 +64,7 @@ def parity_page(
         timesteps=timestep_section(facts["timesteps"]),
         oracle=_oracle(facts["oracle"]),
         layers=layer_section(facts, target.name, beside or {}),
+        arithmetic=arithmetic_section(manifest),
         charts=bundle_charts(manifest, profile),
         busy=busy_note(profile["busy"] if profile else None),
         method=[*_method(facts), *speed_method(profile), ("command", command)],

@@ -42,7 +42,7 @@ class ReferenceProbes:
     form: str = field(default="", kw_only=True)  # what for, for people
 
     name: ClassVar[str] = "reference-probes"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "tokenizers")
     output: ClassVar[type] = Probes
 

@@ -191,6 +191,11 @@ class OracleReport:
     def ok(self) -> bool:
         return self.reference_score - self.score <= self.max_difference
 
+    @property
+    def line(self) -> str:
+        """Both scores, for people."""
+        return f"oracle: {self.score:.1f} % of {self.pictures} captions right, PyTorch {self.reference_score:.1f} %"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "score": self.score,
@@ -227,7 +232,7 @@ class ParityReport:
         if self.timesteps and not self.timesteps.ok:
             lines.append(self.timesteps.line)
         if self.oracle and not self.oracle.ok:
-            lines.append(f"oracle: {self.oracle.score:.1f} % right, PyTorch {self.oracle.reference_score:.1f} %")
+            lines.append(self.oracle.line)
         return lines
 
     def to_json(self) -> dict[str, Any]:

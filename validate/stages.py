@@ -126,8 +126,8 @@ class GatePictures:
     input_channels: int = 4  # of the UNet
 
     name: ClassVar[str] = "pictures"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
+    version: ClassVar[int] = 3
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers")
     output: ClassVar[type] = GatedPictures
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,8 @@ from typing import Any, ClassVar
 from ...export.onnx_model import onnx_model
 from ...pipeline.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetModel
 from ...pipeline.disk import copy_file
-from ...pipeline.errors import BundleError, MissingTool, ToolCrashed
+from ...pipeline.errors import BundleError, ToolCrashed
+from ...pipeline.extras import require_converter, require_modules
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
@@ -50,10 +50,12 @@ class ExampleTarget:
     min_runtime: ClassVar[str] = "1.16"  # the first onnx whose ReferenceEvaluator reads IR version 10
 
     def require(self) -> None:
-        try:
-            version_of("onnx")  # asks the installation; an import would take half a second
-        except PackageNotFoundError:
-            raise MissingTool("target 'example' needs the package onnx", hint="pip install onnx") from None
+        # What running needs, by the extra that brings it; this runtime comes with the converter.
+        require_modules(("onnx",), "target 'example'", "convert")
+
+    def require_build(self) -> None:
+        self.require()
+        require_converter("building for 'example'")
 
     def version(self) -> str:
         return version_of("onnx")
@@ -69,6 +71,9 @@ class ExampleTarget:
 
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32
+
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         return ExampleSession(model)  # numpy decides on its threads by itself

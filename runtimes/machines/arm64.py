@@ -24,7 +24,6 @@ FOLDER: Final = "DIFFUSETTE_MACHINES"
 INSTALLED: Final = "installed.json"
 PYTHON: Final = "usr/bin/python3"
 WHEELS: Final = "wheels"
-SLOWNESS: Final = 60.0  # times longer than here, at the worst seen: a first run translates the code
 
 # Name -> what QEMU calls it, and what it has of the instructions that decide in what numbers a runtime computes.
 # SVE and SME are off on `max`: numpy prints warnings under the one, KleidiAI has been seen to die under the other.
@@ -77,7 +76,7 @@ def arm64(processor: str = DEFAULT) -> Machine:
         "LD_PRELOAD": "",
         "VIRTUAL_ENV": "",
     }
-    return Machine(f"{NAME}:{processor}", (str(root / PYTHON),), environment, SLOWNESS)
+    return Machine(f"{NAME}:{processor}", (str(root / PYTHON),), environment)
 
 
 def refuse_absent(root: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from ..arithmetic import CPU, Device
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -18,13 +20,13 @@ class Machine:
         name: as `--machine` takes it: "arm64:cortex-a76", "native", "vulkan".
         python: the beginning of a command line that starts Python there.
         environment: variables that the child gets besides; an empty value takes one away.
-        slowness: how many times longer than here a run may take before somebody looks.
+        device: which of its devices computes.
     """
 
     name: str
     python: tuple[str, ...] = (sys.executable,)
     environment: Mapping[str, str] = field(default_factory=dict)
-    slowness: float = 1.0
+    device: Device = CPU
 
     def environment_of(self, base: Mapping[str, str]) -> dict[str, str]:
         """`base` with this machine's variables."""

@@ -10,6 +10,8 @@ from typing import Any, Final
 from ...pipeline.errors import MissingTool, UsageError
 from . import arm64
 from .machine import Machine
+from .vulkan import NAME as VULKAN
+from .vulkan import vulkan
 
 NATIVE: Final = "native"
 
@@ -27,7 +29,7 @@ class Known:
 
 
 def machine_named(text: str) -> Machine:
-    """The machine that `--machine` names: `arm64`, `arm64:PROCESSOR` or `native`.
+    """The machine that `--machine` names: `arm64`, `arm64:PROCESSOR`, `native` or `vulkan`.
 
     Raises:
         UsageError: there is none of that name, or this computer cannot be it.
@@ -43,6 +45,8 @@ def machine_named(text: str) -> Machine:
                 hint=f"--machine {arm64.NAME} emulates one",
             )
         return Machine(NATIVE)
+    if text == VULKAN:
+        return vulkan()
     raise UsageError(f"no machine named {text!r}", hint=f"one of: {', '.join(_names())}")
 
 
@@ -52,7 +56,7 @@ def machines_named(texts: Sequence[str]) -> tuple[Machine, ...]:
 
 
 def _names() -> list[str]:
-    return [*(f"{arm64.NAME}:{processor}" for processor in arm64.PROCESSORS), NATIVE]
+    return [*(f"{arm64.NAME}:{processor}" for processor in arm64.PROCESSORS), NATIVE, VULKAN]
 
 
 def known_machines() -> tuple[Known, ...]:

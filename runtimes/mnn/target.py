@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import version
 from typing import TYPE_CHECKING, ClassVar
 
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import MissingTool
+from ...pipeline.extras import require_converter, require_modules
 from ...quantize.plan import Plan
 from ..arithmetic import PROVEN, Arithmetic
 from ..checks import refuse_schemes
@@ -47,15 +46,15 @@ class MnnTarget:
     min_runtime: ClassVar[str] = "3.6.1"
 
     def require(self) -> None:
-        missing = [module for module in ("MNN", "_tools", "_mnncengine") if find_spec(module) is None]
-        if missing:
-            raise MissingTool(f"target 'mnn' needs the package MNN; {missing[0]} is absent", hint="pip install MNN")
+        require_modules(("MNN", "_mnncengine", "flatbuffers"), "target 'mnn'", "mnn")
+
+    def require_build(self) -> None:
+        self.require()
+        require_modules(("_tools",), "building for 'mnn'", "convert")  # MNN's converter, in the same wheel
+        require_converter("building for 'mnn'")
 
     def version(self) -> str:
-        try:
-            return version("MNN")
-        except PackageNotFoundError:
-            raise MissingTool("the package MNN is not installed", hint="pip install MNN") from None
+        return version("MNN")
 
     def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
         from ...export.onnx_model import branched_model, onnx_model
@@ -80,6 +79,9 @@ class MnnTarget:
 
     def proven_in(self, model: TargetModel) -> str:
         return proven_in(model)
+
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         from .session import MnnSession

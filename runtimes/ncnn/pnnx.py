@@ -36,7 +36,7 @@ def program() -> Path:
     spec = importlib.util.find_spec("pnnx")
     found = shutil.which("pnnx", path=str(Path(spec.origin).parent)) if spec and spec.origin else None
     if found is None:
-        raise MissingTool("target 'ncnn' needs the program pnnx", hint="pip install pnnx")
+        raise MissingTool("building for 'ncnn' needs the program pnnx", hint="pip install 'diffusette[convert]'")
     return Path(found)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import ClassVar
 
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
 from ...pipeline.errors import MissingTool
+from ...pipeline.extras import require_converter, require_modules
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
@@ -43,9 +43,12 @@ class NcnnTarget:
     min_runtime: ClassVar[str] = "1.0.20261020"
 
     def require(self) -> None:
-        if importlib.util.find_spec("ncnn") is None:
-            raise MissingTool("target 'ncnn' needs the package ncnn", hint="pip install ncnn pnnx")
+        require_modules(("ncnn",), "target 'ncnn'", "ncnn")
+
+    def require_build(self) -> None:
+        self.require()
         pnnx.program()
+        require_converter("building for 'ncnn'")
         runtime, converter = version_of("ncnn").rpartition(".")[2], version_of("pnnx").rpartition(".")[2]
         if converter > runtime:  # both are dates
             raise MissingTool(
@@ -68,6 +71,9 @@ class NcnnTarget:
 
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32
+
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> NcnnSession:
         return NcnnSession(model, threads, arithmetic)

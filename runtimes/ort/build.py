@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 
 from ...pipeline.artifacts import OnnxModel, TargetModel
 from ...pipeline.disk import copy_file
+from ...pipeline.onnx_file import read_onnx
 from ..steady_norms import steady_norms
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch
@@ -48,9 +49,9 @@ class BuildOrt:
         component, source = self.onnx.component, self.onnx.file
         folder = into / component
         folder.mkdir()
-        static = read_graph(source)
-        bits, numbers = weight_bits(static)
-        data = data_files(static, source)
+        static, stated = read_graph(source), read_onnx(source)
+        bits, numbers = weight_bits(stated)
+        data = data_files(stated, source)
         for file in data:
             # a copy, not a hard link: onnx refuses external data that has a second name
             copy_file(source.parent / file, folder / file)

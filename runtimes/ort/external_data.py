@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from ...pipeline.errors import BundleError
+from ...pipeline.onnx_file import BFLOAT16, BITS, DOUBLE, FLOAT, FLOAT16, OnnxFile, OnnxTensor, read_onnx
 
 _LONGEST_NAME: Final = 255  # bytes of a file's name, NAME_MAX of limits.h
 
@@ -20,32 +21,29 @@ def read_graph(file: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
+    data_files(read_onnx(file), file)
     try:
-        model = onnx.load(str(file), load_external_data=False)
+        return onnx.load(str(file), load_external_data=False)
     except (OSError, DecodeError) as error:
         raise BundleError(f"{file}: cannot be read as an ONNX model: {error}") from None
-    data_files(model, file)
-    return model
 
 
-def data_files(model: Any, file: Path) -> tuple[str, ...]:
-    """Names of the external-data files of `model`, which was read from `file`; all lie in the same folder.
+def data_files(model: OnnxFile, file: Path) -> tuple[str, ...]:
+    """Names of the external-data files of `model`, which `file` holds; all lie in the same folder.
 
     ONNX Runtime refuses some of what follows, and `onnx.checker` less; neither names the tensor.
 
     Raises:
         BundleError: a file would lie elsewhere, is a link, is missing, or ends before a tensor does.
     """
-    from onnx import TensorProto
-
     names: dict[str, None] = {}
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != TensorProto.EXTERNAL:
+    for tensor in model.tensors:
+        if not tensor.external:
             continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if any(isinstance(value, bytes) for value in place.values()):  # what protobuf gives for bytes that are no UTF-8
-            raise BundleError(f"{file}: the place of weights is no text: {place}", hint="convert the checkpoint again")
+        place = dict(tensor.place)
         where = f"{file}: weights of {tensor.name!r}"
+        if len(place) != len(tensor.place):
+            raise BundleError(f"{where} have two places: {tensor.place}", hint="convert the checkpoint again")
         name = place.get("location", "")
         if (
             name in ("", ".", "..")
@@ -73,47 +71,17 @@ def data_files(model: Any, file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _size(tensor: Any, where: str) -> int:
+def _size(tensor: OnnxTensor, where: str) -> int:
     """Bits that the values of `tensor` take."""
-    from onnx import helper
-
     if any(size < 0 for size in tensor.dims):
         raise BundleError(f"{where} have the shape {list(tensor.dims)}")
-    try:
-        return int(prod(tensor.dims)) * _bits(helper.tensor_dtype_to_np_dtype(tensor.data_type), tensor.data_type)
-    except KeyError:
-        raise BundleError(f"{where} have the data type {tensor.data_type}, which ONNX does not know") from None
+    if tensor.data_type not in BITS:
+        raise BundleError(f"{where} have the data type {tensor.data_type}, whose size outside a graph is not known")
+    return prod(tensor.dims) * BITS[tensor.data_type]
 
 
-def weight_bits(model: Any) -> tuple[int, int]:
+def weight_bits(model: OnnxFile) -> tuple[int, int]:
     """Bits that the floating-point initializers of `model` take, and how many numbers they are."""
-    from onnx import TensorProto, helper
-
-    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-    bits = numbers = 0
-    for tensor in model.graph.initializer:
-        if tensor.data_type in kinds:
-            numbers += prod(tensor.dims)
-            bits += prod(tensor.dims) * _bits(helper.tensor_dtype_to_np_dtype(tensor.data_type), tensor.data_type)
-    return bits, numbers
-
-
-def _bits(dtype: Any, data_type: int) -> int:
-    from onnx import TensorProto
-
-    packed = data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
-    return 4 if packed else 8 * int(dtype.itemsize)
-
-
-def _tensors(graph: Any) -> Any:
-    """Initializers and constants of `graph` and of the graphs inside its nodes."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _tensors(inner)
+    kinds = (FLOAT, FLOAT16, BFLOAT16, DOUBLE)
+    numbers = [(tensor.data_type, prod(tensor.dims)) for tensor in model.initializers if tensor.data_type in kinds]
+    return sum(BITS[kind] * count for kind, count in numbers), sum(count for _, count in numbers)

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 from ...pipeline.artifacts import TargetModel
 from ...pipeline.errors import ToolCrashed
+from ...pipeline.onnx_file import read_onnx
 from ..op_times import OpTime, OpTimes, median_ms
 from ..protocol import Feeds
-from .external_data import read_graph
 from .session import OrtSession
-from .taps import module_of
 
 _KERNEL: Final = "_kernel_time"
 # What the optimiser appends to the name of a node or of what it makes; where it fuses several, of one of them.
@@ -24,8 +23,8 @@ _FUSED: Final = "/"
 def time_ops(model: TargetModel, feeds: Feeds, *, threads: int, runs: int) -> OpTimes:
     """As `OpTimed.time_ops`. Kernels that the optimiser put in, to change layouts, belong to no module."""
     file = model.folder / model.files[0]
-    nodes = read_graph(file).graph.node if file.suffix == ".onnx" else ()
-    modules = {name: module_of(node) for node in nodes for name in (node.name, *node.output)}
+    nodes = read_onnx(file).nodes if file.suffix == ".onnx" else ()
+    modules = {name: node.module for node in nodes for name in (node.name, *node.outputs)}
     with (
         tempfile.TemporaryDirectory(prefix="ort.") as folder,
         OrtSession(model, threads, str(Path(folder, "kernels"))) as session,

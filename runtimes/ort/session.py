@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.errors import BundleError, FeedError, ToolCrashed
+from ...pipeline.onnx_file import FLOAT16, INT8, UINT8, OnnxFile, read_onnx
 from ..arithmetic import FLOAT32, PROVEN, arithmetic_named
 from ..protocol import Array, Closing, Feeds
 from .arithmetic import ARITHMETICS
-from .external_data import read_graph
+from .external_data import data_files
 from .free_batch import BATCH
 from .optimum_outputs import SECOND_NAME
 
@@ -97,7 +98,7 @@ def _open(file: Path, threads: int, timings: str, arithmetic: str) -> Any:
         options.enable_profiling = True
         options.profile_file_prefix = timings
     disabled = []
-    if file.suffix != ".ort" and _too_large_to_widen(read_graph(file)):
+    if file.suffix != ".ort" and _too_large_to_widen(_checked(file)):
         # both: the level above "extended" folds constants once more, whatever is disabled
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         disabled = ["ConstantFolding"]
@@ -122,17 +123,19 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def _too_large_to_widen(model: Any) -> bool:
-    """Whether float32 copies of a model's float16 and integer weights would take more than `WIDEN_AT_MOST`."""
-    from onnx import TensorProto
+def _checked(file: Path) -> OnnxFile:
+    """What `file` says, and that its weights lie where `data_files` lets them."""
+    model = read_onnx(file)
+    data_files(model, file)
+    return model
 
-    numbers = {TensorProto.FLOAT16: 1, TensorProto.INT8: 1, TensorProto.UINT8: 2}  # an element; bytes hold two nibbles
-    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type in numbers}
-    narrow = [
-        stored[name] for node in model.graph.node if node.op_type == "Cast" for name in node.input if name in stored
-    ]
-    widened: int = sum(4 * numbers[tensor.data_type] * prod(tensor.dims) for tensor in narrow)
-    return widened > WIDEN_AT_MOST
+
+def _too_large_to_widen(model: OnnxFile) -> bool:
+    """Whether float32 copies of a model's float16 and integer weights would take more than `WIDEN_AT_MOST`."""
+    numbers = {FLOAT16: 1, INT8: 1, UINT8: 2}  # an element; bytes hold two nibbles
+    stored = {tensor.name: tensor for tensor in model.initializers if tensor.data_type in numbers}
+    narrow = [stored[name] for node in model.nodes if node.op == "Cast" for name in node.inputs if name in stored]
+    return sum(4 * numbers[tensor.data_type] * prod(tensor.dims) for tensor in narrow) > WIDEN_AT_MOST
 
 
 def _spec(argument: Any) -> TensorSpec:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from typing import ClassVar
 
 from ...export.onnx_model import onnx_graph, onnx_model
 from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import MissingTool, refuse_unknown
+from ...pipeline.errors import refuse_unknown
+from ...pipeline.extras import require_converter, require_modules
 from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
@@ -67,12 +67,11 @@ class OrtTarget:
         self._forms = tuple(forms)
 
     def require(self) -> None:
-        """Raise `MissingTool` unless onnxruntime, onnx and onnx-ir are installed."""
-        for package in ("onnxruntime", "onnx", "onnx-ir"):
-            try:
-                version_of(package)
-            except PackageNotFoundError:
-                raise MissingTool(f"target 'ort' needs the package {package}", hint=f"pip install {package}") from None
+        require_modules(("onnxruntime",), "target 'ort'", "ort")
+
+    def require_build(self) -> None:
+        self.require()
+        require_converter("building for 'ort'")
 
     def version(self) -> str:
         return version_of("onnxruntime")
@@ -86,6 +85,9 @@ class OrtTarget:
 
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT32
+
+    def unfit(self, model: TargetModel) -> dict[str, str]:
+        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         return OrtSession(model, threads, arithmetic=arithmetic)

@@ -87,7 +87,7 @@ def runtimes() -> tuple[str, ...]:
 
     def is_there(name: str) -> bool:
         try:
-            get_target(name).require()
+            get_target(name).require_build()
         except MissingTool:
             return False
         return True

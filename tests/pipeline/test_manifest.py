@@ -50,9 +50,10 @@ def test_the_keys_are_those_of_the_design(plain: dict[str, Any]) -> None:
     assert set(plain) == {
         "schema", "name", "family", "target", "components", "tokenizer", "tokenizer_2", "schedule", "guidance",
         "conditioning", "control", "vae",
-        "time_embedding", "size", "recipe", "provenance", "parity", "speed", "memory", "gate", "assets",
+        "time_embedding", "size", "recipe", "provenance", "parity", "speed", "memory", "gate", "arithmetic",
+        "assets",
     }  # fmt: skip
-    assert plain["schema"] == 1
+    assert plain["schema"] == 2
     assert set(plain["target"]) == {"name", "version", "min_runtime"}
     unet = plain["components"]["unet"]
     assert set(unet) == {
@@ -92,8 +93,8 @@ def test_equal_tensors_are_999_decibels_apart_and_nan_is_refused() -> None:
 
 
 def test_a_newer_schema_is_named_before_its_unknown_keys(plain: dict[str, Any]) -> None:
-    error = refusal({**plain, "schema": 2, "hologram": {}})
-    assert error.what == "manifest.json: schema 2: written by a newer diffusette; this one reads up to 1"
+    error = refusal({**plain, "schema": 3, "hologram": {}})
+    assert error.what == "manifest.json: schema 3: written by a newer diffusette; this one reads up to 2"
     assert error.hint == "install a newer diffusette"
 
 

@@ -37,7 +37,7 @@ HALF_DB: Final = 45.0
 def target_named(name: str) -> Target:
     target: Target = ExampleTarget() if name == TEMPLATE else get_target(name)
     try:
-        target.require()
+        target.require_build()
     except MissingTool as missing:
         pytest.skip(f"{missing.what}: {missing.hint}")
     return target
@@ -91,7 +91,7 @@ def test_asking_for_it_imports_nothing_heavy(name: str) -> None:
         else f"from diffusette.runtimes.registry import get_target; make = lambda: get_target({name!r})"
     )
     heavy = "{'torch', 'onnx', 'onnxruntime', 'onnx_ir', 'ncnn', 'pnnx', 'MNN', 'diffusers', 'transformers'}"
-    program = f"import sys; {make}; t = make(); t.require(); t.version(); print({heavy} & set(sys.modules))"
+    program = f"import sys; {make}; t = make(); t.require_build(); t.version(); print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 

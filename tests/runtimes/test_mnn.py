@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from diffusette.export import contract, modules
 from diffusette.export.families.sd1 import SD1
+from diffusette.pipeline import extras
 from diffusette.pipeline.artifacts import Checkpoint, TargetModel, TensorSpec
 from diffusette.pipeline.errors import FeedError, MissingTool, ModelError
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
-from diffusette.runtimes.mnn import target as target_module
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.session import MnnSession
 from diffusette.runtimes.mnn.target import MnnTarget
@@ -220,7 +220,8 @@ def test_a_closed_session_says_so(workshop: Workshop) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    MnnTarget().require()
-    monkeypatch.setattr(target_module, "find_spec", lambda name: None)
-    with pytest.raises(MissingTool, match="MNN"):
+    MnnTarget().require_build()
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(MissingTool, match="MNN") as caught:
         MnnTarget().require()
+    assert caught.value.hint == "pip install 'diffusette[mnn]'"

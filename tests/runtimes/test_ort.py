@@ -13,6 +13,7 @@ import pytest
 from diffusette.export.families.sd1 import SD1
 from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.pipeline.errors import BundleError, FeedError, ModelError, RecipeError, ToolCrashed
+from diffusette.pipeline.onnx_file import read_onnx
 from diffusette.runtimes.ort import mobile, ort_file, session
 from diffusette.runtimes.ort.build import BuildOrt
 from diffusette.runtimes.ort.external_data import read_graph
@@ -92,7 +93,7 @@ def test_the_onnx_form_takes_any_batch(component: str, shop: Workshop) -> None:
 def test_large_fp16_weights_are_not_widened_when_loaded(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     model, feeds = built(shop, "unet", "fp16"), shop.feeds("unet")
     narrow = session._too_large_to_widen
-    graph = read_graph(model.folder / model.files[0])
+    graph = read_onnx(model.folder / model.files[0])
     assert not narrow(graph)
     widened = result(model, feeds)
     monkeypatch.setattr(session, "WIDEN_AT_MOST", 2**20)

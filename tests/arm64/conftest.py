@@ -1,0 +1,42 @@
+"""The demo's bundles on an emulated AArch64 processor. Skipped, with the reason, where no machine is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from diffusette.pipeline.bundle import Bundle, open_bundle
+from diffusette.pipeline.cache import Cache
+from diffusette.pipeline.convert import convert
+from diffusette.pipeline.errors import MissingTool, UsageError
+from diffusette.runtimes.machines.machine import Machine
+from diffusette.runtimes.machines.registry import machine_named
+
+
+def machine(name: str) -> Machine:
+    """The machine of that name, or a skip that says how to have it."""
+    try:
+        return machine_named(name)
+    except (MissingTool, UsageError) as error:
+        pytest.skip(f"{error.what}; {error.hint}")
+
+
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    machine("arm64")
+    return Cache(tmp_path_factory.mktemp("arm64-cache"))
+
+
+@pytest.fixture(scope="session")
+def demo_bundles(demo_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Bundle]:
+    """(precision, target) -> the bundle, converted on first use."""
+
+    class Made(dict[tuple[str, str], Bundle]):
+        def __missing__(self, wanted: tuple[str, str]) -> Bundle:
+            precision, target = wanted
+            place = Path(tmp_path_factory.mktemp("arm64")) / "bundle"
+            convert("demo", place, precision=precision, targets=(target,), goldens=True, cache=demo_cache)
+            self[wanted] = open_bundle(place)
+            return self[wanted]
+
+    return Made()

@@ -1,0 +1,26 @@
+"""Bundles that earlier versions wrote still open, verify and draw the same picture."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from diffusette.pipeline.bundle import open_bundle
+from diffusette.pipeline.goldens import replay_goldens
+from diffusette.pipeline.manifest import SCHEMA
+from diffusette.pipeline.progress import Silent
+
+KEPT = Path(__file__).with_name("kept")
+
+
+@pytest.mark.parametrize("schema", range(1, SCHEMA))
+def test_a_kept_bundle_of_an_earlier_schema_draws_its_own_goldens(schema: int, tmp_path: Path) -> None:
+    """A tiny random model for ncnn at fp16, with goldens; written by the last version of that schema."""
+    with tarfile.open(KEPT / f"schema-{schema}.tgz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    bundle = open_bundle(tmp_path)
+    assert bundle.manifest.schema_ == schema
+    assert bundle.verify().ok
+    _, checks = replay_goldens(bundle, progress=Silent())
+    assert [check.what for check in checks if not check.ok] == []

@@ -21,7 +21,7 @@ def check_goldens(
         typer.Option(
             "--machine",
             metavar="NAME",
-            help="Compute on another processor: arm64 or arm64:PROCESSOR, emulated; native.",
+            help="Compute on another processor: arm64 or arm64:PROCESSOR, emulated; vulkan; native.",
         ),
     ] = None,
     arithmetic: Annotated[

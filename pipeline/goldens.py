@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..runtimes.arithmetic import PROVEN, arithmetic_named
+from ..runtimes.arithmetic import CPU, PROVEN, arithmetic_named
 from ..runtimes.machines.machine import HERE, Machine
 from ..runtimes.registry import get_target
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS, read_canvas
@@ -198,9 +198,7 @@ def replay_goldens(
         UsageError: there are no goldens, or the target has no such arithmetic.
         BundleError: a file is damaged.
     """
-    target = get_target(bundle.manifest.target.name)
-    if arithmetic != PROVEN:
-        arithmetic_named(arithmetic, target.arithmetics, target.name)
+    arithmetics = _arithmetics(bundle, machine, arithmetic)
     bundle.refuse_damage()
     goldens = goldens_of(bundle)
     wanted = goldens.picture
@@ -208,7 +206,6 @@ def replay_goldens(
         schedule = bundle.schedule(wanted.scheduler, wanted.steps)
     except UsageError as missing:
         raise BundleError(f"{PLACE}: {missing.what}", hint="convert the checkpoint again") from None
-    arithmetics = {name: arithmetic or target.proven_in(bundle.model(name)) for name in bundle.components}
 
     def open_there(component: str) -> IsolatedSession:
         return open_on(machine, bundle.model(component), arithmetics[component], threads)
@@ -222,6 +219,22 @@ def replay_goldens(
         found = replay.with_models(_telling(progress, watch))
         checks += check_models(goldens, found, _limits(bundle, goldens, arithmetic, arithmetics))
     return Replayed(goldens, tuple(checks), arithmetics, machine.name)
+
+
+def _arithmetics(bundle: Bundle, machine: Machine, asked: str) -> dict[str, str]:
+    """Component -> name of the arithmetic it computes in there."""
+    target = get_target(bundle.manifest.target.name)
+    there = [each for each in target.arithmetics if each.device == machine.device]
+    if not there:
+        raise UsageError(
+            f"target {target.name!r} does not run on {machine.name}", hint="its package has no such backend"
+        )
+    if asked != PROVEN:
+        name = arithmetic_named(asked, there, f"{target.name} on {machine.name}").name
+        return dict.fromkeys(bundle.components, name)
+    if machine.device != CPU:  # models are proven on a processor; a device's first arithmetic is its float32
+        return dict.fromkeys(bundle.components, there[0].name)
+    return {name: target.proven_in(bundle.model(name)) for name in bundle.components}
 
 
 def _telling(progress: Progress, watch: Callable[[float], None]) -> Callable[[Event], None]:

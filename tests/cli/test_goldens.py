@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.weights import Weights
-from diffusette.runtimes.machines.registry import known_machines
 
 from .conftest import TARGETS, Command
 from .test_demo import rewrite_hashes, scale_tensor
@@ -106,34 +105,3 @@ def test_an_unknown_arithmetic_or_machine_is_two_and_lists_those_there_are(
     assert (answer.code, "bf16-matmul, float32" in answer.err) == (2, True)
     answer = command("check-goldens", with_goldens / "ort", "--machine", "mips")
     assert (answer.code, "arm64:cortex-a76" in answer.err) == (2, True)
-
-
-def test_goldens_of_schema_1_are_replayed_as_before(command: Command, with_goldens: Path, tmp_path: Path) -> None:
-    old = Path(shutil.copytree(with_goldens / "mnn", tmp_path / "old"))
-    place = old / "goldens" / "goldens.json"
-    data = json.loads(place.read_text())
-    picture = data["picture"]
-    for unknown in ("conditions", "latent_sample"):
-        del picture[unknown]
-    for unknown in ("decoded", "bytes"):
-        del picture["image"][unknown]
-    for unknown in ("parameters", "kept"):
-        del data["canvas"][unknown]
-    picture["calls"] = [{key: call[key] for key in ("latents", "timestep")} for call in picture["calls"]]
-    data["schema"] = 1
-    data["limits"] = {"noise_max_abs": 1e-5, "latents_snr_db": 90.0, "image_max_levels": 0.1}
-    place.write_text(json.dumps(data))
-    rewrite_hashes(old)
-    answer = command("check-goldens", old, "--json")
-    assert answer.code == 0, answer.err
-    assert len(answer.json["checks"]) == 2 + 2 + 20 + 1
-    assert {check["limit"] for check in answer.json["checks"]} == {0, 1e-5, 90.0, 0.1}
-
-
-def test_an_emulated_processor_replays_them(command: Command, with_goldens: Path) -> None:
-    if not next(known for known in known_machines() if known.name == "arm64:cortex-a76").to_json()["ready"]:
-        pytest.skip("no AArch64 machine is set up: `diffusette machine setup arm64`")
-    answer = command("check-goldens", with_goldens / "ort", "--machine", "arm64:cortex-a76", "--json")
-    assert answer.code == 0, answer.err
-    assert answer.json["machine"] == "arm64:cortex-a76"
-    assert min(check["found"] for check in answer.json["checks"] if check["unit"] == "dB SNR") > 100

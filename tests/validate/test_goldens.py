@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from diffusette.validate.goldens import MOST_CALL_VALUES, Goldens, read_goldens,
 
 from .golden_toys import LARGE_MISTAKES, MISTAKES, RICH_MISTAKES, Port, a_canvas, toy, toys
 
-KEPT = Path(__file__).parent / "goldens-schema-1.json"
+KEPT = Path(__file__).parents[1] / "pipeline" / "kept" / "schema-1.tgz"
 NOISY = 48.0  # dB that float16 arithmetic leaves of one answer of the demo's models
 FLOAT32 = GOLDEN_LIMITS["float32", False].limits
 FLOAT16 = GOLDEN_LIMITS["float16", False].limits
@@ -259,14 +260,16 @@ def test_the_second_encoders_ids_are_held_too() -> None:
 
 
 def test_goldens_of_schema_1_are_read_with_the_limits_they_were_written_with() -> None:
-    old = read_goldens(KEPT.read_bytes(), "goldens.json")
+    with tarfile.open(KEPT) as packed:
+        name = next(name for name in packed.getnames() if name.endswith("goldens/goldens.json"))
+        text = cast("IO[bytes]", packed.extractfile(name)).read()
+    old = read_goldens(text, "goldens.json")
     assert (old.schema_, old.limits.noise_max_abs) == (1, 1e-5)
     own = old.limits.arithmetics[PROVEN]
     assert (own.snr_db, own.image_max_levels) == (90.0, 0.1)
     assert not old.picture.conditions
-    text = KEPT.read_bytes().replace(b'"latents_snr_db"', b'"latents_db"')
     with pytest.raises(BundleError, match="limits"):
-        read_goldens(text, "goldens.json")
+        read_goldens(text.replace(b'"latents_snr_db"', b'"latents_db"'), "goldens.json")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -39,14 +39,15 @@ PORT_LIMITS: Final[dict[str, tuple[float, str]]] = {
         "torch's own logarithm and sine differ from exact ones by 3e-6; another stream by 1 and more",
     ),
     "port_snr_db": (
-        110.0,
-        "another order of the same float32 sums leaves 130 dB and more after 20 steps, the best-hidden mistake 75",
+        100.0,
+        "other orders of the same sums leave 123 dB and more after 20 steps of the demo, the best-hidden mistake 65",
     ),
     "time_max_abs": (
         2e-3,
-        "angles of up to 7500 are rounded to float32, by 5e-4; a timestep that is off by one moves a sine by 0.8",
+        "sines all in float32 differ by 4e-6, those of a guidance of 7.5, whose angles reach 6500, by up to 5e-4; "
+        "a timestep that is off by one moves one by 0.8",
     ),
-    "pixels_max_levels": (1e-3, "float32 rounds 255 levels to 3e-5; a factor that is 0.1 % off moves white by 0.13"),
+    "pixels_max_levels": (1e-3, "float32 rounds 255 levels to 3e-5; pixels that are 0.1 % too bright differ by 0.2"),
     "differing_bytes": (
         0.02,
         "a pixel on the border between two levels may fall to either; cutting off instead of rounding moves half",
@@ -72,7 +73,7 @@ class Floor:
 # docs/goldens.md has the rows. At least 6 dB of slack, which is twice the levels: runtimes get other kernels.
 _ROUNDED = (
     "a last bit that differs moves some activations by a whole code of 8 bits, so that no two processors agree: "
-    "26.1 dB and 17.3 levels in float32 on AArch64"
+    "26.1 dB and 17 levels in float32 on AArch64, 26.4 and 21 in float16 and bfloat16"
 )
 
 GOLDEN_LIMITS: Final[dict[tuple[Computed, bool], Floor]] = {
@@ -86,7 +87,7 @@ GOLDEN_LIMITS: Final[dict[tuple[Computed, bool], Floor]] = {
     ("bfloat16 stored", False): Floor(34.0, 8.0, "40.3 dB and 4.0 levels"),
     ("bfloat16", False): Floor(34.0, 8.0, "as where results are stored in it, which loses more"),
     **{
-        (computed, True): Floor(20.0, 36.0, _ROUNDED)
+        (computed, True): Floor(20.0, 42.0, _ROUNDED)
         for computed in ("float32", "float16 stored", "float16", "bfloat16 stored", "bfloat16")
     },
 }

@@ -9,6 +9,8 @@ from diffusette.pipeline.progress import Silent
 
 from .conftest import machine
 
+pytestmark = pytest.mark.arm64_long  # an emulated picture takes a minute or two
+
 
 @pytest.mark.parametrize(("precision", "target", "arithmetic"), [("fp16", "mnn", "fp16"), ("w8c_a8", "ort", "")])
 def test_goldens_hold_within_the_limits_of_the_arithmetic(

@@ -180,6 +180,8 @@ def test_a_sample_is_small_and_tells_the_whole_tensors_moments() -> None:
     scattered = sample.scattered()
     assert snr_db(sample, scattered) == np.inf
     assert (scattered[0, :5].tolist(), scattered.shape) == ([0, 0, 0, 0, 4], (10, 100))
+    picture = np.arange(64 * 64 * 3).reshape(64, 64, 3)
+    assert {int(value) % 3 for value in Sample.of(picture).values} == {0, 1, 2}, "all three colours are seen"
     thin = Sample.of(tensor, thinned=4)
     assert (thin.stride, thin.is_whole, thin.values[1]) == (16, True, 16.0)
 

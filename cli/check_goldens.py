@@ -2,39 +2,77 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import isinf
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Json, Threads
 
+if TYPE_CHECKING:
+    from ..validate.golden_checks import Check
+
 
 def check_goldens(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--machine",
+            metavar="NAME",
+            help="Compute on another processor: arm64 or arm64:PROCESSOR, emulated; vulkan; native.",
+        ),
+    ] = None,
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(
+            "--arithmetic",
+            metavar="NAME",
+            help="Compute every component in this one, such as fp16. [default: what each is proven in]",
+        ),
+    ] = None,
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:
     """Replay the golden vectors of BUNDLE with its own runtime: token ids, noise, every step, the picture.
 
-    Exits with 5 when one lies past its limit, and names the first; with 6 when a file is damaged.
+    What lies between the models is checked with golden answers of the models, to float32's rounding; then the models,
+    within the limits of the arithmetic that they compute in. Exits with 5 when something lies past its limit, and
+    names the first; with 6 when a file is damaged.
     """
     from ..pipeline.bundle import open_bundle
     from ..pipeline.goldens import replay_goldens
+    from ..runtimes.arithmetic import PROVEN
+    from ..runtimes.machines.machine import HERE
+    from ..runtimes.machines.registry import machine_named
     from ..validate.golden_checks import facts_of
     from .terminal import TerminalProgress, print_json
 
-    opened = open_bundle(bundle)
-    goldens, checks = replay_goldens(opened, threads=threads, progress=TerminalProgress())
-    facts = facts_of(checks, goldens)
+    where = machine_named(machine) if machine else HERE
+    replayed = replay_goldens(
+        open_bundle(bundle),
+        machine=where,
+        arithmetic=arithmetic or PROVEN,
+        threads=threads,
+        progress=TerminalProgress(),
+    )
+    goldens = replayed.goldens
+    facts = facts_of(replayed.checks, goldens, replayed.arithmetics, replayed.machine)
     if as_json:
         print_json(facts)
     else:
-        for check in checks:
-            word = "ok    " if check.ok else "FAILED"
-            note = f"  ({check.note})" if check.note else ""
-            found = "equal" if check.found == inf else f"{check.found:.4g} {check.unit}"
-            print(f"{word} {check.what:<32} {found}, limit {check.limit:g}{note}")
-        print(f"goldens were made by {goldens.runtime}: {'all hold' if facts['ok'] else facts['first_bad'] + ' first'}")
+        for check in replayed.checks:
+            print(_line(check))
+        names = ", ".join(dict.fromkeys(replayed.arithmetics.values()))
+        place = f"on {replayed.machine}" if machine else "here"
+        verdict = "all hold" if facts["ok"] else f"{facts['first_bad']} first"
+        print(f"goldens were made by {goldens.runtime}, replayed in {names} {place}: {verdict}")
     return 0 if facts["ok"] else 5
+
+
+def _line(check: Check) -> str:
+    word = "ok    " if check.ok else "FAILED"
+    notes = [*(["golden answers"] if check.golden_answers else []), *([check.note] if check.note else [])]
+    found = "equal" if isinf(check.found) else f"{check.found:.4g} {check.unit}"
+    return f"{word} {check.what:<32} {found}, limit {check.limit:g}" + (f"  ({'; '.join(notes)})" if notes else "")

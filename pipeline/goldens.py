@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from ..runtimes.arithmetic import CPU, PROVEN, arithmetic_named
+from ..runtimes.machines.machine import HERE, Machine
+from ..runtimes.registry import get_target
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS, read_canvas
-from ..runtimes.txt2img.control import Control, read_control
-from ..runtimes.txt2img.generate import draw, generate
-from ..runtimes.txt2img.model_run import run_model
-from ..validate.golden_checks import Check, check_goldens
+from ..runtimes.txt2img.control import read_control
+from ..runtimes.txt2img.generate import draw
+from ..validate.golden_checks import Check, check_models, check_port, check_texts
+from ..validate.golden_limits import limits_of, loosest, new_limits
+from ..validate.golden_models import Recorder
+from ..validate.golden_replay import Replay, encode
 from ..validate.goldens import (
     CANVAS_PLACE,
     CONTROL_PLACE,
     MASK_PLACE,
     PLACE,
     PROMPT,
+    SCHEMA,
     SEED,
-    Encoding,
     Goldens,
     read_goldens,
     write_goldens,
 )
+from ..validate.machine_stages import open_on
 from ..validate.probes import pictures_for, probe_canvas
 from .bundle import Bundle, open_bundle
 from .errors import BundleError, UsageError
@@ -39,9 +44,12 @@ from .publish import scratch_folder
 from .sessions import painter
 
 if TYPE_CHECKING:
+    from ..runtimes.isolation import IsolatedSession
     from ..runtimes.protocol import Array
     from ..runtimes.txt2img.canvas import Canvas
+    from ..runtimes.txt2img.generate import Progress as Event
     from ..runtimes.txt2img.generate import TextToImage
+    from ..validate.golden_limits import ArithmeticLimits
     from .schedule import CompiledSchedule
     from .stage import Runner
 
@@ -69,7 +77,7 @@ class DrawGoldens:
     facts: str  # digest of that manifest: files, schedules, runtime, guidance
 
     name: ClassVar[str] = "goldens"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers")
     output: ClassVar[type] = DrawnGoldens
 
@@ -77,8 +85,6 @@ class DrawGoldens:
         return {"manifest": self.facts, "prompt": PROMPT, "seed": SEED, "threads": THREADS}
 
     def run(self, into: Path) -> DrawnGoldens:
-        from ..runtimes.registry import get_target
-
         bundle = open_bundle(self.bundle)
         schedule = golden_schedule(bundle)
         target = get_target(bundle.manifest.target.name)
@@ -95,25 +101,15 @@ class DrawGoldens:
             encoding = encode(models, replace(canvas, strength=_strength(schedule)), PROMPT, SEED)
         if models.controlled:
             _write_png(pictures["control"].picture[0].transpose(1, 2, 0), into / Path(CONTROL_PLACE).name)
-        drawing = draw(models, PROMPT, seed=SEED, keep_trajectory=True, **pictures)
+        recorder = Recorder(models.open)
+        drawing = draw(replace(models, open=recorder.open), PROMPT, seed=SEED, keep_trajectory=True, **pictures)
         runtime = f"{bundle.manifest.target.name} {target.version()}"
         tokenizers, timesteps = (models.tokenizer, models.tokenizer_2), [row.timestep for row in schedule.rows]
-        goldens = write_goldens(tokenizers, drawing, timesteps, runtime, encoding)
+        limits = new_limits(limits_of(target.arithmetics, [bundle.model(name).precision for name in bundle.components]))
+        goldens = write_goldens(tokenizers, drawing, recorder.runs, timesteps, runtime, limits, encoding)
         (into / Path(PLACE).name).write_text(goldens.to_json(), encoding="utf-8", newline="\n")
         places = (PLACE, CONTROL_PLACE, CANVAS_PLACE, MASK_PLACE)
         return DrawnGoldens(into, tuple(place for place in places if (into / Path(place).name).exists()))
-
-
-def encode(models: TextToImage, canvas: Canvas, prompt: str, seed: int) -> Encoding:
-    """A picture through the VAE encoder, and to the point where the UNet would be called."""
-    with models.open("vae_encoder") as encoder:
-        feeds = {"sample": canvas.image.astype(np.float32)}
-        encoded = run_model(encoder, feeds, models.time_embedding, "vae_encoder")
-    control = Control(None, scale=0.0) if models.controlled else None  # where it starts is the same
-    with closing(generate(models, prompt, seed=seed, canvas=canvas, control=control)) as steps:
-        start = next(progress.latents for progress in steps if progress.component == "unet")
-    assert start is not None
-    return Encoding(canvas.strength, encoded, start)
 
 
 def _strength(schedule: CompiledSchedule) -> float:
@@ -174,12 +170,35 @@ def goldens_of(bundle: Bundle) -> Goldens:
     return read_goldens(Path(bundle.path, PLACE).read_bytes(), PLACE)
 
 
-def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress) -> tuple[Goldens, list[Check]]:
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a bundle drew, held against its goldens."""
+
+    goldens: Goldens
+    checks: tuple[Check, ...]
+    arithmetics: Mapping[str, str]  # component -> name of the arithmetic it computed in
+    machine: str
+
+
+def replay_goldens(
+    bundle: Bundle,
+    *,
+    machine: Machine = HERE,
+    arithmetic: str = PROVEN,
+    threads: int = THREADS,
+    progress: Progress,
+) -> Replayed:
     """Draw again with the bundle's own runtime, and hold everything against its goldens.
 
+    Args:
+        machine: where the models run; everything else is computed here.
+        arithmetic: name of one of the target's, for every component; by default each computes in the one it is
+            proven in.
     Raises:
-        UsageError, BundleError: there are no goldens, or a file is damaged.
+        UsageError: there are no goldens, or the target has no such arithmetic.
+        BundleError: a file is damaged.
     """
+    arithmetics = _arithmetics(bundle, machine, arithmetic)
     bundle.refuse_damage()
     goldens = goldens_of(bundle)
     wanted = goldens.picture
@@ -187,29 +206,67 @@ def replay_goldens(bundle: Bundle, *, threads: int = THREADS, progress: Progress
         schedule = bundle.schedule(wanted.scheduler, wanted.steps)
     except UsageError as missing:
         raise BundleError(f"{PLACE}: {missing.what}", hint="convert the checkpoint again") from None
-    models = painter(bundle, schedule, threads)
+
+    def open_there(component: str) -> IsolatedSession:
+        return open_on(machine, bundle.model(component), arithmetics[component], threads)
+
+    models = replace(painter(bundle, schedule, threads), open=open_there)
+    replay = _replay(bundle, goldens, models)
+    with progress.running("goldens") as watch:
+        checks = list(check_texts(goldens, (models.tokenizer, models.tokenizer_2)))
+        if goldens.schema_ == SCHEMA:
+            checks += check_port(goldens, replay.with_golden_answers(bundle.model))
+        found = replay.with_models(_telling(progress, watch))
+        checks += check_models(goldens, found, _limits(bundle, goldens, arithmetic, arithmetics))
+    return Replayed(goldens, tuple(checks), arithmetics, machine.name)
+
+
+def _arithmetics(bundle: Bundle, machine: Machine, asked: str) -> dict[str, str]:
+    """Component -> name of the arithmetic it computes in there."""
+    target = get_target(bundle.manifest.target.name)
+    there = [each for each in target.arithmetics if each.device == machine.device]
+    if not there:
+        raise UsageError(
+            f"target {target.name!r} does not run on {machine.name}", hint="its package has no such backend"
+        )
+    if asked != PROVEN:
+        name = arithmetic_named(asked, there, f"{target.name} on {machine.name}").name
+        return dict.fromkeys(bundle.components, name)
+    if machine.device != CPU:  # models are proven on a processor; a device's first arithmetic is its float32
+        return dict.fromkeys(bundle.components, there[0].name)
+    return {name: target.proven_in(bundle.model(name)) for name in bundle.components}
+
+
+def _telling(progress: Progress, watch: Callable[[float], None]) -> Callable[[Event], None]:
+    def follow(event: Event) -> None:
+        progress.advance(event.component, event.done, event.total)
+        watch(0.0)
+
+    return follow
+
+
+def _replay(bundle: Bundle, goldens: Goldens, models: TextToImage) -> Replay:
+    """With the pictures in the bundle, whatever would be drawn here today."""
     pictures = pictures_for(models)
-    if models.controlled:  # the picture in the bundle, whatever would be drawn here today
+    if models.controlled:
         _refuse_missing(bundle, CONTROL_PLACE)
         pictures["control"] = read_control(Path(bundle.path, CONTROL_PLACE), None, models.size)
-    canvas = encoding = None
+    canvas = None
     if goldens.canvas:
         _refuse_missing(bundle, CANVAS_PLACE, *([MASK_PLACE] if pictures["canvas"] else []))
         canvas = _read_canvas(Path(bundle.path, PLACE).parent, goldens.canvas.strength, models)
         pictures["canvas"] = replace(canvas, strength=1.0) if pictures["canvas"] else None
-    with progress.running("goldens"):
-        if canvas:
-            encoding = encode(models, canvas, wanted.prompt, wanted.seed)
-        drawing = draw(
-            models,
-            wanted.prompt,
-            wanted.negative,
-            guidance=wanted.guidance,
-            seed=wanted.seed,
-            keep_trajectory=True,
-            **pictures,
-        )
-    return goldens, list(check_goldens(goldens, (models.tokenizer, models.tokenizer_2), drawing, encoding))
+    return Replay(models, goldens, canvas, pictures)
+
+
+def _limits(bundle: Bundle, goldens: Goldens, asked: str, arithmetics: Mapping[str, str]) -> ArithmeticLimits:
+    """The limits in the goldens; today's, for an arithmetic that they do not name."""
+    written = goldens.limits.arithmetics
+    if asked == PROVEN and PROVEN in written:  # of schema 1, which has limits of one arithmetic
+        return written[PROVEN]
+    target = get_target(bundle.manifest.target.name)
+    today = limits_of(target.arithmetics, [bundle.model(name).precision for name in bundle.components])
+    return loosest(written.get(name, today[name]) for name in arithmetics.values())
 
 
 def _refuse_missing(bundle: Bundle, *places: str) -> None:

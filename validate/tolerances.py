@@ -177,19 +177,6 @@ IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
 }
 
 
-# Measured on the demo, 20 steps of DDIM. The three runtimes on equal fp16 weights: 117.9 dB or more at every step and
-# 0.0006 levels. Mistakes that a port makes: guidance 0.1 % off leaves 74.7 dB at the first step, latents kept in
-# float16 74.2, one timestep of 20 off by one 73.1, a VAE factor 0.1 % off 0.31 levels. docs/goldens.md has more.
-GOLDEN_LIMITS: Final[dict[str, tuple[float, str]]] = {
-    "noise_max_abs": (
-        1e-5,
-        "torch's own logarithm and sine differ from exact ones by 3e-6; another stream by 1 and more",
-    ),
-    "latents_snr_db": (90.0, "between float32 arithmetic (117.9 dB) and the best-hidden mistake of a port (74.7 dB)"),
-    "image_max_levels": (0.1, "between float32 arithmetic (0.0006 levels) and a VAE factor that is 0.1 % off (0.31)"),
-}
-"""How far a replay may lie from a bundle's golden vectors, and why; the names are those in goldens.json."""
-
 ORACLE_POINTS: Final[dict[str, float]] = {"fp32": 1.0, "fp16": 1.0, HALF_COMPUTED: 1.0, "w8c_afp": 1.0}
 """Points that the oracle's score may lie below that of PyTorch's pictures: less than one picture of 64, since these
 schemes leave pictures that look the same. Coarser ones change pictures: `ORACLE_POINTS_COARSE`. A score above

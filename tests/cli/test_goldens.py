@@ -35,10 +35,18 @@ def test_a_bundle_replays_its_own_goldens(command: Command, with_goldens: Path, 
     facts = answer.json
     assert facts["ok"] is True
     assert facts["made_by"].startswith(target)
-    assert len(facts["checks"]) == 2 + 2 + 20 + 1
-    assert [check["what"] for check in facts["checks"]][2:4] == ["picture encoded", "start at strength 0.5"]
-    assert min(check["found"] for check in facts["checks"] if check["unit"] == "dB SNR") > 110
-    assert (with_goldens / target / "goldens" / "goldens.json").stat().st_size < 100_000
+    port = [check for check in facts["checks"] if check["golden_answers"]]
+    time = "timestep" if target == "ort" else "timestep_embedding"
+    assert [check["what"] for check in port] == [
+        "start at strength 0.5", "sample", time, "latents", "latent_sample", "pixels", "bytes"
+    ]  # fmt: skip
+    assert {check["found"] for check in port} == {0, 999.0}, "it is this very code that made them"
+    models = [check for check in facts["checks"][2:] if not check["golden_answers"]]
+    assert len(models) == 2 + 2 + 20 + 1
+    assert [check["what"] for check in models][:2] == ["picture encoded", "start at strength 0.5"]
+    assert min(check["found"] for check in models if check["unit"] == "dB SNR") > 110
+    assert (facts["machine"], set(facts["arithmetics"].values())) == ("here", {"float32"})
+    assert (with_goldens / target / "goldens" / "goldens.json").stat().st_size < 300_000
     assert command("verify", with_goldens / target).code == 0
 
 
@@ -75,6 +83,25 @@ def test_drift_is_five_damage_is_six_and_none_is_two(
     assert answer.code == 5
     assert answer.out.splitlines()[-1].endswith("picture encoded first")
     goldens = drifted / "goldens" / "goldens.json"
-    goldens.write_text(goldens.read_text().replace('"schema":1', '"schema":9'))
+    goldens.write_text(goldens.read_text().replace('"schema":2', '"schema":9'))
     rewrite_hashes(drifted)
     assert command("check-goldens", drifted).code == 6
+
+
+def test_an_arithmetic_is_named_and_has_its_own_limits(command: Command, with_goldens: Path) -> None:
+    answer = command("check-goldens", with_goldens / "ncnn", "--arithmetic", "bf16", "--json")
+    assert answer.code == 0, answer.err
+    assert set(answer.json["arithmetics"].values()) == {"bf16"}
+    steps = [check for check in answer.json["checks"] if check["what"].startswith("latents after")]
+    assert all(check["limit"] < 40 < check["found"] < 60 for check in steps[:1])
+    shown = command("check-goldens", with_goldens / "ncnn", "--arithmetic", "bf16")
+    assert shown.out.splitlines()[-1].endswith("replayed in bf16 here: all hold")
+
+
+def test_an_unknown_arithmetic_or_machine_is_two_and_lists_those_there_are(
+    command: Command, with_goldens: Path
+) -> None:
+    answer = command("check-goldens", with_goldens / "ort", "--arithmetic", "double")
+    assert (answer.code, "bf16-matmul, float32" in answer.err) == (2, True)
+    answer = command("check-goldens", with_goldens / "ort", "--machine", "mips")
+    assert (answer.code, "arm64:cortex-a76" in answer.err) == (2, True)

@@ -58,6 +58,33 @@ def targets() -> str:
     return table(["target", *(f"SD {name}" for name in families), "precisions", "needs runtime"], rows)
 
 
+def arithmetics() -> str:
+    """What an app may choose on each target, in the runtime's own words."""
+    from diffusette.runtimes.registry import TARGETS, get_target
+
+    rows = []
+    for name in TARGETS:
+        for each in get_target(name).arithmetics:
+            stated = {
+                key: str(value).lower() if isinstance(value, bool) else value for key, value in each.options.items()
+            }
+            options = [f"`{key} = {value}`" for key, value in stated.items()]
+            default = ", the default" if each.is_default else ""
+            rows.append([f"`{name}`", f"`{each.name}`{default}", " ".join(options) or "none", each.expects])
+    return table(["target", "arithmetic", "options", "computes where a processor can"], rows)
+
+
+def floors() -> str:
+    """What an arithmetic may leave of each component and of a picture."""
+    from diffusette.validate.arithmetic_tolerances import FLOORS
+
+    rows = [
+        [kind, f"{row.component_db:g} dB", f"{row.last_step_db:g} dB", f"{row.picture_db:g} dB", row.why]
+        for kind, row in FLOORS.items()
+    ]
+    return table(["computes", "component", "UNet", "picture (PSNR)", "why"], rows)
+
+
 def tolerances() -> str:
     """The gates, with their reasons."""
     from diffusette.validate.tolerances import IMAGE_TOLERANCES, TOLERANCES, ImageTolerance
@@ -172,6 +199,8 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "layouts": layouts,
     "targets": targets,
     "tolerances": tolerances,
+    "arithmetics": arithmetics,
+    "floors": floors,
 }
 
 

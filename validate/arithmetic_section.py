@@ -16,7 +16,8 @@ def arithmetic_section(manifest: Manifest) -> dict[str, Any] | None:
     advice = []
     for name in dict.fromkeys(entry.recommended.values()):
         parts = ", ".join(part for part, how in entry.recommended.items() if how == name)
-        options = [f"{key} = {str(value).lower()}" for key, value in entry.choices[name].options.items()]
+        stated = entry.choices[name].options.items()
+        options = [f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in stated]
         advice.append({"name": name, "parts": parts, "options": options})
     return {
         "status": entry.status,

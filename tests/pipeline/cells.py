@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -38,7 +38,7 @@ from diffusette.runtimes.mnn import convert as mnn_convert
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
 from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from diffusette.runtimes.txt2img.control import Control
-from diffusette.validate import torch_session
+from diffusette.validate import machine_stages, torch_session
 from diffusette.validate.probes import probe_canvas
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -65,8 +65,8 @@ def one_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for place in (child, layers):
             patch.setattr(place, "run_in_child", in_this_process)
-        for place in (sessions, mnn_convert):
-            patch.setattr(place, "open_isolated", lambda _, model, threads, **__: open_model(model, threads))
+        for place in (sessions, mnn_convert, machine_stages):  # a child is told plain values
+            patch.setattr(place, "open_isolated", lambda _, told, threads, **__: open_model(asdict(told), threads))
         patch.setattr(gate, "THREADS", 1)
         patch.setattr(torch_session, "gc", SimpleNamespace(collect=lambda: 0))
         patch.setattr(os, "fsync", lambda _: None)

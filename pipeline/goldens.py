@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ..runtimes.txt2img.canvas import Canvas
     from ..runtimes.txt2img.generate import Progress as Event
     from ..runtimes.txt2img.generate import TextToImage
-    from ..validate.golden_limits import ArithmeticLimits
+    from ..validate.golden_limits import ArithmeticLimits, Limits
     from .schedule import CompiledSchedule
     from .stage import Runner
 
@@ -77,12 +77,19 @@ class DrawGoldens:
     facts: str  # digest of that manifest: files, schedules, runtime, guidance
 
     name: ClassVar[str] = "goldens"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers")
     output: ClassVar[type] = DrawnGoldens
 
     def key(self) -> Mapping[str, object]:
-        return {"manifest": self.facts, "prompt": PROMPT, "seed": SEED, "threads": THREADS}
+        limits = self._limits.model_dump(mode="json")
+        return {"manifest": self.facts, "prompt": PROMPT, "seed": SEED, "threads": THREADS, "limits": limits}
+
+    @property
+    def _limits(self) -> Limits:
+        bundle = open_bundle(self.bundle)
+        arithmetics = get_target(bundle.manifest.target.name).arithmetics
+        return new_limits(limits_of(arithmetics, [bundle.model(name).precision for name in bundle.components]))
 
     def run(self, into: Path) -> DrawnGoldens:
         bundle = open_bundle(self.bundle)
@@ -105,8 +112,7 @@ class DrawGoldens:
         drawing = draw(replace(models, open=recorder.open), PROMPT, seed=SEED, keep_trajectory=True, **pictures)
         runtime = f"{bundle.manifest.target.name} {target.version()}"
         tokenizers, timesteps = (models.tokenizer, models.tokenizer_2), [row.timestep for row in schedule.rows]
-        limits = new_limits(limits_of(target.arithmetics, [bundle.model(name).precision for name in bundle.components]))
-        goldens = write_goldens(tokenizers, drawing, recorder.runs, timesteps, runtime, limits, encoding)
+        goldens = write_goldens(tokenizers, drawing, recorder.runs, timesteps, runtime, self._limits, encoding)
         (into / Path(PLACE).name).write_text(goldens.to_json(), encoding="utf-8", newline="\n")
         places = (PLACE, CONTROL_PLACE, CANVAS_PLACE, MASK_PLACE)
         return DrawnGoldens(into, tuple(place for place in places if (into / Path(place).name).exists()))

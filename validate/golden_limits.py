@@ -83,7 +83,7 @@ GOLDEN_LIMITS: Final[dict[tuple[Computed, bool], Floor]] = {
         "other runtimes and processors leave 102 dB and more, and 0.0025 levels; guidance that is 0.1 % off 74.7 dB",
     ),
     ("float16 stored", False): Floor(50.0, 0.5, "58.0 dB and 0.22 levels on AArch64"),
-    ("float16", False): Floor(34.0, 4.0, "40.9 dB and 1.9 levels on AArch64"),
+    ("float16", False): Floor(34.0, 5.0, "40.9 dB and 2.1 levels on AArch64"),
     ("bfloat16 stored", False): Floor(34.0, 8.0, "40.3 dB and 4.0 levels"),
     ("bfloat16", False): Floor(34.0, 8.0, "as where results are stored in it, which loses more"),
     **{

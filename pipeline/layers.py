@@ -83,7 +83,9 @@ def look_into(
     taps = taps_of(wiring, found.points)
     weights = Weights(source)
     shapes = {name: weights.spec(name)[1] for name in weights.names()}
-    segments = segments_of(wiring, taps, inputs, _rounding(plan, shapes))
+    segments = segments_of(
+        wiring, taps, inputs, _rounding(plan, shapes), half=any(scheme.computes_half for scheme in plan.schemes)
+    )
     rounded = model.precision != "fp32"
     at = {tensor: point.index for tensor, point in taps.items()}
     size = [point.bytes for point in found.points]

@@ -8,7 +8,7 @@ from math import prod
 
 from ...pipeline.errors import ModelError
 from ...runtimes.taps import Wiring, common_module
-from ..tolerances import LAYER_TOLERANCE, ROUNDING_LAYER_TOLERANCE
+from ..tolerances import HALF_LAYER_TOLERANCE, LAYER_TOLERANCE, ROUNDING_LAYER_TOLERANCE
 from .points import Point
 
 
@@ -51,13 +51,20 @@ def reshaped(wiring: Wiring, taps: Mapping[str, Point]) -> dict[str, tuple[int, 
 
 
 def segments_of(
-    wiring: Wiring, taps: Mapping[str, Point], inputs: Iterable[str], rounding: Collection[str] = ()
+    wiring: Wiring,
+    taps: Mapping[str, Point],
+    inputs: Iterable[str],
+    rounding: Collection[str] = (),
+    *,
+    half: bool = False,
 ) -> tuple[Segment, ...]:
     """Cut a graph at its `taps`, in PyTorch's order, which is one that the graph can be computed in.
 
     Args:
         rounding: the modules that round what they read to 8 bits, which PyTorch's do not.
+        half: the graph itself keeps float16 between operators.
     """
+    usual = HALF_LAYER_TOLERANCE if half else LAYER_TOLERANCE
     known = set(inputs)
     makers = {tensor: node for node in wiring.nodes for tensor in node.outputs}
     found = []
@@ -77,6 +84,6 @@ def segments_of(
             point = taps[tensor]
             modules = [each.module for each in nodes.values() if each.module]
             owner = common_module(modules) if modules else point.module
-            limit = LAYER_TOLERANCE if set(modules).isdisjoint(rounding) else ROUNDING_LAYER_TOLERANCE
+            limit = usual if set(modules).isdisjoint(rounding) else ROUNDING_LAYER_TOLERANCE
             found.append(Segment(tensor, point.index, owner, point.kind, tuple(sorted(feeds)), limit.min_snr_db))
     return tuple(sorted(found, key=lambda segment: segment.point))

@@ -190,6 +190,8 @@ class OnMachine:
     def _component(self, name: str, arithmetic: Arithmetic) -> ComponentReport:
         """The report of the form that is nearest to failing."""
         reports = []
+        target = get_target(self.bundle.manifest.target.name)
+        why = target.unfit(self.bundle.model(name)).get(arithmetic.name, "")
         for form in ("", *self.bundle.model(name).forms):
             stage = MeasureOnMachine(
                 self.bundle.model(name, form or None),
@@ -203,6 +205,9 @@ class OnMachine:
                 self._only(name),
                 self.threads,
             )
+            if why:  # it would read other memory, and by chance be right
+                reports.append(stage.unanswered(f"not run: {why}"))
+                continue
             try:
                 reports.append(self.run(stage).report)
             except ToolCrashed as crash:  # of this moment, perhaps: not kept

@@ -192,6 +192,6 @@ def recommendation(report: MachineReport) -> str:
 
 def _cell(part: ComponentReport) -> str:
     if part.problem or part.loss is None:
-        return "died"
+        return "not run" if part.problem.startswith("not run") else "died"
     said = "equal" if part.loss.snr_db == math.inf else f"{part.loss.snr_db:.1f}"
     return said if part.ok else f"{said} (!)"

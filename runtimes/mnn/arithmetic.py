@@ -20,6 +20,9 @@ HINTS: Final = {WINOGRAD: 3}
 NO_WINOGRAD: Final = 0
 
 
+GROUP_CHANNELS: Final = 16
+"""Input channels of which a group of weights holds a multiple: the largest unit in which MNN packs them (0102)."""
+
 MEMORY_LOW: Final = "float32-memory-low"
 
 

@@ -11,11 +11,8 @@ from __future__ import annotations
 from typing import Final
 
 from ...pipeline.artifacts import TargetModel
-from .arithmetic import ARITHMETICS
+from .arithmetic import ARITHMETICS, GROUP_CHANNELS
 from .mnn_file import MnnFile
-
-GROUP_CHANNELS: Final = 16
-"""Input channels of which a group of weights holds a multiple: the largest unit in which MNN packs them."""
 
 # In float16 its kernel for one row of 4-bit weights (a time embedding) starts with so many of a block, whether there
 # are as many or not. Wrong at 16 and 24, right at 32 and 48: measured.

@@ -15,8 +15,7 @@ from ..checks import refuse_schemes
 from ..op_times import OpTimes
 from ..protocol import Array, Feeds, Session
 from ..taps import Wiring
-from .arithmetic import ARITHMETICS, proven_in
-from .memory_low import GROUP_CHANNELS, unsupported
+from .arithmetic import ARITHMETICS, GROUP_CHANNELS, proven_in
 
 if TYPE_CHECKING:
     from ...pipeline.stage import Runner
@@ -93,6 +92,8 @@ class MnnTarget:
         return probe_model(w, into)
 
     def unfit(self, model: TargetModel) -> dict[str, str]:
+        from .memory_low import unsupported
+
         return unsupported(model)
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:

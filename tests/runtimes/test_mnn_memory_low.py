@@ -9,8 +9,8 @@ from diffusette.quantize.scheme import parse_scheme
 from diffusette.runtimes.arithmetic import FLOAT32, Opening
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.isolation import open_isolated
-from diffusette.runtimes.mnn.arithmetic import ARITHMETICS, MEMORY_LOW
-from diffusette.runtimes.mnn.memory_low import GROUP_CHANNELS, unsupported
+from diffusette.runtimes.mnn.arithmetic import ARITHMETICS, GROUP_CHANNELS, MEMORY_LOW
+from diffusette.runtimes.mnn.memory_low import unsupported
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.target import MnnTarget
 

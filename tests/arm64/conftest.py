@@ -24,7 +24,7 @@ def machine(name: str) -> Machine:
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     machine("arm64")
-    return Cache(tmp_path_factory.mktemp("arm64-cache"))
+    return Cache(tmp_path_factory.mktemp("arm64-cache") / "cache")
 
 
 @pytest.fixture(scope="session")

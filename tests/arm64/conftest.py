@@ -24,7 +24,9 @@ def machine(name: str) -> Machine:
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     machine("arm64")
-    return Cache(tmp_path_factory.mktemp("arm64-cache") / "cache")
+    cache = Cache(tmp_path_factory.mktemp("arm64-cache"))
+    cache.prepare()
+    return cache
 
 
 @pytest.fixture(scope="session")

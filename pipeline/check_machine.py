@@ -232,10 +232,12 @@ class OnMachine:
             fits = ok[name]
             mix = {part: name if fits[part] else proven[part] for part in fits}
             usable = fits["unet"] and all(ok[how][part] for part, how in mix.items())
-            wanted = self.every_picture or not recommended
-            if self.schedule is None or not usable or row.falls_back or not wanted:
-                if self.schedule is None and usable and not recommended and not row.falls_back:
-                    recommended = mix
+            # what falls back is another row's arithmetic, unless it is how the bundle was proven
+            own = not row.falls_back or name in proven.values()
+            if not usable or not own or (recommended and not self.every_picture):
+                continue
+            if self.schedule is None:
+                recommended = recommended or mix
                 continue
             drawn, problem = self._picture(mix)
             if set(mix.values()) == {name}:

@@ -175,7 +175,7 @@ class OnMachine:
         models = {name: self.bundle.model(name) for name in self.bundle.components}
         target = manifest.target.name
         components = tuple(self._component(name, arithmetic) for name in models)
-        limit = arithmetic_image_tolerance(target, coarsest(models), arithmetic.expects)
+        limit = arithmetic_image_tolerance(target, coarsest(models), arithmetic.expects, arithmetic.device)
         return ArithmeticRow(arithmetic, self._computed(arithmetic), components, limit)
 
     def _computed(self, arithmetic: Arithmetic) -> Computed:

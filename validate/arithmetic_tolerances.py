@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..quantize.scheme import parse_scheme
-from ..runtimes.arithmetic import Computed
+from ..runtimes.arithmetic import CPU, VULKAN, Computed, Device
 from .tolerances import AUTO_IMAGE_DB, ImageTolerance, Tolerance, coarsest_scheme, image_tolerance, tolerance
 
 
@@ -48,32 +48,48 @@ FLOORS: Final[dict[Computed, ArithmeticFloor]] = {
 }
 
 
-def arithmetic_tolerance(component: str, target: str, precision: str, expects: Computed) -> Tolerance:
+GPU_FLOAT32: Final = ArithmeticFloor(
+    75.0, 75.0, 75.0, "a GPU's exponentials and quotients are coarser: ncnn's Vulkan leaves 80 dB and more on lavapipe"
+)
+
+
+def floor_of(precision: str, expects: Computed, device: Device) -> ArithmeticFloor | None:
+    """The floor beside the scheme's own, or None: in float32, and where the scheme itself computes in float16."""
+    if parse_scheme(coarsest_scheme(precision)).computes_half:
+        return None
+    return GPU_FLOAT32 if device == VULKAN and expects == "float32" else FLOORS.get(expects)
+
+
+def arithmetic_tolerance(
+    component: str, target: str, precision: str, expects: Computed, device: Device = CPU
+) -> Tolerance:
     """`loss` against PyTorch in float32, under an arithmetic that computes as `expects` says."""
     scheme = tolerance("loss", component, target, precision)
-    if expects not in FLOORS or parse_scheme(coarsest_scheme(precision)).computes_half:
+    floor = floor_of(precision, expects, device)
+    if floor is None:
         return scheme
-    floor = FLOORS[expects]
     return Tolerance(round(together(scheme.min_snr_db, floor.of(component)), 1), f"{scheme.why}; {floor.why}")
 
 
-def arithmetic_fidelity(component: str, target: str, precision: str, expects: Computed) -> Tolerance:
+def arithmetic_fidelity(
+    component: str, target: str, precision: str, expects: Computed, device: Device = CPU
+) -> Tolerance:
     """`fidelity`: against PyTorch with equally rounded weights."""
     scheme = tolerance("fidelity", component, target, precision)
-    if expects not in FLOORS or parse_scheme(coarsest_scheme(precision)).computes_half:
+    floor = floor_of(precision, expects, device)
+    if floor is None:
         return scheme
-    floor = FLOORS[expects]
     if scheme.min_snr_db > floor.of(component):  # at float32 only the order of sums differs: the arithmetic decides
         return Tolerance(floor.of(component), floor.why)
     return Tolerance(round(together(scheme.min_snr_db, floor.of(component)), 1), f"{scheme.why}; {floor.why}")
 
 
-def arithmetic_image_tolerance(target: str, precision: str, expects: Computed) -> ImageTolerance:
+def arithmetic_image_tolerance(target: str, precision: str, expects: Computed, device: Device = CPU) -> ImageTolerance:
     """The picture's, in the same way."""
     scheme = image_tolerance(target, precision)
-    if expects not in FLOORS or parse_scheme(coarsest_scheme(precision)).computes_half:
+    floor = floor_of(precision, expects, device)
+    if floor is None:
         return scheme
-    floor = FLOORS[expects]
     return ImageTolerance(round(together(scheme.min_psnr_db, floor.picture_db), 1), f"{scheme.why}; {floor.why}")
 
 

@@ -175,7 +175,8 @@ class MeasureOnMachine:
 
     def unanswered(self, problem: str = "") -> ComponentReport:
         """The report before anything is asked, or, with a `problem`, when nothing was answered."""
-        where = (self.model.component, self.model.target, self.model.precision, self.arithmetic.expects)
+        how = (self.arithmetic.expects, self.arithmetic.device)
+        where = (self.model.component, self.model.target, self.model.precision, *how)
         return ComponentReport(
             self.model.component,
             self.model.precision,

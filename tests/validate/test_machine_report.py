@@ -75,6 +75,11 @@ def test_floors_of_weights_and_arithmetic_add_as_powers() -> None:
     assert arithmetic_fidelity("vae_decoder", "ncnn", "fp16", "float32").min_snr_db == 95.0
 
 
+def test_float32_on_a_gpu_has_a_floor_of_its_own() -> None:
+    assert arithmetic_fidelity("unet", "ncnn", "fp16", "float32", "vulkan").min_snr_db == 75.0
+    assert arithmetic_fidelity("unet", "ncnn", "w8c_a8", "float32", "vulkan").min_snr_db == pytest.approx(7.0, abs=0.1)
+
+
 def test_no_floor_of_an_arithmetic_can_be_lowered_in_passing() -> None:
     """Lower bounds: each is at most 4 dB below what the demo leaves (docs/measurements.md)."""
     for kind, component_db, unet_db in (("float16 stored", 50, 42), ("float16", 45, 33), ("bfloat16 stored", 35, 24)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -77,7 +77,7 @@ def _row(row: ArithmeticRow) -> RowEntry:
 
 
 def with_arithmetic(
-    inputs: PackInputs, machines: Sequence[Machine], cache: Cache, run: Runner
+    inputs: PackInputs, machines: Sequence[Machine], cache: Cache, run: Runner, say: Callable[[str], None]
 ) -> tuple[PackInputs, tuple[MachineReport, ...]]:
     """`inputs` with the manifest's section, after a run of the bundle to come on each machine."""
     models = {model.component: model for model in inputs.models}
@@ -89,7 +89,7 @@ def with_arithmetic(
         bundle = open_bundle(folder)
         known = known_answers(bundle, inputs.checkpoint, run)
         reports = tuple(
-            on_machine(bundle, inputs.checkpoint, known, machine, run, cache.root / "work").check()
+            on_machine(bundle, inputs.checkpoint, known, machine, run, cache.root / "work", say=say).check()
             for machine in machines
         )
     return replace(inputs, arithmetic=arithmetic_entry(models, reports)), reports

@@ -155,7 +155,7 @@ def convert(
             if chosen.bundle.goldens and (built.parity is None or built.parity.ok):
                 inputs = with_goldens(inputs, cache.root / "work", run)
             sound = built.parity is None or built.parity.ok
-            inputs, on_machines = with_arithmetic(inputs, machines if sound else (), cache, run)
+            inputs, on_machines = with_arithmetic(inputs, machines if sound else (), cache, run, progress.say)
             proven.append((places[name], inputs, built.parity, on_machines))
         converted = [  # only now does anything at `output` change
             Converted(place.publish(inputs, parity, on_machines), parity, on_machines)

@@ -15,6 +15,9 @@ FLOAT32: Final = "float32"
 PROVEN: Final = ""
 """In place of a name: the arithmetic that the target proves a model in, `Target.proven_in(model)`."""
 
+PROBE_ROWS: Final = 64
+"""Rows of the matrix that a target's probe multiplies: enough for a runtime to use the kernels that models use."""
+
 Device = Literal["cpu", "vulkan"]
 CPU: Final[Device] = "cpu"
 VULKAN: Final[Device] = "vulkan"

@@ -19,6 +19,11 @@ WEAKER: dict[Computed, int] = {"float16": 0, "bfloat16": 0, "float16 stored": 1,
 """How exact a kind of arithmetic is, the least exact first: a processor falls back to a higher one, never lower."""
 
 
+def falls_back(expects: Computed, computed: Computed) -> bool:
+    """Whether a processor that `computed` so, asked for `expects`, has no instructions for what it was asked for."""
+    return WEAKER.get(computed, 0) > WEAKER.get(expects, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class ArithmeticRow:
     """One arithmetic on one machine.
@@ -39,7 +44,7 @@ class ArithmeticRow:
     @property
     def falls_back(self) -> bool:
         """Whether the processor computes more exactly than the arithmetic asks for, having no instructions for it."""
-        return WEAKER.get(self.computed, 0) > WEAKER.get(self.arithmetic.expects, 0)
+        return falls_back(self.arithmetic.expects, self.computed)
 
     def component(self, name: str) -> ComponentReport:
         """The report of one."""

@@ -5,6 +5,7 @@ The keys hold the digests of the bundle's files, so that a bundle that has chang
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from ..pipeline.artifacts import TargetModel
-from ..runtimes.arithmetic import Arithmetic, Computed, Opening
+from ..runtimes.arithmetic import PROBE_ROWS, Arithmetic, Computed, Opening
 from ..runtimes.isolation import IsolatedSession, open_isolated
 from ..runtimes.machines.machine import Machine
 from .arithmetic_tolerances import arithmetic_fidelity, arithmetic_tolerance
@@ -23,7 +24,7 @@ from .report import ComponentReport
 
 OPENER: Final = "diffusette.runtimes.registry:open_model"
 _SUMMANDS: Final = 1024
-_SIDE: Final = 8
+_COLUMNS: Final = 512
 _NEAR: Final = 2**-4  # of a sum: more than 1024 additions in 16 bits lose
 
 
@@ -44,10 +45,15 @@ def open_on(machine: Machine, model: TargetModel, arithmetic: str, threads: int)
 
 @dataclass(frozen=True, slots=True)
 class ComputedIn:
-    """What a probe found."""
+    """What a probe found.
+
+    Args:
+        operations_per_second: of the product, multiplications and additions. Of an emulator's processor: nobody else's.
+    """
 
     folder: Path
     computed: Computed
+    operations_per_second: float
     digest: str = ""
 
 
@@ -68,7 +74,7 @@ class ProbeArithmetic:
     threads: int = 2
 
     name: ClassVar[str] = "probe"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     output: ClassVar[type] = ComputedIn
 
@@ -79,20 +85,27 @@ class ProbeArithmetic:
         x, w = probe_factors()
         with open_on(self.machine, self.model, self.arithmetic, self.threads) as session:
             (spec,) = session.inputs
-            (answer,) = session.run({spec.name: x.reshape(spec.shape)}).values()
-        return ComputedIn(into, computed_in(x.astype(np.float64) @ w.astype(np.float64), answer))
+            feeds = {spec.name: x.reshape(spec.shape)}
+            (answer,) = session.run(feeds).values()
+            started = time.monotonic()  # an emulator translates code when it first meets it
+            session.run(feeds)
+            seconds = time.monotonic() - started
+        operations = 2 * x.shape[0] * w.size
+        return ComputedIn(
+            into, computed_in(x.astype(np.float64) @ w.astype(np.float64), answer), operations / max(seconds, 1e-6)
+        )
 
 
 def probe_factors() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """x [8, 1024] and w [1024, 8], float32: multiples of 1/8 in -1..1, most of them positive so that sums are large."""
+    """x [64, 1024] and w [1024, 512], float32: multiples of 1/8 in -1..1, most positive so that sums are large."""
     random = np.random.default_rng(1024)
-    x = random.integers(1, 9, (_SIDE, _SUMMANDS)) / 8
-    w = random.integers(-1, 9, (_SUMMANDS, _SIDE)) / 8
+    x = random.integers(1, 9, (PROBE_ROWS, _SUMMANDS)) / 8
+    w = random.integers(-1, 9, (_SUMMANDS, _COLUMNS)) / 8
     return x.astype(np.float32), w.astype(np.float32)
 
 
 def computed_in(sums: np.ndarray[Any, Any], answer: np.ndarray[Any, Any]) -> Computed:
-    """In what numbers `answer` was computed, when `sums`, [8, 8] in float64, are right."""
+    """In what numbers `answer` was computed, when `sums`, [64, 512] in float64, are right."""
     found = np.asarray(answer, np.float32).reshape(sums.shape)
     exact = sums.astype(np.float32)
     if np.array_equal(found, exact):

@@ -6,18 +6,17 @@ from pathlib import Path
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.hashing import sha256_of_file
+from ..arithmetic import PROBE_ROWS
 from ..protocol import Array
 from .flat import pack, read
 
-ROWS = 8
-
 
 def probe_model(w: Array, into: Path) -> TargetModel:
-    """x [8, 1024] times `w` [1024, 8], in float32: `probe.mnn`."""
+    """x [64, 1024] times `w` [1024, n], in float32: `probe.mnn`."""
     import MNN.expr as expr
 
     depth, columns = w.shape
-    x = expr.placeholder([ROWS, depth], expr.NCHW, expr.float)
+    x = expr.placeholder([PROBE_ROWS, depth], expr.NCHW, expr.float)
     x.name = "x"
     product = expr.matmul(x, expr.const(w, list(w.shape), expr.NCHW, expr.float))
     product.name = "y"
@@ -30,8 +29,8 @@ def probe_model(w: Array, into: Path) -> TargetModel:
         target="mnn",
         precision="fp32",
         files=(file.name,),
-        inputs=(TensorSpec("x", "float32", (ROWS, depth)),),
-        outputs=(TensorSpec("y", "float32", (ROWS, columns)),),
+        inputs=(TensorSpec("x", "float32", (PROBE_ROWS, depth)),),
+        outputs=(TensorSpec("y", "float32", (PROBE_ROWS, columns)),),
         bits_per_weight=32.0,
         digest=sha256_of_file(file),
     )

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from ...pipeline.artifacts import TargetModel, TensorSpec
 from ...pipeline.hashing import sha256_of_file
+from ..arithmetic import PROBE_ROWS
 from ..protocol import Array
-
-ROWS: Final = 8
 
 
 def probe_model(w: Array, into: Path, *, half: bool) -> TargetModel:
-    """x [8, 1024] times `w` [1024, 8]: float32 outside; with `half`, float16 inside, as in graphs of `fp16_a16`."""
+    """x [64, 1024] times `w` [1024, n]: float32 outside; with `half`, float16 inside, as in graphs of `fp16_a16`."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -27,8 +25,8 @@ def probe_model(w: Array, into: Path, *, half: bool) -> TargetModel:
     if half:
         nodes.insert(0, helper.make_node("Cast", ["x"], ["x.half"], "x.half", to=TensorProto.FLOAT16))
         nodes.append(helper.make_node("Cast", ["y.half"], ["y"], "y", to=TensorProto.FLOAT))
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, depth])
-    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS, columns])
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [PROBE_ROWS, depth])
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, [PROBE_ROWS, columns])
     graph = helper.make_graph(nodes, "probe", [given], [made], [weight])
     file = into / "probe.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(file))
@@ -38,8 +36,8 @@ def probe_model(w: Array, into: Path, *, half: bool) -> TargetModel:
         target="ort",
         precision="fp16_a16" if half else "fp32",
         files=(file.name,),
-        inputs=(TensorSpec("x", "float32", (ROWS, depth)),),
-        outputs=(TensorSpec("y", "float32", (ROWS, columns)),),
+        inputs=(TensorSpec("x", "float32", (PROBE_ROWS, depth)),),
+        outputs=(TensorSpec("y", "float32", (PROBE_ROWS, columns)),),
         bits_per_weight=16.0 if half else 32.0,
         digest=sha256_of_file(file),
     )

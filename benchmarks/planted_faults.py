@@ -36,10 +36,12 @@ from diffusette.pipeline.gate import ask_pytorch, ask_rounded
 from diffusette.pipeline.layers import look_into
 from diffusette.pipeline.origin import open_reference_checkpoint
 from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.recipe import parse_recipe
+from diffusette.pipeline.recorded_rounding import recorded_rounding
+from diffusette.pipeline.run_stage import run_stage
 from diffusette.pipeline.sessions import opener
-from diffusette.pipeline.stage import Runner, run_stage
-from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.pipeline.stage import Runner
+from diffusette.quantize.quantized import quantized_weights
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.registry import get_target
 from diffusette.runtimes.taps import Tapped, Wiring, inside
 from diffusette.tests.faults import CODED, EDITS, Fault, guilty, plant
@@ -78,8 +80,7 @@ def measure(options: argparse.Namespace, bundle: Bundle, folder: Path) -> dict[s
     assert isinstance(target, Tapped)
     with cache.used():
         probes = ask_pytorch(checkpoint, facts.size, run)
-        recipe = parse_recipe(facts.recipe, "the bundle's recipe")
-        plan = calibrated({part: bundle.plan(part)}, checkpoint, facts.size, recipe, run)[part]
+        plan = calibrated({part: bundle.plan(part)}, checkpoint, facts.size, recorded_rounding(bundle), run)[part]
         time_embedding = facts.time_embedding.model_dump()
         (report,) = check_components(
             opener(bundle, threads),

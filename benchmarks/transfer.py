@@ -24,8 +24,8 @@ from diffusette.pipeline.calibrate import draw_samples
 from diffusette.pipeline.goal import Goal
 from diffusette.pipeline.progress import Silent
 from diffusette.pipeline.recipe import parameters_of, parse_recipe
+from diffusette.pipeline.run_stage import run_stage
 from diffusette.pipeline.search import candidates, search
-from diffusette.pipeline.stage import run_stage
 from diffusette.runtimes.registry import get_target
 from diffusette.validate.scenes import oracle_prompts, render
 
@@ -102,7 +102,7 @@ def compare(folder: Path, bits: float, target: str) -> dict[str, Any]:
         for name, source in (("demo", demo), ("fine-tune", tuned))
     }
     shapes = parameters_of(tuned)
-    bench = Bench(tuned, SIZE, draw_samples(tuned, SIZE, recipe, run), schemes, recipe, shapes, run)
+    bench = Bench(tuned, SIZE, draw_samples(tuned, SIZE, recipe.rounding, run), schemes, recipe.rounding, shapes, run)
     rows = {}
     for name, each in found.items():
         plans = each.recipe.plans(shapes)

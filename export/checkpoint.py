@@ -19,11 +19,12 @@ from ..pipeline.hashing import sha256_of_file
 from ..pipeline.plain_file import read_plain
 from . import controlnet, tiny_decoder
 from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
+from .config import architecture
 from .controlnet import read_controlnet, taking_residuals
 from .diffusers_folder import INDEX
 from .families import Family, Part, recognise, refuse_unsupported
-from .graph import architecture
-from .layout import Layout, PartWeights, read_folder
+from .folder_layout import read_folder
+from .layout import Layout, PartWeights
 from .loose_file import is_single_file, refuse_loose
 from .pickled_file import is_pickled
 from .single_file.tokenizer import size_of

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..pipeline.artifacts import ComponentSource, TensorSpec
+from .config import PIXELS_PER_LATENT, layers_of
 from .families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
 
 TIME_IDS: Final = 6  # SDXL: original height and width, crop's top and left, target height and width
-PIXELS_PER_LATENT: Final = 8  # of every Stable Diffusion VAE; a UNet's config does not tell
 MAX_TOKENS: Final = 77  # CLIP's context, "Learning Transferable Visual Models" (Radford et al. 2021)
 
 CONTROL_PICTURE: Final = "controlnet_cond"  # [1, 3, H, W] in 0..1: ControlNetModel.forward's name
@@ -70,12 +70,6 @@ def _residuals(config: Mapping[str, Any], size: tuple[int, int], names: tuple[st
             shapes.append((width, h, w))
     down = [TensorSpec(f"{names[0]}_{index}", "float32", (1, *shape)) for index, shape in enumerate(shapes)]
     return [*down, TensorSpec(names[1], "float32", (1, channels[-1], h, w))]
-
-
-def layers_of(config: Mapping[str, Any]) -> list[int]:
-    """Residual layers of each level of a UNet or a ControlNet; its config may say one number for all."""
-    layers = config["layers_per_block"]
-    return [layers] * len(config["block_out_channels"]) if isinstance(layers, int) else list(layers)
 
 
 def residual_inputs(outputs: tuple[str, ...]) -> dict[str, str]:

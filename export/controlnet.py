@@ -15,11 +15,10 @@ from typing import Any, Final
 
 from ..pipeline.artifacts import ComponentSource
 from ..pipeline.errors import CheckpointError
-from .contract import PIXELS_PER_LATENT, layers_of
+from .config import PIXELS_PER_LATENT, architecture, layers_of
 from .diffusers_folder import INDEX, read_json
 from .families import TEXT_WIDTHS, Part
 from .families.family import TAKES_RESIDUALS
-from .graph import architecture
 from .layout import PartWeights, read_parts
 from .stored_file import read_stored
 from .weight_files import find_weights
@@ -223,7 +222,7 @@ def _plain(key: str, config: Mapping[str, Any]) -> Any:
 
 def _refuse_misfits(weights: PartWeights, source: ComponentSource, place: Path) -> None:
     """Compare every tensor with the network that the configuration describes, which costs no weights."""
-    from .modules import build
+    from .network import build
 
     shapes = {tensor.name: tensor.shape for tensor in weights.tensors}
     wanted = {name: tuple(parameter.shape) for name, parameter in build(source).named_parameters()}

@@ -17,6 +17,7 @@ import rfc8785
 
 from ..pipeline.artifacts import ComponentSource, TensorSpec
 from ..pipeline.errors import ExportError
+from .config import architecture
 
 OPSET: Final = 18  # newest that ONNX Runtime and MNN both run without rewriting: docs/decisions/0006
 
@@ -98,12 +99,6 @@ class ExportGraph:
         return Graph(into, self.component, input_specs(source, self.size), output_specs(source, self.size))
 
 
-def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that decides what is computed: without provenance, and the dtype weights were saved in."""
-    noise = {"_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype"}
-    return {name: value for name, value in config.items() if name not in noise}
-
-
 def _trace(source: ComponentSource, size: tuple[int, int]) -> Any:
     import logging
     import warnings
@@ -111,7 +106,8 @@ def _trace(source: ComponentSource, size: tuple[int, int]) -> Any:
     import torch
 
     from .contract import input_specs, output_specs
-    from .modules import build, wrap
+    from .modules import wrap
+    from .network import build
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # says that torchvision is absent, four times
     module = wrap(source, build(source))

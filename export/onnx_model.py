@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Final
 
 from ..pipeline.artifacts import ComponentSource, OnnxModel
 from ..pipeline.stage import Runner
+from ..quantize.codes_file import QuantizedWeights
 from ..quantize.low_rank import UP
 from ..quantize.plan import Plan
-from ..quantize.quantized import QuantizedWeights, quantized_weights
+from ..quantize.quantized import quantized_weights
 from .branches import BranchGraph
 from .graph import ExportGraph, Graph, WeightSlot
 from .simplify import SimplifyGraph
@@ -52,7 +53,7 @@ class WriteOnnx:
     def run(self, into: Path) -> OnnxModel:
         import onnx
 
-        from ..quantize.quantized import ApartWeights, StoredWeights
+        from ..quantize.stored_weights import ApartWeights, StoredWeights
 
         model = onnx.load(str(self.graph.file))
         slots = self.graph.slots()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..pipeline.errors import CheckpointError
+from .config import architecture
 from .diffusers_folder import read_json
-from .graph import architecture
 from .layout import PartWeights, read_parts
 from .weight_files import find_weights
 

@@ -99,7 +99,7 @@ class OneTarget:
         """The models of `plans`; with `gate` also their parity, and the speed of those with integers."""
         probes = ask_pytorch(self.source, self.size, self.run) if gate else None
         plans, remarks = self.within_float16(plans, parameters, probes)
-        plans = ranged(self.grouped(plans), self.source, self.runtime, self.size, recipe, self.run)
+        plans = ranged(self.grouped(plans), self.source, self.runtime, self.size, recipe.rounding, self.run)
         models = _noted(self.build(plans), remarks)
         if probes is None:
             return Built(recipe, plans, models, None)
@@ -117,9 +117,9 @@ class OneTarget:
         tried = candidates(self.runtime, recipe, parameters)
         for number, (settled, plans) in enumerate(tried, start=1):
             label, last = f"{self.runtime.name} {settled.quantize.precision}", number == len(tried)
-            plans = calibrated(plans, self.source, self.size, settled, self.run)
+            plans = calibrated(plans, self.source, self.size, settled.rounding, self.run)
             plans, remarks = self.within_float16(plans, parameters, probes)
-            plans = ranged(self.grouped(plans), self.source, self.runtime, self.size, settled, self.run)
+            plans = ranged(self.grouped(plans), self.source, self.runtime, self.size, settled.rounding, self.run)
             models = _noted(self.build(plans), remarks)
             speeds = self.race({part: model for part, model in models.items() if model.precision != "fp32"}, probes)
             default = {part: forms[""] for part, forms in speeds.items()}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from .artifacts import Checkpoint
 from .goal import MenuRow
-from .recipe import Recipe
 from .stage import Runner
 
 if TYPE_CHECKING:
     from ..quantize.calibrated import RoundedLayers
     from ..quantize.losses import LossTable
     from ..quantize.plan import Plan, Shapes
+    from ..quantize.rounding import Rounding
     from ..quantize.samples import Samples
     from ..quantize.search import Chosen
     from ..validate.mixture import Mixture
@@ -41,7 +41,7 @@ class Bench:
         size: tuple[int, int],
         samples: Samples,
         schemes: tuple[str, ...],
-        recipe: Recipe,
+        rounding: Rounding,
         shapes: Mapping[str, Shapes],
         run: Runner,
     ) -> None:
@@ -49,8 +49,8 @@ class Bench:
 
         self.cheap = is_cheap(source, size)
         self._source, self._size, self._samples, self._run, self._shapes = source, size, samples, run, shapes
-        self._recipe = recipe
-        self._plan = calibration_plans(source, size, recipe.calibrate.prompts)[0]
+        self._rounding = rounding
+        self._plan = calibration_plans(source, size, rounding.prompts)[0]
         self._calls = _CALLS if self.cheap else _FEW_CALLS
         self.rounded_with: tuple[str, ...] = ()  # schemes of integers that every layer was rounded at by GPTQ
         self.rounded: dict[str, tuple[RoundedLayers, ...]] = {}
@@ -134,11 +134,11 @@ class Bench:
         from ..validate.mixture import TryMixture
         from .calibrate import draw_for_tuning
 
-        if self._recipe.quantize.rounding == "gptq" or not can_be_tuned(self._source, self._size):
+        if self._rounding.method == "gptq" or not can_be_tuned(self._source, self._size):
             return None
         if all(plan.is_float for plan in row.plans.values()):
             return None
-        along = draw_for_tuning(self._source, self._size, self._recipe, self._run)
+        along = draw_for_tuning(self._source, self._size, self._rounding, self._run)
         coded = {part: plan for part, plan in row.plans.items() if not plan.is_float}
         plans = {**row.plans, **{part: replace(plan, tuned=along) for part, plan in coded.items()}}
         tuned = {part: tuned_weights(self._source.components[part], plans[part], self._run) for part in coded}

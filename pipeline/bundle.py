@@ -16,15 +16,11 @@ from .hashing import sha256_of_file, sha256_of_json
 from .manifest import MANIFEST, MAX_BYTES, Manifest, parse_manifest
 from .manifest_entries import FileEntry
 from .plain_file import read_plain
-from .progress import Progress, Silent
 from .schedule import CompiledSchedule
 from .stray_weights import stray_weights
 
 if TYPE_CHECKING:
     from ..quantize.plan import Plan
-    from ..runtimes.txt2img.generate import Drawing
-    from ..validate.latency import ProfileReport
-    from ..validate.report import ParityReport
 
 _HINT: Final = "copy the bundle again from where it was whole, or convert the checkpoint again"
 # Not part of a bundle, and put into every folder by the systems that bundles are copied through.
@@ -155,24 +151,6 @@ class Bundle:
     def verify(self) -> Verification:
         """Hash every declared file again. Opening compares sizes only, which is fast."""
         return _verification(self.path, self.manifest)
-
-    def check(self, *, progress: Progress | None = None, **options: Any) -> tuple[ParityReport, list[str]]:
-        """Compare with PyTorch: `check.check_bundle`."""
-        from .check import check_bundle
-
-        return check_bundle(self, progress=progress or Silent(), **options)
-
-    def profile(self, *, progress: Progress | None = None, **options: Any) -> ProfileReport:
-        """Time and memory of every component: `measure.measure_bundle`."""
-        from .measure import measure_bundle
-
-        return measure_bundle(self, progress=progress or Silent(), **options)
-
-    def generate(self, prompt: str, *, progress: Progress | None = None, **options: Any) -> Drawing:
-        """Draw `prompt`: `draw.draw_with_bundle`."""
-        from .draw import draw_with_bundle
-
-        return draw_with_bundle(self, prompt, progress=progress or Silent(), **options)
 
 
 def open_bundle(path: str | Path) -> Bundle:

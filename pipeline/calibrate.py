@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING
 
 from .artifacts import Checkpoint
 from .errors import UnsupportedPrecision, UsageError
-from .recipe import Recipe
 from .stage import Runner
 
 if TYPE_CHECKING:
     from ..quantize.plan import Plan
+    from ..quantize.rounding import Rounding
     from ..quantize.samples import Samples
     from ..runtimes.protocol import Target
     from ..validate.probes import ProbePlan
 
 
-def draw_samples(checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner) -> Samples:
-    """Run PyTorch along the trajectories of the recipe's calibration prompts; what was drawn before is not again."""
+def draw_samples(checkpoint: Checkpoint, size: tuple[int, int], rounding: Rounding, run: Runner) -> Samples:
+    """Run PyTorch along the trajectories of the calibration prompts; what was drawn before is not again."""
     from ..validate.calibration import VAE_SIDE, calibration_plans, is_cheap
 
-    plans = calibration_plans(checkpoint, size, recipe.calibrate.prompts)
+    plans = calibration_plans(checkpoint, size, rounding.prompts)
     return replace(_drawn(checkpoint, size, plans, run), vae_side=0 if is_cheap(checkpoint, size) else VAE_SIDE)
 
 
-def draw_for_tuning(checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner) -> Samples:
+def draw_for_tuning(checkpoint: Checkpoint, size: tuple[int, int], rounding: Rounding, run: Runner) -> Samples:
     """As `draw_samples`, along the many more trajectories that scales are fitted to."""
     from ..validate.calibration import tuning_plans
 
-    return _drawn(checkpoint, size, tuning_plans(checkpoint, size, recipe.calibrate.prompts), run, "for tuning")
+    return _drawn(checkpoint, size, tuning_plans(checkpoint, size, rounding.prompts), run, "for tuning")
 
 
 def _drawn(
@@ -47,34 +47,33 @@ def _drawn(
 
 
 def calibrated(
-    plans: Mapping[str, Plan], checkpoint: Checkpoint, size: tuple[int, int], recipe: Recipe, run: Runner
+    plans: Mapping[str, Plan], checkpoint: Checkpoint, size: tuple[int, int], rounding: Rounding, run: Runner
 ) -> dict[str, Plan]:
-    """`plans`, those with integer codes with the samples that the recipe's rounding needs.
+    """`plans`, those with integer codes with the samples that their rounding needs.
 
     Raises:
         UsageError: see `refuse_tuning`.
     """
-    rounding = recipe.quantize.rounding
-    if rounding == "nearest" or all(plan.is_float for plan in plans.values()):
+    if rounding.method == "nearest" or all(plan.is_float for plan in plans.values()):
         return dict(plans)
-    refuse_tuning(recipe, checkpoint, size)
-    samples = draw_samples(checkpoint, size, recipe, run)
-    tuned = draw_for_tuning(checkpoint, size, recipe, run) if rounding == "tuned" else None
+    refuse_tuning(rounding, checkpoint, size)
+    samples = draw_samples(checkpoint, size, rounding, run)
+    tuned = draw_for_tuning(checkpoint, size, rounding, run) if rounding.method == "tuned" else None
     return {
         part: plan if plan.is_float else replace(plan, samples=samples, tuned=tuned) for part, plan in plans.items()
     }
 
 
-def refuse_tuning(recipe: Recipe, checkpoint: Checkpoint, size: tuple[int, int]) -> None:
+def refuse_tuning(rounding: Rounding, checkpoint: Checkpoint, size: tuple[int, int]) -> None:
     """Refuse to fit scales where a UNet call takes seconds, before anything is drawn.
 
     Raises:
-        UsageError: the recipe asks for it, and it would take hours.
+        UsageError: it is asked for, and it would take hours.
     """
     from ..quantize.tuning import BATCH, STEPS
     from ..validate.calibration import can_be_tuned
 
-    if recipe.quantize.rounding == "tuned" and not can_be_tuned(checkpoint, size):
+    if rounding.method == "tuned" and not can_be_tuned(checkpoint, size):
         raise UsageError(
             f'[quantize] rounding = "tuned" runs each component {STEPS * BATCH} times forwards and backwards: '
             f"hours, for a UNet of this size at {size[0]}x{size[1]}",
@@ -82,15 +81,15 @@ def refuse_tuning(recipe: Recipe, checkpoint: Checkpoint, size: tuple[int, int])
         )
 
 
-def refuse_activations(target: Target, recipe: Recipe, plans: Mapping[str, Plan]) -> None:
+def refuse_activations(target: Target, rounding: Rounding, plans: Mapping[str, Plan]) -> None:
     """Refuse a way of rounding activations that `target` does not have, before anything is built.
 
     Raises:
-        UnsupportedPrecision: the recipe asks for it, and a scheme has activations of 8 bits.
+        UnsupportedPrecision: it is asked for, and a scheme has activations of 8 bits.
     """
     from ..runtimes.registry import TARGETS, get_target
 
-    wanted = recipe.quantize.activations
+    wanted = rounding.activations
     if wanted and wanted not in target.activations and any(_rounds_activations(plan) for plan in plans.values()):
         able = [f"--target {name}" for name in TARGETS if wanted in get_target(name).activations]
         raise UnsupportedPrecision(
@@ -105,16 +104,16 @@ def ranged(
     checkpoint: Checkpoint,
     target: Target,
     size: tuple[int, int],
-    recipe: Recipe,
+    rounding: Rounding,
     run: Runner,
 ) -> dict[str, Plan]:
     """`plans`, those with activations of 8 bits with the ranges that `target` rounds them over, if it does."""
     from ..quantize.ranges import layer_ranges
 
-    way = recipe.quantize.activations or "".join(target.activations[:1])
+    way = rounding.activations or "".join(target.activations[:1])
     if way != "static" or not any(_rounds_activations(plan) for plan in plans.values()):
         return dict(plans)
-    samples, method = draw_samples(checkpoint, size, recipe, run), recipe.calibrate.ranges
+    samples, method = draw_samples(checkpoint, size, rounding, run), rounding.ranges
     return {
         part: replace(plan, ranges=layer_ranges(checkpoint.components[part], samples, method, run))
         if _rounds_activations(plan)

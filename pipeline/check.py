@@ -18,9 +18,9 @@ from .errors import UsageError
 from .gate import ask_pytorch, beside_rounding, coarsest, pictures_are_cheap
 from .known_answers import intact_checkpoint, known_answers
 from .origin import Origin
-from .progress import Progress
+from .progress import Progress, Silent
+from .run_stage import run_stage
 from .sessions import opener, painter
-from .stage import run_stage
 from .timesteps import timesteps_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_bundle(
     timesteps: bool | None = None,
     threads: int = 2,
     cache: Cache | None = None,
-    progress: Progress,
+    progress: Progress | None = None,
 ) -> tuple[ParityReport, list[str]]:
     """Compare every component, and pictures where asked for or cheap; return the report and remarks for people.
 
@@ -67,7 +67,7 @@ def check_bundle(
         CheckpointError: there is no reference to compare with.
         UsageError: the bundle has no such schedule, or pictures are chosen but not wanted.
     """
-    cache = cache or Cache.default()
+    cache, progress = cache or Cache.default(), progress or Silent()
     checkpoint = intact_checkpoint(bundle, reference, cache)
     cheap = pictures_are_cheap(checkpoint, bundle.manifest.size)
     pictures = cheap if image is None else image

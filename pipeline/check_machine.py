@@ -21,7 +21,8 @@ from .check import refuse_prompts
 from .gate import pictures_are_cheap
 from .known_answers import Known, intact_checkpoint, known_answers
 from .on_machine import CALLS, OnMachine
-from .stage import Runner, run_stage
+from .run_stage import run_stage
+from .stage import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -84,9 +84,9 @@ def convert(
     from .forecast import forecast, refuse_if_too_small
     from .goldens import with_goldens
     from .hindsight import Ledger, compared
+    from .run_stage import run_stage
     from .sampling import recipe_for, sampling_of
     from .search_beside import search_beside
-    from .stage import run_stage
 
     started = time.monotonic()
     progress = progress or Silent()
@@ -121,7 +121,7 @@ def convert(
     plans = (chosen.settled("fp32") if automatic else chosen).plans(parameters)
     for runtime in runtimes.values():
         _refuse_unsupported(runtime, source, plans)
-        refuse_activations(runtime, chosen, plans)
+        refuse_activations(runtime, chosen.rounding, plans)
     precisions = {part: plan.label for part, plan in plans.items()}
     pixels = chosen.size_for(source)
     root = Path(os.path.realpath(output))
@@ -138,7 +138,7 @@ def convert(
     with cache.used():  # nobody may prune what later stages read
         run = Ledger(partial(run_stage, cache=cache, progress=progress), cache)
         tokenizers, schedules = _accessories(source, chosen, sampling, run)
-        plans = calibrated(plans, source, pixels, chosen, run)
+        plans = calibrated(plans, source, pixels, chosen.rounding, run)
         if found:
             plans = {part: replace(plan, rounded_with=found.schemes) for part, plan in plans.items()}
         for remark in schedules.remarks():

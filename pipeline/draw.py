@@ -11,7 +11,7 @@ from ..runtimes.txt2img.generate import Drawing, draw
 from ..runtimes.txt2img.generate import Progress as Event
 from ..runtimes.txt2img.picture import write_picture
 from .bundle import Bundle
-from .progress import Progress
+from .progress import Progress, Silent
 from .schedule import CompiledSchedule
 from .sessions import painter
 
@@ -28,7 +28,7 @@ def draw_with_bundle(
     canvas: Canvas | None = None,
     control: Control | None = None,
     threads: int = 2,
-    progress: Progress,
+    progress: Progress | None = None,
 ) -> Drawing:
     """Draw `prompt` with the bundle's runtime, its tokenizer and a compiled schedule; see `txt2img.generate`.
 
@@ -36,6 +36,7 @@ def draw_with_bundle(
         UsageError: the bundle carries no such schedule.
         BundleError: a file of the bundle has changed since it was made.
     """
+    progress = progress or Silent()
     bundle.refuse_damage()
     schedule = bundle.schedule(scheduler, steps)
     if canvas is not None and canvas.strength < 1 and scheduler is None and schedule.history > 1:

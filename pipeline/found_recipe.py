@@ -8,10 +8,10 @@ from math import log10
 from typing import TYPE_CHECKING
 
 from .recipe import Recipe, parse_recipe
-from .recipe_tables import Rounding
 
 if TYPE_CHECKING:
     from ..quantize.losses import LossTable, Option
+    from ..quantize.rounding import Method
     from .goal import Goal, MenuRow
 
 
@@ -22,7 +22,7 @@ def found_recipe(
     row: MenuRow,
     goal: Goal,
     target: str,
-    rounding: Rounding,
+    rounding: Method,
 ) -> Recipe:
     """`base` with the rules that give every layer its scheme; modules are named, so it fits any fine-tune."""
     import tomli_w

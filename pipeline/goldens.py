@@ -16,6 +16,7 @@ from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS, read_canvas
 from ..runtimes.txt2img.control import read_control
 from ..runtimes.txt2img.generate import draw
 from ..validate.golden_checks import Check, check_models, check_port, check_texts
+from ..validate.golden_file import SCHEMA, Goldens, read_goldens
 from ..validate.golden_limits import limits_of, loosest, new_limits
 from ..validate.golden_models import Recorder
 from ..validate.golden_replay import Replay, encode
@@ -25,10 +26,7 @@ from ..validate.goldens import (
     MASK_PLACE,
     PLACE,
     PROMPT,
-    SCHEMA,
     SEED,
-    Goldens,
-    read_goldens,
     write_goldens,
 )
 from ..validate.machine_stages import open_on

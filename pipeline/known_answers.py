@@ -14,7 +14,7 @@ from .errors import BundleError
 from .extras import require_converter
 from .gate import ask_pytorch, ask_rounded
 from .origin import Origin, open_reference_checkpoint
-from .recipe import parse_recipe
+from .recorded_rounding import recorded_rounding
 from .stage import Runner
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def known_answers(bundle: Bundle, checkpoint: Checkpoint, run: Runner) -> Known:
     facts = bundle.manifest
     probes = ask_pytorch(checkpoint, facts.size, run)
     stated = {name: bundle.plan(name) for name in bundle.components}
-    plans = calibrated(stated, checkpoint, facts.size, parse_recipe(facts.recipe, "the bundle's recipe"), run)
+    plans = calibrated(stated, checkpoint, facts.size, recorded_rounding(bundle), run)
     coarse = [name for name in bundle.components if facts.components[name].precision != "fp32"]  # type: ignore[index]
     rounded = {name: ask_rounded(probes, checkpoint.components[name], plans[name], run) for name in coarse}
     return Known(probes, plans, rounded)

@@ -30,7 +30,8 @@ from ..validate.layers.trace import MeasurePeaks, Peaks, TracePoints
 from .child import run_in_child
 from .errors import UsageError
 from .publish import scratch_folder
-from .stage import label_of, run_stage
+from .run_stage import run_stage
+from .stage import label_of
 
 if TYPE_CHECKING:
     from ..quantize.plan import Plan, Shapes

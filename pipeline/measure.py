@@ -18,7 +18,7 @@ from .bundle import Bundle
 from .cache import Cache
 from .errors import UsageError
 from .extras import require_converter
-from .progress import Progress
+from .progress import Progress, Silent
 from .sessions import opener
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ QUICK_RUNS = 5
 TORCH = "diffusette.validate.torch_session:open_reference"
 
 
-def measure_bundle(bundle: Bundle, *, progress: Progress, **options: Any) -> ProfileReport:
+def measure_bundle(bundle: Bundle, *, progress: Progress | None = None, **options: Any) -> ProfileReport:
     """Time one bundle; `options` are those of `measure_bundles`."""
-    (report,) = measure_bundles([bundle], progress=progress, **options)
+    (report,) = measure_bundles([bundle], progress=progress or Silent(), **options)
     return report
 
 

@@ -20,7 +20,8 @@ from .measure import random_feeds
 from .origin import Origin, open_reference_checkpoint
 from .progress import Progress
 from .publish import scratch_folder
-from .stage import Runner, run_stage
+from .run_stage import run_stage
+from .stage import Runner
 
 if TYPE_CHECKING:
     from .artifacts import Checkpoint, TargetModel

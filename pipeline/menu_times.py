@@ -10,13 +10,13 @@ from .goal import Found
 from .stage import Runner
 
 if TYPE_CHECKING:
+    from ..quantize.rounding import Rounding
     from ..runtimes.protocol import Target
     from .artifacts import Checkpoint
-    from .recipe import Recipe
 
 
 def with_times(
-    found: Found, source: Checkpoint, size: tuple[int, int], recipe: Recipe, runtimes: Sequence[Target], run: Runner
+    found: Found, source: Checkpoint, size: tuple[int, int], rounding: Rounding, runtimes: Sequence[Target], run: Runner
 ) -> Found:
     """`found` with milliseconds of a UNet call, for the rows whose weights are rounded already.
 
@@ -32,7 +32,7 @@ def with_times(
 
     if not any(row.plans for row in found.menu):
         return found
-    probes = run(ReferenceProbes(source, size, calibration_plans(source, size, recipe.calibrate.prompts)[0]))
+    probes = run(ReferenceProbes(source, size, calibration_plans(source, size, rounding.prompts)[0]))
     unet = source.components["unet"]
     facts = time_embedding_facts(unet.config)
     times: list[dict[str, float]] = [{} for _ in found.menu]

@@ -115,8 +115,8 @@ class OnMachine:
     def _announced(self, arithmetics: list[Arithmetic]) -> list[Arithmetic]:
         """The same; `say` is told how long they will take, by the speed that each one's probe was multiplied at."""
         minutes = {each.name: self._minutes(self._probe(each).operations_per_second) for each in arithmetics}
-        parts = " and ".join(f"{about:.0f} in {name}" for name, about in minutes.items())
-        self.say(f"forecast for {self.machine.name}: about {parts} minutes, less what the cache has")
+        parts = " and ".join(f"{about:.0f} minutes in {name}" for name, about in minutes.items())
+        self.say(f"forecast for {self.machine.name}: about {parts}, less what the cache has")
         return arithmetics
 
     def _minutes(self, speed: float) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field, PrivateAttr
 
+from ..quantize.rounding import Rounding
 from .artifacts import Checkpoint
 from .errors import RecipeError, UsageError, refuse_unknown
 from .plain_file import read_plain
@@ -53,6 +54,12 @@ class Recipe(Strict):
 
     _name: str = PrivateAttr("")
     _text: str = PrivateAttr("")
+
+    @property
+    def rounding(self) -> Rounding:
+        """What it says about rounding, beside the schemes."""
+        said, seen = self.quantize, self.calibrate
+        return Rounding(said.rounding, said.activations, seen.ranges, seen.prompts)
 
     @property
     def name(self) -> str:

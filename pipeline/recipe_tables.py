@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from ..quantize.rounding import Activations, Method, Ranges
 from .rules import Rule, scheme_name
 from .strict import Strict
 
@@ -66,7 +67,6 @@ Size = Annotated[tuple[int, int], AfterValidator(_whole_latents)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Timestep = Annotated[int, Field(ge=0, lt=1000)]
 OrtForm = Literal["onnx", "ort"]
-Rounding = Literal["nearest", "gptq", "tuned"]
 
 
 class ModelChoice(Strict):
@@ -85,8 +85,8 @@ class QuantizeChoice(Strict):
     """`[quantize]`: a scheme for all, then rules in order, of which the last match wins; and how to round."""
 
     precision: Precision = "fp16"
-    rounding: Rounding = "nearest"  # to integer codes
-    activations: Literal["static", "dynamic"] | None = None  # to 8 bits; None: as the target does best
+    rounding: Method = "nearest"  # to integer codes
+    activations: Activations | None = None  # to 8 bits; None: as the target does best
     rules: tuple[Rule, ...] = ()
 
 
@@ -95,7 +95,7 @@ class CalibrateChoice(Strict):
 
     prompts: Annotated[tuple[str, ...] | None, BeforeValidator(_a_list), AfterValidator(_prompts)] = None  # bundled
     prompts_file: Annotated[str, Field(min_length=1)] | None = None  # a prompt a line; beside the recipe
-    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "percentile"  # of static activations
+    ranges: Ranges = "percentile"  # of static activations
 
 
 class OrtChoice(Strict):

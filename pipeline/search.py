@@ -12,12 +12,12 @@ from .calibrate import draw_samples
 from .errors import UnsupportedPrecision, UsageError
 from .goal import Found, Goal
 from .recipe import Recipe, parameters_of
-from .recipe_tables import Rounding
 from .stage import Runner
 
 if TYPE_CHECKING:
     from ..quantize.losses import LossTable
     from ..quantize.plan import Shapes
+    from ..quantize.rounding import Method
     from ..quantize.search import Chosen
     from ..runtimes.protocol import Target
     from .bench import Bench
@@ -114,10 +114,10 @@ def search(
 
     shapes = parameters_of(source)
     refuse_goal(goal, shapes, schemes, target)
-    samples = draw_samples(source, size, recipe, run)
+    samples = draw_samples(source, size, recipe.rounding, run)
     if goal.min_snr is not None and "fp16" in schemes:  # before minutes of rounding
         _refuse_beyond(goal.min_snr, fp16_snr(source, size, samples, run), slack=1.0)
-    bench = Bench(source, size, samples, schemes, recipe, shapes, run)
+    bench = Bench(source, size, samples, schemes, recipe.rounding, shapes, run)
     table = bench.table
     wanted = _bits_of(goal, table)
 
@@ -143,7 +143,7 @@ def search(
     menu = tuple(rows[bits] for bits in sorted(rows))
     say(f"search: {goal} leads to {picked / table.total:.2f} bits a weight, {picked / 8e6:.2f} MB of weights")
     tuned = bench.tuned(rows[picked])
-    rounding: Rounding = "tuned" if tuned else "gptq"
+    rounding: Method = "tuned" if tuned else "gptq"
     written = found_recipe(recipe, chosen, table, tuned or rows[picked], goal, target, rounding)
     return Found(goal, target, written, menu, bench.rounded_with, tuned)
 

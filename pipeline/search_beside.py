@@ -42,7 +42,7 @@ def search_beside(
     from .menu_times import with_times
     from .publish import written
     from .recipe import parameters_of
-    from .stage import run_stage
+    from .run_stage import run_stage
 
     schemes = candidates(tuple(runtimes))
     target = " and ".join(runtime.name for runtime in runtimes)
@@ -55,7 +55,7 @@ def search_beside(
     with cache.used():
         run: Runner = partial(run_stage, cache=cache, progress=progress)
         found = search(source, size, recipe, target, schemes, goal, run, progress.say)
-        found = with_times(found, source, size, recipe, runtimes, run)
+        found = with_times(found, source, size, recipe.rounding, runtimes, run)
     root.parent.mkdir(parents=True, exist_ok=True)
     text, plot = (root.with_name(f"{root.name}.{ending}") for ending in ("recipe.toml", "frontier.png"))
     with written(text) as file:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from .cache import Cache
-from .cache_object import ARTIFACT, describe_file
 from .hashing import sha256_of_json
-from .progress import Progress
 
 Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)
@@ -74,38 +70,3 @@ def _component_of(stage: Stage[Any]) -> str:
         fields = (getattr(stage, field.name) for field in dataclasses.fields(stage))  # type: ignore[arg-type]
         component = next((value.component for value in fields if hasattr(value, "component")), "")
     return str(component)
-
-
-def run_stage(stage: Stage[Out], cache: Cache, progress: Progress) -> Out:
-    """Return the stage's artifact: from `cache`, or by running the stage in a child process.
-
-    Raises:
-        DiffusetteError: what the stage raised in its child, or `ToolCrashed`/`NoRoom` when the child died.
-    """
-    from .child import run_in_child
-    from .publish import published
-
-    digest, label = digest_of(stage), label_of(stage)
-    with cache.lock(digest):
-        record = cache.read(digest)
-        if record is not None:
-            progress.reused(label, digest, record["measured"])
-            return _load(stage, record, cache.folder(digest))
-        with progress.running(label, digest) as watch, published(cache.folder(digest)) as scratch:
-            facts, measured = run_in_child(stage, scratch, cache.root / "work", watch)
-            files = {
-                file.relative_to(scratch).as_posix(): describe_file(file)
-                for file in sorted(scratch.rglob("*"))
-                if file.is_file()
-            }
-            record = {"stage": stage.name, "label": label, "facts": facts, "files": files, "measured": measured}
-            (scratch / ARTIFACT).write_text(json.dumps(record, indent=1, sort_keys=True))
-        return _load(stage, record, cache.folder(digest))
-
-
-def _load(stage: Stage[Out], record: Mapping[str, Any], folder: Path) -> Out:
-    from .strict import adapter
-
-    facts = {**record["facts"], "folder": str(folder), "digest": folder.name}
-    artifact: Out = adapter(stage.output).validate_python(facts)
-    return artifact

@@ -14,7 +14,7 @@ from ..validate.timesteps import TimestepCurve, curve_plan, measure_timesteps
 from .calibrate import ranged
 from .gate import ask_rounded, pictures_are_cheap
 from .progress import Progress
-from .recipe import parse_recipe
+from .recorded_rounding import recorded_rounding
 from .stage import Runner
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def _activations(
     if not coded:
         return None
     seen = run(ObserveInputs(unet, Samples((probes.folder,), (probes.digest,)))).by_timestep()
-    recipe = parse_recipe(bundle.manifest.recipe, "the bundle's recipe")
     target = get_target(bundle.manifest.target.name)
-    ranges = ranged({"unet": plan}, checkpoint, target, bundle.manifest.size, recipe, run)["unet"].ranges
+    ranges = ranged({"unet": plan}, checkpoint, target, bundle.manifest.size, recorded_rounding(bundle), run)[
+        "unet"
+    ].ranges
     return activation_bits({path: seen[path] for path in coded if path in seen}, ranges.read() if ranges else None)

@@ -28,6 +28,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from .child_main import main
+from .environment import patient_environment
+
 # What export and reference stages import anyway. Nothing native beyond torch: runtimes belong to their own stages.
 PRELOADED: Final = ("torch", "numpy", "pydantic", "onnx", "onnx_ir", "onnxscript.optimizer")
 _NAMES: Final = {  # both packages load their modules on first use of a name
@@ -64,8 +67,6 @@ class WarmProcess:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        from .child import patient_environment
-
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -182,8 +183,6 @@ def _become(request: dict[str, Any], files: list[int], control: socket.socket) -
         control.sendall(json.dumps({"pid": os.getpid()}).encode() + b"\n")
         control.close()
         gc.unfreeze()
-        from .child import main
-
         main(request["target"], Path(request["folder"]), Path(request["into"]))
         status = 0
     except BaseException:  # noqa: BLE001 - the log is read by the parent, and nothing may return into the server

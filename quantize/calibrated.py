@@ -21,9 +21,9 @@ from ..pipeline.artifacts import ComponentSource, StoredTensor
 from ..pipeline.errors import ModelError
 from ..pipeline.stage import Runner
 from .codes import Codes, round_to_nearest
+from .codes_file import CODES, FILE, SCALES, QuantizedWeights, read_codes, tensors_of, write_codes
 from .low_rank import DOWN, UP
 from .plan import EMBEDDING, Plan
-from .quantized import CODES, FILE, SCALES, QuantizedWeights, read_codes, tensors_of, write_codes
 from .samples import Samples
 from .scheme import Scheme, parse_scheme
 
@@ -219,11 +219,7 @@ def round_layers(
 
 
 def calibrated_weights(source: ComponentSource, plan: Plan, samples: Samples, run: Runner) -> QuantizedWeights:
-    """The codes of `source` at `plan`, rounded by output error; their scales tuned if the plan says so."""
-    if plan.tuned:
-        from .tuning import tuned_weights
-
-        return tuned_weights(source, plan, run).weights
+    """The codes of `source` at `plan`, rounded by output error."""
     if plan.rounded_with and not plan.channels:  # a search has them at hand, with groups in the order of memory
         return run(PickCodes(source, plan, round_layers(source, samples, plan.rounded_with, run)))
     schemes = {path: plan.scheme(f"{path}.weight", shape) for path, shape in layer_shapes(source).items()}

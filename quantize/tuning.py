@@ -25,9 +25,10 @@ from ..pipeline.hashing import sha256_of_file
 from ..pipeline.stage import Runner
 from .calibrated import bare, calibrated_weights
 from .codes import Codes
+from .codes_file import FILE, QuantizedWeights, tensors_of, write_codes
 from .plan import Plan
-from .quantized import FILE, QuantizedWeights, StoredWeights, tensors_of, write_codes
 from .samples import Feeds, Samples
+from .stored_weights import StoredWeights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -18,7 +18,9 @@ from typing import Any
 
 from ..pipeline import errors
 from ..pipeline.artifacts import TensorSpec
-from ..pipeline.child import ChildBug, child_environment, die_with_parent, own_peak_mib, patient_environment
+from ..pipeline.child import ChildBug
+from ..pipeline.child_main import die_with_parent, own_peak_mib
+from ..pipeline.environment import child_environment, patient_environment
 from ..pipeline.errors import DiffusetteError, ToolCrashed
 from ..pipeline.last_words import MORE_MEMORY, death, hang
 from ..pipeline.limits import Patience, limit_memory, ran_out_of_memory

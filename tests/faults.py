@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from diffusette.pipeline.artifacts import TargetModel
 from diffusette.quantize.codes import Codes
-from diffusette.quantize.quantized import StoredWeights
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.mnn.mnn_file import MnnFile, _slot
 from diffusette.runtimes.ncnn.codes import unit
 from diffusette.runtimes.nibbles import pack_nibbles

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..runtimes.txt2img.noise import TorchNoise
 from ..runtimes.txt2img.picture import to_uint8
+from .golden_file import Goldens, Tokens, image_hash
 from .golden_models import MASK, MASKED_LATENTS, SAMPLE, unet_inputs
 from .golden_sample import Sample, apart, snr_db
-from .goldens import Goldens, Tokens, image_hash
 from .parity import finite_db
 
 if TYPE_CHECKING:
     from ..runtimes.protocol import Array
+    from .golden_file import Tokenizers
     from .golden_limits import ArithmeticLimits
     from .golden_replay import Replayed
-    from .goldens import Tokenizers
 
 # Inputs of the UNet that an app computes of numbers, without a model: sinusoids and what they are of.
 TIMES: Final = ("timestep", "timestep_embedding", "timestep_cond", "time_ids", "time_ids_embedding")

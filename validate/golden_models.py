@@ -19,7 +19,7 @@ from ..runtimes.protocol import Array, Closing, Feeds, Session
 
 if TYPE_CHECKING:
     from ..runtimes.txt2img.tokenizer import PromptTokenizer
-    from .goldens import Gaussian, Goldens
+    from .golden_file import Gaussian, Goldens
 
 Open = Callable[[str], Session]
 

@@ -12,14 +12,14 @@ import numpy as np
 from ..runtimes.txt2img.control import Control
 from ..runtimes.txt2img.generate import draw, generate
 from ..runtimes.txt2img.model_run import run_model
+from .golden_file import Encoding
 from .golden_models import GoldenModels, Recorder, standing_in
-from .goldens import Encoding
 
 if TYPE_CHECKING:
     from ..runtimes.txt2img.canvas import Canvas
     from ..runtimes.txt2img.generate import Drawing, Progress, TextToImage
+    from .golden_file import Goldens
     from .golden_models import Open, Run, Shaped
-    from .goldens import Goldens
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..pipeline.artifacts import Checkpoint
 from ..quantize.calibrated import CodePicker, RoundedLayers
+from ..quantize.codes_file import QuantizedWeights
 from ..quantize.plan import Plan
-from ..quantize.quantized import QuantizedWeights
 from ..quantize.samples import Samples
 from .probes import ProbePlan, read_arrays
 from .reference import ReferenceProbes

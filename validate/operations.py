@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..export import contract, modules
+from ..export import contract, modules, network
 from ..pipeline.artifacts import ComponentSource
 
 
@@ -43,7 +43,7 @@ class CountOperations:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        module = modules.wrap(self.source, modules.build(self.source)).to("meta")
+        module = modules.wrap(self.source, network.build(self.source)).to("meta")
         specs = contract.input_specs(self.source, self.size)
         feeds = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in specs]
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:

@@ -20,8 +20,9 @@ from ..export.families.variant import reads_zeros_for_empty
 from ..export.scheduler import build_scheduler, default_scheduler
 from ..pipeline.artifacts import Checkpoint, ComponentSource
 from ..pipeline.errors import ModelError
+from ..quantize.codes_file import QuantizedWeights
 from ..quantize.plan import Plan
-from ..quantize.quantized import QuantizedWeights, StoredWeights
+from ..quantize.stored_weights import StoredWeights
 from ..runtimes.protocol import Array, Feeds
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from ..runtimes.txt2img.conditioning import ENCODERS, GUIDANCE_INPUT, conditioning, zeroed

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ..quantize.codes_file import QuantizedWeights
 from ..quantize.plan import Plan
-from ..quantize.quantized import QuantizedWeights
 from .parity import compare, finite_db
 from .probes import Probes
 from .reference import ReferenceProbes

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..export import contract, modules
 from ..pipeline.artifacts import ComponentSource, TensorSpec
+from ..quantize.codes_file import QuantizedWeights
 from ..quantize.plan import Plan
-from ..quantize.quantized import QuantizedWeights, StoredWeights
+from ..quantize.stored_weights import StoredWeights
 from ..runtimes.protocol import Array, Closing, Feeds
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...quantize.quantized import StoredWeights
+from ...quantize.stored_weights import StoredWeights
 from ..nibbles import are_halved, pack_nibbles
 
 if TYPE_CHECKING:

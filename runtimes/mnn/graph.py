@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.artifacts import OnnxModel, TensorSpec
 from ...pipeline.errors import ModelError
-from ...quantize.quantized import StoredWeights
+from ...quantize.stored_weights import StoredWeights
 from ..inputs import TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
 from ..steady_norms import steady_norms
 from .embeddings import code_embeddings

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.child import child_environment, die_with_parent
+from ...pipeline.child_main import die_with_parent
+from ...pipeline.environment import child_environment
 from ...pipeline.errors import ToolCrashed
 from ...pipeline.last_words import death
 

@@ -17,7 +17,7 @@ import numpy as np
 from flatbuffers.table import Table
 
 from ...pipeline.errors import ToolCrashed
-from ...quantize.quantized import StoredWeights
+from ...quantize.stored_weights import StoredWeights
 from .codes import decode, encode
 from .mnn_file import CONVOLUTIONS, QUANTISED, QUANTISED_TYPE, ExternalData, MnnFile
 

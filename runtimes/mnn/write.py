@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
-from ...quantize.quantized import ApartWeights, QuantizedWeights, StoredWeights
+from ...quantize.stored_weights import ApartWeights, StoredWeights
 from .coded import setting_note
 from .codes import encode
 from .convert import BITS, checked_model

@@ -47,6 +47,16 @@ class Written:
         for slot, content in zip(slots_of([layer]), contents, strict=True):
             self.blobs.append(replace(content, slot=slot))
 
+    def add(self, kind: str, inputs: Sequence[str], *contents: Blob, **params: object) -> str:
+        """Emit a layer with one output and return the name of both. Its parameters are written `p0=...`.
+
+        Names are short: there are a dozen new layers for a weight of 4 bits.
+        """
+        numbered = {int(key[1:]): str(value) for key, value in params.items()}
+        name = f"_{len(self.layers)}"
+        self.emit(Layer(kind, name, tuple(inputs), (name,), numbered), *contents)
+        return name
+
 
 def learn(layers: Sequence[Layer], weights: Path, fingerprints: Fingerprints, literals: BinaryIO) -> tuple[Blob, ...]:
     """Compare every element of a float32 `.bin` file with the fingerprints, one blob in memory at a time.

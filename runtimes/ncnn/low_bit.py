@@ -80,16 +80,6 @@ class Graph(Written):
     def rounds_inputs(self, weight: Blob) -> bool:
         return self.schemes(weight.name, weight.shape).activation_bits == 8
 
-    def add(self, kind: str, inputs: Sequence[str], *contents: Blob, **params: object) -> str:
-        """Emit a layer with one output and return the name of both. Its parameters are written `p0=...`.
-
-        Names are short: there are a dozen new layers for a weight of 4 bits.
-        """
-        numbered = {int(key[1:]): str(value) for key, value in params.items()}
-        name = f"_{len(self.layers)}"
-        self.emit(Layer(kind, name, tuple(inputs), (name,), numbered), *contents)
-        return name
-
     def exact(self, kind: str, inputs: Sequence[str], *contents: Blob, **params: object) -> str:
         """`add` a layer whose numbers no option of an app touches."""
         return self.add(kind, inputs, *contents, **params, **{f"p{KEY}": EXACT})

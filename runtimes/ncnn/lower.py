@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ...export import contract, modules
+from ...export import contract, modules, network
 from ...pipeline.artifacts import ComponentSource, TensorSpec
 from ...pipeline.errors import ExportError
 from ..fingerprints import Fingerprints
@@ -84,7 +84,7 @@ def shapes_and_heads(source: ComponentSource) -> tuple[dict[str, tuple[int, ...]
 
 def _half(source: ComponentSource) -> Any:
     """The bare module on the meta device, without what its forward pass never reads."""
-    module: Any = modules.build(source)
+    module: Any = network.build(source)
     for name in _UNUSED.get(source.component, ()):
         if hasattr(module, name):
             delattr(module, name)

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from .codes import BOOK_SCALES, CODES, INPUT_MULTIPLIER, MULTIPLIERS, UNIT
-from .layout import Blob
+from .layout import Blob, Written
 from .masks import KEY, NO_VULKAN
 from .param import Layer
-
-if TYPE_CHECKING:
-    from .low_bit import Graph
 
 CONVOLUTION_TERM: Final = 8
 """The parameter of a Convolution that says its weights are integers; 2: activations too, by one range."""
@@ -41,14 +38,14 @@ def multiplies_integers(layer: Layer) -> bool:
     return term is not None and layer.number(term) != 0
 
 
-def convolution(graph: Graph, layer: Layer, weight: Blob, bias: Blob | None) -> None:
+def convolution(graph: Written, layer: Layer, weight: Blob, bias: Blob | None) -> None:
     """`layer` with the same inputs and outputs, on integers."""
     factors = replace(weight, kind=MULTIPLIERS), replace(weight, kind=INPUT_MULTIPLIER)
     rounding = replace(layer, params={**layer.params, CONVOLUTION_TERM: "2", KEY: str(NO_VULKAN)})
     graph.emit(rounding, replace(weight, kind=CODES), *([bias] if bias else []), *factors)
 
 
-def linear(graph: Graph, layer: Layer, weight: Blob, bias: Blob | None) -> None:
+def linear(graph: Written, layer: Layer, weight: Blob, bias: Blob | None) -> None:
     """[M, K] x [O, K]^T + bias from `layer.inputs[0]` to `layer.outputs[0]`, on integers."""
     rows, columns = weight.shape
     params = {3: 1, 5: 1, 6: 1, 8: rows, 9: columns, 10: -1, GEMM_TERM: 2, KEY: NO_VULKAN}

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from ...export.graph import Graph, WeightSlot
 from ...export.onnx_model import DATA_FILE
 from ...pipeline.artifacts import ComponentSource, TargetModel
+from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
-from ...quantize.quantized import QuantizedWeights, StoredWeights
+from ...quantize.stored_weights import StoredWeights
 from ..steady_norms import steady_norms
 from .build import FORMS, write_batched
 from .mobile import why_absent, write_ort
-from .packing import Packed, apply, pack
+from .packed import Packed
+from .packing import apply, pack
 from .static_products import NOTE, static_products
 
 _INLINE_BELOW: Final = 1024  # bytes, as in export/onnx_model.py

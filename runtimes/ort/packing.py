@@ -12,7 +12,6 @@ Runtime has folded it; beside MatMulNBits, which keeps the codes, to the product
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -24,23 +23,14 @@ from ...pipeline.errors import ExportError
 from ...quantize.codes import Codes
 from ...quantize.low_rank import Branch
 from ...quantize.scheme import Scheme
-
-Store = Callable[[str, NDArray[Any], str], Any]  # name, array, ONNX dtype name -> TensorProto whose bytes are written
+from .packed import Packed, Store, add_node
+from .products import integer_products
 
 NIBBLES: Final = "nibbles"
 """Name of the table [256, 2] that turns a byte into the two 4-bit numbers in it, the low half first."""
 
 FLOAT_ACTIVATIONS: Final = 1
 """`accuracy_level` of MatMulNBits: float32. Level 4, the default where ORT makes such nodes, rounds activations."""
-
-
-@dataclass
-class Packed:
-    """What replaces one float weight: `nodes` compute it under its own name, or `consumers` are exchanged."""
-
-    initializers: list[Any] = field(default_factory=list)
-    nodes: list[Any] = field(default_factory=list)
-    consumers: dict[str, list[Any]] = field(default_factory=dict)  # name of a node -> what takes its place
 
 
 def pack(slot: WeightSlot, codes: Codes, scheme: Scheme, uses: Sequence[tuple[Any, int]], store: Store) -> Packed:
@@ -57,8 +47,6 @@ def pack(slot: WeightSlot, codes: Codes, scheme: Scheme, uses: Sequence[tuple[An
     if kinds == {("Gather", 0)} and slot.permute is None and slot.shape == slot.stored:
         return _gathered(slot, codes, scheme, uses, store)
     if scheme.activation_bits == 8:
-        from .products import integer_products
-
         return integer_products(slot, codes, uses, store)
     linear = kinds == {("MatMul", 1)} and slot.permute == (1, 0)
     if linear and scheme.weight_bits == 4 and fits_matmul_nbits(codes):
@@ -197,19 +185,6 @@ def _in_pairs(values: NDArray[np.int8]) -> NDArray[np.uint8]:
 def _looked_up(packed: str, add: Callable[..., str]) -> str:
     """Bytes [...] -> the numbers in them, [..., 2]."""
     return add("Gather", [NIBBLES, add("Cast", [packed], to=_INT32)], axis=0)
-
-
-def add_node(
-    made: list[Any], stem: str, origin: Any, op: str, inputs: list[str], *, output: str = "", **attributes: Any
-) -> str:
-    """Append a node to `made`, of the module that `origin` is of; return the name of its output."""
-    from onnx import helper
-
-    output = output or f"{stem}.{len(made)}"
-    made.append(helper.make_node(op, inputs, [output], name=f"{stem}.{op}{len(made)}", **attributes))
-    if origin is not None:
-        made[-1].metadata_props.extend(origin.metadata_props)
-    return output
 
 
 def apply(model: Any, packings: Mapping[str, Packed]) -> None:

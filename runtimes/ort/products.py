@@ -16,7 +16,7 @@ import numpy as np
 from ...export.graph import WeightSlot
 from ...pipeline.errors import ExportError
 from ...quantize.codes import Codes
-from .packing import Packed, Store, add_node
+from .packed import Packed, Store, add_node
 
 _FLOAT: Final = 1  # onnx.TensorProto.FLOAT
 _MIDDLE: Final = 128  # zero of a weight as uint8

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...export.graph import WeightSlot
 from ...pipeline.errors import ExportError
 from ...quantize.codes import Codes
-from .packing import Packed, Store, add_node
+from .packed import Packed, Store, add_node
 from .products import make_node, refuse_other_uses
 
 Range = tuple[float, float]

@@ -18,9 +18,11 @@ from diffusette.pipeline.bundle import open_bundle
 from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.gate import ask_pytorch
 from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.stage import Runner, run_stage
+from diffusette.pipeline.run_stage import run_stage
+from diffusette.pipeline.stage import Runner
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.quantize.quantized import quantized_weights
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.protocol import Feeds
 from diffusette.runtimes.registry import get_target

@@ -96,8 +96,9 @@ def test_the_bundle_is_drawn_checked_measured_and_compared(light: Light, convert
 
 def draw_here(bundle: Path) -> Any:
     from diffusette.pipeline.bundle import open_bundle
+    from diffusette.pipeline.draw import draw_with_bundle
 
-    drawing = open_bundle(bundle).generate(PROMPT, steps=10)
+    drawing = draw_with_bundle(open_bundle(bundle), PROMPT, steps=10)
     import hashlib
 
     return hashlib.sha256(drawing.image.tobytes()).hexdigest()

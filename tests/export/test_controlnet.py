@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusette.export import contract, modules
+from diffusette.export import contract, modules, network
 from diffusette.export.checkpoint import open_checkpoint
 from diffusette.export.weights import Weights
 from diffusette.pipeline.artifacts import Checkpoint, Companions
@@ -114,7 +114,7 @@ def test_one_file_is_named_and_configured_after_the_unet(kind: str, form: str, t
     checkpoint = open_checkpoint(base, companions=given, survey=False)
     assert_weights_are(checkpoint, controlnet)
     config = checkpoint.components["controlnet"].config
-    built = modules.build(checkpoint.components["controlnet"])
+    built = network.build(checkpoint.components["controlnet"])
     assert {name: tuple(p.shape) for name, p in built.named_parameters()} == {
         name: tuple(value.shape) for name, value in controlnet.state_dict().items()
     }

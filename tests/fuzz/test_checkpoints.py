@@ -107,7 +107,7 @@ def test_configs_that_no_network_can_be_built_from(
     component: str, part: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """diffusers, transformers and torch build the network; what they trip over is the file's fault, not a bug."""
-    from diffusette.export import modules
+    from diffusette.export import network
 
     caplog.set_level(logging.ERROR, logger="diffusers")  # it warns of every key that it does not know
     file = folder / part / "config.json"
@@ -115,7 +115,7 @@ def test_configs_that_no_network_can_be_built_from(
 
     def build() -> None:
         with suppress(MemoryError):  # in the child of a stage this is `NoRoom`
-            modules.build(open_checkpoint(folder, survey=False).components[component])
+            network.build(open_checkpoint(folder, survey=False).components[component])
 
     @cases(30)
     @given(document=edited(json.loads(whole)))

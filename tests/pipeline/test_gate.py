@@ -13,7 +13,8 @@ from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.errors import ToolCrashed
 from diffusette.pipeline.gate import _outcome
 from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.stage import Stage, run_stage
+from diffusette.pipeline.run_stage import run_stage
+from diffusette.pipeline.stage import Stage
 from diffusette.runtimes import registry
 from diffusette.validate.probes import ProbePlan, Probes
 from diffusette.validate.stages import GateComponent

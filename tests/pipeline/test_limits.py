@@ -14,7 +14,7 @@ from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.errors import DiffusetteError, NoRoom, ToolCrashed, UsageError
 from diffusette.pipeline.limits import Patience, ran_out_of_memory
 from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.stage import run_stage
+from diffusette.pipeline.run_stage import run_stage
 from diffusette.runtimes.isolation import open_isolated
 
 HERE: Final = Path(__file__).parent

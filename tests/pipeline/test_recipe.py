@@ -251,9 +251,9 @@ def test_a_precision_drops_rules_and_keeps_how_codes_are_rounded() -> None:
 def test_a_rounding_of_activations_that_the_target_lacks_is_refused_with_those_that_it_has() -> None:
     asked = recipe('[quantize]\nprecision = "w8c_a8"\nactivations = "static"\n')
     plans = asked.plans(PARAMETERS)
-    refuse_activations(get_target("ort"), asked, plans)
+    refuse_activations(get_target("ort"), asked.rounding, plans)
     with pytest.raises(UnsupportedPrecision, match="'mnn' has no static rounding of activations") as caught:
-        refuse_activations(get_target("mnn"), asked, plans)
+        refuse_activations(get_target("mnn"), asked.rounding, plans)
     assert "dynamic" in caught.value.hint
     assert "static runs on --target ort" in caught.value.hint
-    refuse_activations(get_target("mnn"), asked, {"unet": Plan("w8c_afp")})
+    refuse_activations(get_target("mnn"), asked.rounding, {"unet": Plan("w8c_afp")})

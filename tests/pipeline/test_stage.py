@@ -15,7 +15,8 @@ from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.child import ChildBug
 from diffusette.pipeline.errors import ModelError, NoRoom, ToolCrashed
 from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.stage import digest_of, run_stage
+from diffusette.pipeline.run_stage import run_stage
+from diffusette.pipeline.stage import digest_of
 
 HERE: Final = str(Path(__file__).parent)
 sys.path.append(HERE)
@@ -140,7 +141,7 @@ KILLED = """
 from pathlib import Path
 from diffusette.pipeline.cache import Cache
 from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.stage import run_stage
+from diffusette.pipeline.run_stage import run_stage
 from obedient import Write
 run_stage(Write("slow", Path({log!r})), Cache(Path({root!r})), Silent())
 """

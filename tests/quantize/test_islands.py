@@ -14,7 +14,7 @@ from diffusette.pipeline.errors import ModelError
 from diffusette.pipeline.recipe import parameters_of
 from diffusette.quantize.islands import ScanWeights, with_islands
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import StoredWeights
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.runtimes.protocol import Target

@@ -17,8 +17,9 @@ from diffusette.quantize.gptq import round_by_output
 from diffusette.quantize.low_rank import split
 from diffusette.quantize.moments import output_error
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import QuantizeWeights, StoredWeights
+from diffusette.quantize.quantized import QuantizeWeights
 from diffusette.quantize.scheme import parse_scheme
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.checks import refuse_schemes
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.runtimes.registry import get_target

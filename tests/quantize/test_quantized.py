@@ -13,8 +13,9 @@ from diffusette.pipeline.artifacts import ComponentSource
 from diffusette.pipeline.errors import ModelError
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import QuantizeWeights, StoredWeights, quantized_weights
+from diffusette.quantize.quantized import QuantizeWeights, quantized_weights
 from diffusette.quantize.scheme import parse_scheme
+from diffusette.quantize.stored_weights import StoredWeights
 from safetensors.numpy import load_file
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export import modules
+from diffusette.export import network
 from diffusette.export.contract import input_specs
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.pipeline.errors import ModelError
@@ -121,7 +121,7 @@ def test_every_layer_has_ranges_and_an_interrupted_calibration_goes_on(
     assert list(run.done.values())[:2] == before
     assert len(run.done) == 4  # three folders of samples, and the choice
     entering, leaving = found.read("input"), found.read("output")
-    layers = {name.removesuffix(".weight"): p for name, p in modules.build(source).named_parameters() if p.dim() > 1}
+    layers = {name.removesuffix(".weight"): p for name, p in network.build(source).named_parameters() if p.dim() > 1}
     assert set(entering) == set(layers)
     assert set(leaving) == {path for path, weight in layers.items() if weight.dim() == 4}
     observed = list(run.done.values())[:3]

@@ -15,9 +15,11 @@ from diffusette.pipeline.calibrate import calibrated
 from diffusette.pipeline.errors import UsageError
 from diffusette.pipeline.recipe import parse_recipe
 from diffusette.quantize import tuning
+from diffusette.quantize.codes_file import FILE, QuantizedWeights
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import FILE, QuantizedWeights, StoredWeights, quantized_weights
+from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.samples import Samples
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.quantize.tuning import TunedWeights, TuneScales
 
 from .test_calibrated import InProcess
@@ -137,5 +139,5 @@ def test_tuning_is_refused_where_a_call_takes_seconds(
         raise AssertionError(f"{stage} was run")
 
     with pytest.raises(UsageError, match=r"hours, for a UNet of this size at 64x64") as refused:
-        calibrated({"unet": PLAN}, tiny_checkpoint, (64, 64), recipe, never)
+        calibrated({"unet": PLAN}, tiny_checkpoint, (64, 64), recipe.rounding, never)
     assert 'rounding = "gptq"' in (refused.value.hint or "")

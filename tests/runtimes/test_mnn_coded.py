@@ -14,8 +14,9 @@ from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.pipeline.errors import DiffusetteError, ToolCrashed, UnsupportedPrecision
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.scheme import parse_scheme
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.mnn import coded, weight_file
 from diffusette.runtimes.mnn.codes import decode, encode

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export import modules
+from diffusette.export import network
 from diffusette.export.families.family import TAKES_RESIDUALS
 from diffusette.export.graph import Graph
 from diffusette.pipeline.artifacts import ComponentSource, TargetModel
@@ -117,7 +117,7 @@ class Shop:
         bare = ComponentSource(component, family, config, (), "", 0, "float32")
         if not file.exists():
             generator = np.random.default_rng(7)
-            weights = modules.build(bare).state_dict()
+            weights = network.build(bare).state_dict()
             save_file({k: generator.standard_normal(v.shape, np.float32) * 0.05 for k, v in weights.items()}, file)
         return dataclasses.replace(bare, files=(file,), digest=name, parameters=10**6)
 

@@ -15,8 +15,9 @@ from diffusette.pipeline.artifacts import TargetModel
 from diffusette.pipeline.errors import ExportError, ModelError
 from diffusette.quantize.codes import Codes, round_to_nearest
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.scheme import parse_scheme
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.ncnn import codes as encoding
 from diffusette.runtimes.ncnn import forms, param, slots
 from diffusette.runtimes.ncnn.layout import PARAMETER, Blob

@@ -13,9 +13,10 @@ import pytest
 from diffusette.export import modules
 from diffusette.pipeline.errors import ExportError, ModelError
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.ranges import layer_ranges
 from diffusette.quantize.samples import Samples
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.ncnn import forms, param, session
 from diffusette.runtimes.ncnn.codes import input_multiplier
 from diffusette.runtimes.ncnn.products import multiplies_integers

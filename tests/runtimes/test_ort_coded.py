@@ -17,10 +17,11 @@ from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.pipeline.errors import ExportError, UnsupportedPrecision
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import StoredWeights, quantized_weights
+from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.ranges import layer_ranges
 from diffusette.quantize.samples import Samples
 from diffusette.quantize.scheme import parse_scheme
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.ort.packing import apply, pack
 from diffusette.runtimes.ort.static_products import scale_of, static_products
 from diffusette.runtimes.ort.target import OrtTarget

@@ -19,11 +19,12 @@ from diffusette.runtimes.txt2img.canvas import Canvas
 from diffusette.runtimes.txt2img.generate import TextToImage, draw
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
 from diffusette.validate.golden_checks import Check, check_models, check_port, check_texts
+from diffusette.validate.golden_file import Goldens, read_goldens
 from diffusette.validate.golden_limits import GOLDEN_LIMITS, limits_of, loosest, new_limits
 from diffusette.validate.golden_models import Recorder
 from diffusette.validate.golden_replay import Replay, encode
 from diffusette.validate.golden_sample import MOST_VALUES, Sample, snr_db
-from diffusette.validate.goldens import MOST_CALL_VALUES, Goldens, read_goldens, write_goldens
+from diffusette.validate.goldens import MOST_CALL_VALUES, write_goldens
 
 from .golden_toys import LARGE_MISTAKES, MISTAKES, RICH_MISTAKES, Port, a_canvas, toy, toys
 

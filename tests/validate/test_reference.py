@@ -16,7 +16,8 @@ from diffusette.export.safetensors_file import read_header
 from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.pipeline.errors import ModelError
 from diffusette.quantize.plan import Plan
-from diffusette.quantize.quantized import QuantizeWeights, StoredWeights
+from diffusette.quantize.quantized import QuantizeWeights
+from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.validate.parity import compare
 from diffusette.validate.probes import ProbePlan, Probes, plan_for
 from diffusette.validate.prompts import too_long

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...export.graph import architecture
+from ...export.config import architecture
 from ...pipeline.artifacts import ComponentSource
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def find_points(source: ComponentSource, size: tuple[int, int]) -> tuple[tuple[P
     """
     import torch
 
-    from ...export import contract, modules
+    from ...export import contract, modules, network
 
-    module = modules.wrap(source, modules.build(source))
+    module = modules.wrap(source, network.build(source))
     feeds = [
         torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta")
         for spec in contract.input_specs(source, size)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ...pipeline.artifacts import ComponentSource
+from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
-from ...quantize.quantized import QuantizedWeights
 from ...runtimes.protocol import Feeds
 from ..probes import Probes
 from ..torch_session import TorchModel, TorchSession

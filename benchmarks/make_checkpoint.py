@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
-from diffusette.export.checkpoint import DEMO_FOLDER
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
 from numpy.typing import NDArray
 
 VOCABULARY: Final = 49408

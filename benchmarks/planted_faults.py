@@ -28,25 +28,25 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from diffusette.pipeline.artifacts import TargetModel
-from diffusette.pipeline.bundle import Bundle, open_bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.calibrate import calibrated
-from diffusette.pipeline.gate import ask_pytorch, ask_rounded
-from diffusette.pipeline.layers import look_into
-from diffusette.pipeline.origin import open_reference_checkpoint
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.recorded_rounding import recorded_rounding
-from diffusette.pipeline.run_stage import run_stage
-from diffusette.pipeline.sessions import opener
-from diffusette.pipeline.stage import Runner
+from diffusette.bundle.bundle import Bundle, open_bundle
+from diffusette.bundle.recorded_rounding import recorded_rounding
+from diffusette.bundle.sessions import opener
 from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.registry import get_target
 from diffusette.runtimes.taps import Tapped, Wiring, inside
+from diffusette.stages.artifacts import TargetModel
+from diffusette.stages.cache import Cache
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
+from diffusette.stages.stage import Runner
 from diffusette.tests.faults import CODED, EDITS, Fault, guilty, plant
+from diffusette.validate.gate import ask_pytorch, ask_rounded
 from diffusette.validate.gates import check_components
+from diffusette.validate.layers.of_bundle import look_into
 from diffusette.validate.layers.report import ComponentLayers
+from diffusette.validate.reference.calibrate import calibrated
+from diffusette.validate.reference.origin import open_reference_checkpoint
 
 HEADS: Final = ("to_v", "v_proj")  # the last part of the modules whose rows are of attention heads
 

@@ -21,9 +21,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.bundle import open_bundle
-from diffusette.pipeline.recipe import parameters_of
+from diffusette.bundle.bundle import open_bundle
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.convert.recipe import parameters_of
 
 Row = dict[str, Any]
 

@@ -17,17 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.pipeline.bench import Bench
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.calibrate import draw_samples
-from diffusette.pipeline.goal import Goal
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.recipe import parameters_of, parse_recipe
-from diffusette.pipeline.run_stage import run_stage
-from diffusette.pipeline.search import candidates, search
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.convert.recipe import parameters_of, parse_recipe
+from diffusette.convert.search.bench import Bench
+from diffusette.convert.search.goal import Goal
+from diffusette.convert.search.search import candidates, search
 from diffusette.runtimes.registry import get_target
-from diffusette.validate.scenes import oracle_prompts, render
+from diffusette.stages.cache import Cache
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
+from diffusette.validate.reference.calibrate import draw_samples
+from diffusette.validate.reference.scenes import oracle_prompts, render
 
 SIZE: Final = (64, 64)
 BATCH: Final = 16

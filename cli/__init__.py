@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..pipeline.errors import DiffusetteError
+from ..stages.errors import DiffusetteError
 
 BUG = 70  # sysexits.h EX_SOFTWARE
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

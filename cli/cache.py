@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..pipeline.disk import parse_bytes
+from ..stages.disk import parse_bytes
 from .options import Json
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 @app.command("ls")
 def ls(as_json: Json = False) -> int:
     """List finished stages, the longest unused first."""
-    from ..pipeline.cache import SHORT, Cache
+    from ..stages.cache import SHORT, Cache
     from .terminal import print_json, size_text
 
     cache = Cache.default()
@@ -35,8 +35,8 @@ def ls(as_json: Json = False) -> int:
 @app.command("verify")
 def verify(as_json: Json = False) -> int:
     """Read every byte of the cache; remove damaged stages, so that they are built again. Exits with 6 if any was."""
-    from ..pipeline.cache import SHORT, Cache
-    from ..pipeline.errors import BundleError
+    from ..stages.cache import SHORT, Cache
+    from ..stages.errors import BundleError
     from .terminal import print_json
 
     cache = Cache.default()
@@ -66,7 +66,7 @@ def prune(
     as_json: Json = False,
 ) -> int:
     """Delete the longest unused stages until at most --keep remains; without it, all of them."""
-    from ..pipeline.cache import Cache
+    from ..stages.cache import Cache
     from .terminal import print_json, size_text
 
     gone = Cache.default().prune(parse_bytes(keep, "--keep"))

@@ -11,7 +11,7 @@ import typer
 from .options import Json, Threads
 
 if TYPE_CHECKING:
-    from ..validate.golden_checks import Check
+    from ..validate.goldens.checks import Check
 
 
 def check_goldens(
@@ -41,12 +41,12 @@ def check_goldens(
     within the limits of the arithmetic that they compute in. Exits with 5 when something lies past its limit, and
     names the first; with 6 when a file is damaged.
     """
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.goldens import replay_goldens
+    from ..bundle.bundle import open_bundle
     from ..runtimes.arithmetic import PROVEN
     from ..runtimes.machines.machine import HERE
     from ..runtimes.machines.registry import machine_named
-    from ..validate.golden_checks import facts_of
+    from ..validate.goldens.checks import facts_of
+    from ..validate.goldens.of_bundle import replay_goldens
     from .terminal import TerminalProgress, print_json
 
     where = machine_named(machine) if machine else HERE

@@ -33,11 +33,11 @@ def compare(
     lie further apart than two bundles can that each pass their own gate. Bundles of different checkpoints are compared
     with a warning, and without a verdict.
     """
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.compare import compare_bundles
-    from ..pipeline.extras import require_converter
-    from ..pipeline.page_file import refuse_unwritable_page, write_page
-    from ..validate.contrast_page import contrast_page
+    from ..bundle.bundle import open_bundle
+    from ..stages.extras import require_converter
+    from ..validate.compare import compare_bundles
+    from ..validate.pages.contrast_page import contrast_page
+    from ..validate.pages.page_file import refuse_unwritable_page, write_page
     from ..validate.pictures import Shown
     from .report import show_comparison
     from .terminal import TerminalProgress, command_line, print_json, warn

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..pipeline.disk import parse_bytes
-from ..pipeline.errors import UsageError
+from ..stages.disk import parse_bytes
+from ..stages.errors import UsageError
 from .options import (
     Adapters,
     Config,
@@ -25,8 +25,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..pipeline.conversion import Conversion
-    from ..pipeline.goal import Goal
+    from ..convert.conversion import Conversion
+    from ..convert.search.goal import Goal
 
 
 def convert(
@@ -110,8 +110,8 @@ def convert(
 
     Exits with 5 when a component drifted past its tolerance; the bundle is then at OUT.rejected.
     """
-    from ..pipeline.convert import convert as run
-    from ..pipeline.sizes import convert_sizes
+    from ..convert.convert import convert as run
+    from ..convert.sizes import convert_sizes
     from ..runtimes.machines.registry import machines_named
     from .report import show_conversion, show_sizes
     from .terminal import TerminalProgress, print_json, warn
@@ -164,7 +164,7 @@ def _goal(bits: float | None, budget: str | None, min_snr: float | None, precisi
     Raises:
         UsageError: two goals, one that leaves nothing, or a precision for all beside it.
     """
-    from ..pipeline.goal import Goal
+    from ..convert.search.goal import Goal
 
     if bits is None and budget is None and min_snr is None:
         return None

@@ -18,11 +18,11 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise.")] = 7,
 ) -> int:
     """Convert the embedded checkpoint for every runtime, compare, profile, and draw one picture with each."""
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.convert import convert
-    from ..pipeline.draw import draw_with_bundle, save_drawing
-    from ..pipeline.measure import busy, measure_bundles
+    from ..bundle.bundle import open_bundle
+    from ..bundle.draw import draw_with_bundle, save_drawing
+    from ..convert.convert import convert
     from ..runtimes.registry import TARGETS
+    from ..validate.speed.measure import busy, measure_bundles
     from .report import show_conversion, show_profile
     from .terminal import TerminalProgress, warn
 
@@ -51,9 +51,9 @@ def demo(
 
 def _refuse_others_bundle(place: Path) -> None:
     """The demo runs again over its own bundles, and over nobody else's."""
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.errors import UsageError
-    from ..pipeline.manifest import MANIFEST
+    from ..bundle.bundle import open_bundle
+    from ..bundle.manifest import MANIFEST
+    from ..stages.errors import UsageError
 
     if (place / MANIFEST).is_file() and (found := open_bundle(place).manifest.name) != "demo":
         raise UsageError(

@@ -53,12 +53,12 @@ def generate(
     as_json: Json = False,
 ) -> int:
     """Draw PROMPT with the runtime and the files of BUNDLE alone, without PyTorch."""
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.draw import draw_with_bundle, save_drawing
-    from ..pipeline.errors import UsageError
+    from ..bundle.bundle import open_bundle
+    from ..bundle.draw import draw_with_bundle, save_drawing
     from ..runtimes.txt2img.canvas import read_canvas
     from ..runtimes.txt2img.control import read_control
     from ..runtimes.txt2img.picture import refuse_unwritable_picture
+    from ..stages.errors import UsageError
     from .terminal import TerminalProgress, print_json, warn
 
     refuse_unwritable_picture(output)

@@ -50,7 +50,7 @@ def inspect(
     as_json: Json = False,
 ) -> int:
     """Say what PATH is. For a checkpoint, from headers alone, also what a conversion needs in memory, disk and time."""
-    from ..pipeline.describe import describe
+    from ..convert.describe import describe
     from .terminal import print_json
 
     facts = describe(

@@ -22,9 +22,9 @@ def setup(
 
     The folder is that of DIFFUSETTE_MACHINES, or the user's data folder.
     """
-    from ..pipeline.errors import UsageError
     from ..runtimes.machines.arm64 import NAME
     from ..runtimes.machines.install import set_up_arm64
+    from ..stages.errors import UsageError
     from .terminal import TerminalProgress
 
     if name != NAME:

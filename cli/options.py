@@ -9,8 +9,8 @@ from typing import Annotated, Final
 
 import typer
 
-from ..pipeline.artifacts import Companions
-from ..pipeline.errors import UsageError
+from ..stages.artifacts import Companions
+from ..stages.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="CPU threads that the runtime may use.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..pipeline.errors import UsageError
+from ..stages.errors import UsageError
 from .options import (
     Adapters,
     Config,
@@ -59,11 +59,11 @@ def profile(
 
     With --vs torch or --ops on another machine than the one that converted, give with --reference what was given then.
     """
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.extras import require_converter
-    from ..pipeline.measure import busy, measure_bundle
-    from ..pipeline.measure_ops import profile_ops
-    from ..pipeline.origin import Origin
+    from ..bundle.bundle import open_bundle
+    from ..stages.extras import require_converter
+    from ..validate.reference.origin import Origin
+    from ..validate.speed.measure import busy, measure_bundle
+    from ..validate.speed.measure_ops import profile_ops
     from .report import show_profile
     from .terminal import TerminalProgress, print_json, warn
 

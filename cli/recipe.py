@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..pipeline.extras import require_converter
+from ..stages.extras import require_converter
 from .options import Json
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, callback=lambda: require_converter("reading recipes"))
@@ -18,7 +18,7 @@ Name = Annotated[
 @app.command("list")
 def list_(as_json: Json = False) -> int:
     """List the recipes that come with diffusette."""
-    from ..pipeline.recipe import load_recipe, shipped_recipes
+    from ..convert.recipe import load_recipe, shipped_recipes
     from .terminal import print_json
 
     rows = []
@@ -36,7 +36,7 @@ def list_(as_json: Json = False) -> int:
 @app.command("show")
 def show(name: Name) -> int:
     """Print a recipe."""
-    from ..pipeline.recipe import load_recipe
+    from ..convert.recipe import load_recipe
 
     print(load_recipe(name).to_toml(), end="")
     return 0
@@ -54,13 +54,13 @@ def check(
     as_json: Json = False,
 ) -> int:
     """Check that a recipe can be followed. Exits with 2 and the place when it cannot."""
-    from ..pipeline.recipe import load_recipe, parameters_of
+    from ..convert.recipe import load_recipe, parameters_of
     from .terminal import print_json
 
     recipe = load_recipe(name)
     precisions: dict[str, str] = {}
     if checkpoint is not None:
-        from ..export.checkpoint import open_checkpoint
+        from ..checkpoints.checkpoint import open_checkpoint
 
         source = open_checkpoint(checkpoint, survey=False)
         recipe.check_family(source)

@@ -9,14 +9,14 @@ from .terminal import print_table, size_text, stdout
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..pipeline.bundle import Bundle
-    from ..pipeline.conversion import Conversion
-    from ..pipeline.goal import Found
-    from ..pipeline.sizes import SizedConversions
+    from ..bundle.bundle import Bundle
+    from ..convert.conversion import Conversion
+    from ..convert.search.goal import Found
+    from ..convert.sizes import SizedConversions
     from ..validate.contrast import Comparison
-    from ..validate.latency import ProfileReport
-    from ..validate.machine_report import MachineReport
+    from ..validate.machines.report import MachineReport
     from ..validate.report import ParityReport
+    from ..validate.speed.latency import ProfileReport
 
 
 def show_sizes(several: SizedConversions) -> None:
@@ -124,7 +124,7 @@ def show_parity(report: ParityReport) -> None:
 
 def show_machines(reports: Sequence[MachineReport]) -> None:
     """A table a machine, what to choose there, and why rows failed."""
-    from ..validate.machine_report import machine_table, recommendation
+    from ..validate.machines.report import machine_table, recommendation
 
     console = stdout()
     for report in reports:
@@ -143,8 +143,8 @@ def show_machines(reports: Sequence[MachineReport]) -> None:
 
 def show_profile(report: ProfileReport, *, explained: bool = True) -> None:
     """The table, with a caption where it is `explained`: how it was measured. With operations, a table a component."""
-    from ..validate.latency import profile_table
-    from ..validate.op_profile import OPS_METHOD, ops_table
+    from ..validate.speed.latency import profile_table
+    from ..validate.speed.op_profile import OPS_METHOD, ops_table
 
     console = stdout()
     print_table(profile_table(report, explained=explained))

@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from ..pipeline.errors import DiffusetteError, ModelError
-from ..pipeline.progress import Silent
+from ..stages.errors import DiffusetteError, ModelError
+from ..stages.progress import Silent
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..pipeline.errors import UsageError
+from ..stages.errors import UsageError
 from .options import (
     Adapters,
     Config,
@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..pipeline.origin import Origin
+    from ..validate.reference.origin import Origin
 
 
 def validate(
@@ -107,13 +107,13 @@ def validate(
     Exits with 5 when one drifted past its tolerance, the worst first; with 6 when a file is damaged. On another machine
     than the one that converted, give with --reference what was given then: --adapter, --vae and so on.
     """
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.check import PictureChoice, check_bundle, layers_of
-    from ..pipeline.measure import quick_profile
-    from ..pipeline.origin import Origin
-    from ..pipeline.page_file import refuse_unwritable_page, write_page
-    from ..validate.page import parity_page
+    from ..bundle.bundle import open_bundle
+    from ..validate.check import PictureChoice, check_bundle, layers_of
+    from ..validate.pages.page import parity_page
+    from ..validate.pages.page_file import refuse_unwritable_page, write_page
     from ..validate.pictures import Shown
+    from ..validate.reference.origin import Origin
+    from ..validate.speed.measure import quick_profile
     from .report import show_parity
     from .terminal import TerminalProgress, command_line, print_json, warn
 
@@ -182,9 +182,9 @@ def _on_machines(
     threads: int,
     as_json: bool,
 ) -> int:
-    from ..pipeline.bundle import open_bundle
-    from ..pipeline.check_machine import check_on_machines
+    from ..bundle.bundle import open_bundle
     from ..runtimes.machines.registry import machines_named
+    from ..validate.machines.check import check_on_machines
     from .report import show_machines
     from .terminal import TerminalProgress, print_json
 

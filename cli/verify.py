@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..pipeline.errors import BundleError
+from ..stages.errors import BundleError
 from .options import Json
 
 
@@ -16,7 +16,7 @@ def verify(
     as_json: Json = False,
 ) -> int:
     """Read every file of BUNDLE and compare it with the manifest. Exits with 6 when one differs."""
-    from ..pipeline.bundle import verify_bundle
+    from ..bundle.bundle import verify_bundle
     from .terminal import print_json, size_text, warn
 
     found = verify_bundle(bundle)

@@ -46,7 +46,7 @@ def commands() -> str:
 
 def targets() -> str:
     """Targets against families and precisions: what a target runs, it runs for each of its families."""
-    from diffusette.export.families import FAMILIES
+    from diffusette.checkpoints.families import FAMILIES
     from diffusette.runtimes.registry import TARGETS, get_target
 
     rows = []
@@ -76,7 +76,7 @@ def arithmetics() -> str:
 
 def floors() -> str:
     """What an arithmetic may leave of each component and of a picture."""
-    from diffusette.validate.arithmetic_tolerances import FLOORS
+    from diffusette.validate.machines.tolerances import FLOORS
 
     rows = [
         [kind, f"{row.component_db:g} dB", f"{row.last_step_db:g} dB", f"{row.picture_db:g} dB", row.why]
@@ -165,7 +165,7 @@ def _inputs(merged: bool) -> str:
 def forecasts() -> str:
     """Memory of each stage, forecast and measured, and processor time, a table a run of docs/measured.json."""
     checkpoint = of_tests("pipeline.shapes").checkpoint
-    from diffusette.pipeline.forecast import forecast
+    from diffusette.convert.forecast import forecast
     from diffusette.runtimes.registry import TARGETS
 
     text = ""

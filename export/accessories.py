@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..pipeline.errors import CheckpointError, UsageError
-from ..pipeline.schedule import CompiledSchedule
+from ..stages.errors import CheckpointError, UsageError
+from .compiled_schedule import CompiledSchedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class WriteTokenizer:
         return {"sources": dict(self.sources), "added": list(self.added)}
 
     def run(self, into: Path) -> Tokenizer:
-        from .tokenizer import write_tokenizer
+        from ..checkpoints.tokenizer import write_tokenizer
 
         facts = write_tokenizer(self.folder, into, self.added)
         max_tokens, pad_id, bos_id, eos_id = (facts[name] for name in _TOKENIZER_NUMBERS)

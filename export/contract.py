@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..pipeline.artifacts import ComponentSource, TensorSpec
-from .config import PIXELS_PER_LATENT, layers_of
-from .families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
+from ..checkpoints.config import PIXELS_PER_LATENT, layers_of
+from ..checkpoints.families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
+from ..stages.artifacts import ComponentSource, TensorSpec
 
 TIME_IDS: Final = 6  # SDXL: original height and width, crop's top and left, target height and width
 MAX_TOKENS: Final = 77  # CLIP's context, "Learning Transferable Visual Models" (Radford et al. 2021)

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Final
 
 import rfc8785
 
-from ..pipeline.artifacts import ComponentSource, TensorSpec
-from ..pipeline.errors import ExportError
-from .config import architecture
+from ..checkpoints.config import architecture
+from ..stages.artifacts import ComponentSource, TensorSpec
+from ..stages.errors import ExportError
 
 OPSET: Final = 18  # newest that ONNX Runtime and MNN both run without rewriting: docs/decisions/0006
 
@@ -105,9 +105,9 @@ def _trace(source: ComponentSource, size: tuple[int, int]) -> Any:
 
     import torch
 
+    from ..checkpoints.network import build
     from .contract import input_specs, output_specs
     from .modules import wrap
-    from .network import build
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # says that torchvision is absent, four times
     module = wrap(source, build(source))

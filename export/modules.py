@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from ..pipeline.artifacts import ComponentSource
-from .config import PIXELS_PER_LATENT
+from ..checkpoints.config import PIXELS_PER_LATENT
+from ..checkpoints.network import build
+from ..stages.artifacts import ComponentSource
 from .contract import RESIDUALS_IN, input_specs
-from .network import build
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,7 +136,7 @@ def load(source: ComponentSource) -> nn.Module:
     """
     import torch
 
-    from .weights import Weights
+    from ..checkpoints.weights import Weights
 
     module = build(source)
     weights = Weights(source)

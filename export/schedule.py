@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.errors import CheckpointError, UsageError, refuse_unknown
-from ..pipeline.schedule import CompiledSchedule, ScheduleRow
+from ..stages.errors import CheckpointError, UsageError, refuse_unknown
+from .compiled_schedule import CompiledSchedule, ScheduleRow
 from .scheduler import SCHEDULERS, build_scheduler, kept_in_double, noise_from, set_timesteps, step_arguments
 from .solver import read_noise_levels, read_steps, single_latent_form
 

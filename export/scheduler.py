@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from ..pipeline.errors import CheckpointError
+from ..stages.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..pipeline.errors import ExportError
+from ..stages.errors import ExportError
 from .graph import Graph
 
 

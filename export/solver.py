@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.errors import CheckpointError
+from ..stages.errors import CheckpointError
 from .scheduler import kept_in_double, noise_from, set_timesteps
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.safetensors_file import read_header, read_tensor
-from ..export.weights import Weights
-from ..pipeline.artifacts import ComponentSource, StoredTensor
-from ..pipeline.errors import ModelError
-from ..pipeline.stage import Runner
+from ..checkpoints.safetensors_file import read_header, read_tensor
+from ..checkpoints.weights import Weights
+from ..stages.artifacts import ComponentSource, StoredTensor
+from ..stages.errors import ModelError
+from ..stages.stage import Runner
 from .codes import Codes, round_to_nearest
 from .codes_file import CODES, FILE, SCALES, QuantizedWeights, read_codes, tensors_of, write_codes
 from .low_rank import DOWN, UP

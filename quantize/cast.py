@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.errors import ModelError
+from ..stages.errors import ModelError
 
 FLOAT16_MAX: Final = 65504.0  # IEEE 754 binary16
 

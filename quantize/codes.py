@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.errors import ModelError
+from ..stages.errors import ModelError
 from .low_rank import Branch, split
 from .scheme import Scheme, parse_scheme
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.safetensors_file import read_tensor
-from ..pipeline.artifacts import StoredTensor
+from ..checkpoints.safetensors_file import read_tensor
+from ..stages.artifacts import StoredTensor
 from .codes import Codes
 from .low_rank import DOWN, UP, Branch
 from .scheme import Scheme

@@ -16,9 +16,9 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from ..export.weights import Weights
-from ..pipeline.artifacts import ComponentSource
-from ..pipeline.errors import ModelError
+from ..checkpoints.weights import Weights
+from ..stages.artifacts import ComponentSource
+from ..stages.errors import ModelError
 from .cast import FLOAT16_MAX
 from .plan import Plan, Shapes
 from .scheme import KEEP

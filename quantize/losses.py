@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.weights import Weights
-from ..pipeline.artifacts import ComponentSource
+from ..checkpoints.weights import Weights
+from ..stages.artifacts import ComponentSource
 from .calibrated import CodePicker, RoundedLayers, stored_schemes
 from .plan import Plan, Shapes, can_be_coded
 from .scheme import parse_scheme

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.errors import ModelError
+from ..stages.errors import ModelError
 from .cast import to_float16
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from ..export.weights import Weights
-from ..pipeline.artifacts import ComponentSource
-from ..pipeline.stage import Runner
+from ..checkpoints.weights import Weights
+from ..stages.artifacts import ComponentSource
+from ..stages.stage import Runner
 from .codes import round_to_nearest
 from .codes_file import FILE, QuantizedWeights, tensors_of, write_codes
 from .plan import Plan

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ..pipeline.artifacts import ComponentSource
-from ..pipeline.errors import ModelError
-from ..pipeline.stage import Runner
+from ..stages.artifacts import ComponentSource
+from ..stages.errors import ModelError
+from ..stages.stage import Runner
 from .histogram import Histogram, Method
 from .layer_ranges import FILE, LayerRanges, Range, Side
 from .samples import Samples

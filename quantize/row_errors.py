@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.weights import Weights
-from ..pipeline.artifacts import ComponentSource
+from ..checkpoints.weights import Weights
+from ..stages.artifacts import ComponentSource
 from .calibrated import ERRORS, LAYERS, RoundedLayers, bare, layer_shapes, stored_schemes
 from .codes import round_to_nearest
 from .samples import Samples

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.errors import ModelError
-from ..pipeline.hashing import sha256_of_json
+from ..stages.errors import ModelError
+from ..stages.hashing import sha256_of_json
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -24,8 +24,8 @@ _VAE_SCALES: Final = {"vae_decoder": 1, "vae_encoder": 8}  # rows of its input f
 class Samples:
     """Folders of `COMPONENT-000.npz`, whose arrays `feed.NAME` are a component's inputs and `output.NAME` its answers.
 
-    They are probes of `validate/reference.py`, drawn for other prompts than those of the gates: a method that is
-    judged by what it was fitted to proves nothing. One folder holds a few prompts and was made by one stage, so that
+    They are probes of `validate/reference/pytorch.py`, drawn for other prompts than those of the gates: a method that
+    is judged by what it was fitted to proves nothing. One folder holds a few prompts and was made by one stage, so that
     an interrupted calibration goes on with the next prompts.
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Final
 
-from ..pipeline.errors import UsageError
+from ..stages.errors import UsageError
 
 HALF_COMPUTED: Final = "fp16_a16"
 """float16 weights, and float16 between operators: what is computed, not only stored."""

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.safetensors_file import read_header, read_tensor
-from ..pipeline.artifacts import ComponentSource
-from ..pipeline.errors import ModelError
+from ..checkpoints.safetensors_file import read_header, read_tensor
+from ..stages.artifacts import ComponentSource
+from ..stages.errors import ModelError
 from .calibrated import CodePicker, RoundedLayers, bare, stored_schemes
 from .samples import Samples
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.safetensors_file import read_header, read_tensor
-from ..export.weights import Weights
-from ..pipeline.artifacts import ComponentSource
+from ..checkpoints.safetensors_file import read_header, read_tensor
+from ..checkpoints.weights import Weights
+from ..stages.artifacts import ComponentSource
 from .cast import to_float16
 from .codes import Codes
 from .codes_file import QuantizedWeights, read_codes

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.artifacts import ComponentSource
-from ..pipeline.hashing import sha256_of_file
-from ..pipeline.stage import Runner
+from ..stages.artifacts import ComponentSource
+from ..stages.hashing import sha256_of_file
+from ..stages.stage import Runner
 from .calibrated import bare, calibrated_weights
 from .codes import Codes
 from .codes_file import FILE, QuantizedWeights, tensors_of, write_codes

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ..pipeline.artifacts import TargetModel
-from ..pipeline.errors import UsageError, refuse_unknown
+from ..stages.artifacts import TargetModel
+from ..stages.errors import UsageError, refuse_unknown
 
 FLOAT32: Final = "float32"
 """The name of the arithmetic in which every target is proven first: numbers, products and sums in float32."""

@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from ..pipeline.artifacts import TensorSpec
-from ..pipeline.errors import FeedError, ToolCrashed, UnsupportedPrecision
 from ..quantize.plan import Plan
 from ..quantize.scheme import Scheme
+from ..stages.artifacts import TensorSpec
+from ..stages.errors import FeedError, ToolCrashed, UnsupportedPrecision
 from .protocol import Array, Feeds, Target
 
 # Activations of Stable Diffusion stay below a few hundred. MNN answers damaged weights with ±3.4e38.

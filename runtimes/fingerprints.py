@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.errors import ExportError
+from ..stages.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import Tensor

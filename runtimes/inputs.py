@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.artifacts import TensorSpec
-from ..pipeline.errors import FeedError
+from ..stages.artifacts import TensorSpec
+from ..stages.errors import FeedError
 from .protocol import Array, Feeds
 
 TIMESTEP_EMBEDDING: Final = "timestep_embedding"

@@ -16,14 +16,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ..pipeline import errors
-from ..pipeline.artifacts import TensorSpec
-from ..pipeline.child import ChildBug
-from ..pipeline.child_main import die_with_parent, own_peak_mib
-from ..pipeline.environment import child_environment, patient_environment
-from ..pipeline.errors import DiffusetteError, ToolCrashed
-from ..pipeline.last_words import MORE_MEMORY, death, hang
-from ..pipeline.limits import Patience, limit_memory, ran_out_of_memory
+from ..stages import errors
+from ..stages.artifacts import TensorSpec
+from ..stages.child import ChildBug
+from ..stages.child_main import die_with_parent, own_peak_mib
+from ..stages.environment import child_environment, patient_environment
+from ..stages.errors import DiffusetteError, ToolCrashed
+from ..stages.last_words import MORE_MEMORY, death, hang
+from ..stages.limits import Patience, limit_memory, ran_out_of_memory
 from .checks import checked_feeds, checked_results
 from .machines.machine import HERE, Machine
 from .protocol import Array, Closing, Feeds, Session

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol, runtime_checkable
 
-from ..pipeline.artifacts import TargetModel
+from ..stages.artifacts import TargetModel
 from .protocol import Array, Feeds
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..pipeline.errors import MissingTool
+from ..stages.errors import MissingTool
 from .registry import TARGETS, get_target
 
 

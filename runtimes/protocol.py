@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from numpy.typing import NDArray
 
-from ..pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
 from ..quantize.plan import Plan
+from ..stages.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
 from .arithmetic import PROVEN, Arithmetic
 
 if TYPE_CHECKING:
-    from ..pipeline.stage import Runner
+    from ..stages.stage import Runner
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

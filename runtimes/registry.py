@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from ..pipeline.errors import UnknownTarget
+from ..stages.errors import UnknownTarget
 from .arithmetic import Opening
 from .protocol import Session, Target
 

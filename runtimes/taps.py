@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from ..pipeline.artifacts import ComponentSource, TargetModel
-from ..pipeline.stage import Runner
+from ..stages.artifacts import ComponentSource, TargetModel
+from ..stages.stage import Runner
 from .protocol import Array, Feeds
 
 

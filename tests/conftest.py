@@ -14,8 +14,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.artifacts import Checkpoint
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.stages.artifacts import Checkpoint
 
 from .kinds import write_kind
 from .models import write_tiny_sd1

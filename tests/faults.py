@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from diffusette.pipeline.artifacts import TargetModel
 from diffusette.quantize.codes import Codes
 from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.mnn.mnn_file import MnnFile, _slot
@@ -26,6 +25,7 @@ from diffusette.runtimes.ncnn.codes import unit
 from diffusette.runtimes.nibbles import pack_nibbles
 from diffusette.runtimes.ort.packing import _in_pairs
 from diffusette.runtimes.taps import Wiring
+from diffusette.stages.artifacts import TargetModel
 from numpy.typing import NDArray
 
 Array = NDArray[Any]

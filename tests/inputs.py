@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusette.export.checkpoint import DEMO_FOLDER
-from diffusette.pipeline.artifacts import ALONE, Companions
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
+from diffusette.stages.artifacts import ALONE, Companions
 from safetensors.torch import save_file
 
 from .adapters import ATTENTION, WITH_CONVOLUTIONS, adapt, random_lora, save_peft

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from diffusette.export.checkpoint import DEMO_FOLDER
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
 
 VOCABULARY: Final = {"vocab_size": 681, "bos_token_id": 679, "pad_token_id": 680}  # the demo's tokenizer
 _BETAS: Final = {

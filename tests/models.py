@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusette.export.checkpoint import DEMO_FOLDER
-from diffusette.export.safetensors_file import read_header
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
+from diffusette.checkpoints.safetensors_file import read_header
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]

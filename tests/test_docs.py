@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from diffusette.pipeline.manifest import Manifest
-from diffusette.pipeline.manifest_entries import ComponentEntry
+from diffusette.bundle.manifest import Manifest
+from diffusette.bundle.manifest_entries import ComponentEntry
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGES: Final = sorted(

@@ -15,6 +15,11 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
+# From the roof to the ground: a room imports what stands below it, and itself.
+ROOMS: Final = (
+    "cli", "convert", "validate", "bundle", "runtimes", "quantize", "export", "checkpoints", "stages",
+)  # fmt: skip
+
 # Seconds to load, or native code that can end the process: imported inside the function that needs them.
 HEAVY: Final = {
     "MNN", "_tools", "accelerate", "diffusers", "ncnn", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxsim",
@@ -23,9 +28,6 @@ HEAVY: Final = {
 
 # Tenths of a second: a module may load them, `diffusette --help` may not.
 SLOW: Final = {"jinja2", "matplotlib", "scipy", "skimage"}
-
-# Modules that are themselves imported inside functions only, because a class in them has a heavy base.
-CHILD_ONLY: Final[dict[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Import:
 def modules() -> dict[str, Path]:
     """Name below the package (`runtimes.ort`) -> file, for all that is shipped except the root's two modules."""
     found = {}
-    for top in ("cli", "export", "pipeline", "quantize", "runtimes", "validate"):
+    for top in ROOMS:
         for file in sorted((ROOT / top).rglob("*.py")):
             parts = file.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
@@ -53,33 +55,6 @@ def modules() -> dict[str, Path]:
 
 
 MODULES: Final = modules()
-
-# The part of pipeline/ that every folder stands on, and that stands on nothing. The rest of pipeline/ conducts.
-SPINE: Final = {
-    f"pipeline.{name}"
-    for name in (
-        "artifacts", "cache", "cache_object", "child", "disk", "errors", "extras", "hashing", "last_words", "limits",
-        "onnx_file", "plain_file", "progress", "publish", "safe_path", "schedule", "stage", "strict", "warm", "wire",
-    )
-}  # fmt: skip
-
-# What weights are stored as, in words and numbers: `export/` and `runtimes/` speak of it too.
-NOTATION: Final = {
-    f"quantize.{name}" for name in ("cast", "codes", "layer_ranges", "low_rank", "plan", "samples", "scheme")
-}
-
-# Who may import what; a name covers what is below it, and the longest name that covers a module is its rule.
-# cli -> pipeline.convert -> export, quantize, runtimes, validate -> spine
-ALLOWED: Final[dict[str, set[str]]] = {
-    **dict.fromkeys(SPINE, SPINE),
-    "export": {"export", "quantize", *SPINE},
-    "quantize": {"quantize", "export", *SPINE},  # it streams a component's weights
-    **{name: {*NOTATION, *SPINE} for name in NOTATION},
-    "runtimes": {"runtimes", "export", "quantize", *SPINE},
-    "validate": {"validate", "runtimes", "export", "quantize", *SPINE},
-    "pipeline": {"pipeline", "export", "quantize", "runtimes", "validate"},
-    "cli": {"cli", "pipeline", "export", "quantize", "runtimes", "validate"},
-}
 
 
 def only_for_types(node: ast.If) -> bool:
@@ -90,13 +65,13 @@ def only_for_types(node: ast.If) -> bool:
 
 
 def statements(node: ast.AST, at_load: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Import statements below `node`, and whether they run when the module is loaded. Not those for types only."""
+    """Import statements below `node`, and whether they run when the module is loaded; those for types do not."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, at_load
         elif isinstance(child, ast.If) and only_for_types(child):
-            for otherwise in child.orelse:
-                yield from statements(otherwise, at_load)
+            yield from statements(ast.Module(child.body, []), at_load=False)
+            yield from statements(ast.Module(child.orelse, []), at_load)
         else:
             inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from statements(child, at_load and not inside)
@@ -133,51 +108,44 @@ def imports_of(importer: str) -> Iterator[Import]:
 IMPORTS: Final = [found for importer in MODULES for found in imports_of(importer)]
 
 
-def covers(prefix: str, module: str) -> bool:
-    return module == prefix or module.startswith(f"{prefix}.")
+def room_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-def may_import(importer: str, imported: str) -> bool:
-    rule = max((name for name in ALLOWED if covers(name, importer)), key=len)
-    is_root = imported in ("", "diffusette")  # the version, and the public names
-    return is_root or any(covers(name, imported) for name in ALLOWED[rule])
+def climbs(found: Import) -> bool:
+    """Whether an import goes up. The root, with the version and the public names, belongs to nobody."""
+    above = ROOMS[: ROOMS.index(room_of(found.importer))]
+    return found.own and room_of(found.imported) in above
+
+
+def circles() -> list[list[str]]:
+    """Modules that import one another, however far round, in functions and for types too."""
+    below = {name: {found.imported for found in IMPORTS if found.importer == name} & MODULES.keys() for name in MODULES}
+    while ends := [name for name, others in below.items() if not others]:
+        for name in ends:
+            del below[name]
+        for others in below.values():
+            others.difference_update(ends)
+    return [[name, *sorted(others)] for name, others in below.items()]
 
 
 def test_the_walk_sees_the_modules() -> None:
-    assert {*SPINE, "runtimes.protocol"} <= set(MODULES)
-    assert any(found.importer == "runtimes.protocol" and found.imported == "pipeline.artifacts" for found in IMPORTS)
+    assert {room_of(name) for name in MODULES} == set(ROOMS)
+    assert any(found.importer == "runtimes.protocol" and found.imported == "stages.artifacts" for found in IMPORTS)
+    assert climbs(Import("stages.stage", "cli.convert", own=True, at_load=False, line=1))
 
 
-def test_folders_import_one_way() -> None:
-    assert not [str(found) for found in IMPORTS if found.own and not may_import(found.importer, found.imported)]
+def test_arrows_between_the_rooms_point_down() -> None:
+    assert not [str(found) for found in IMPORTS if climbs(found)]
 
 
-def test_export_never_reaches_the_runtimes() -> None:
-    """Implied by the table above; said once more because a change of the table must not lose it."""
-    assert not may_import("export.onnx_model", "runtimes.ort.adapter")
-    assert not [str(found) for found in IMPORTS if covers("export", found.importer) and "runtimes" in found.imported]
+def test_no_module_imports_in_a_circle() -> None:
+    assert circles() == []
 
 
 def test_heavy_packages_are_imported_inside_functions() -> None:
     offenders = [
-        str(found)
-        for found in IMPORTS
-        if found.at_load and not found.own and found.imported.split(".")[0] in HEAVY
-        if found.importer not in CHILD_ONLY
-    ]
-    assert not offenders
-
-
-def test_runtimes_and_validate_never_import_torch_at_load() -> None:
-    assert not [name for name in CHILD_ONLY if covers("runtimes", name) or covers("validate", name)]
-
-
-def test_child_only_modules_exist_and_are_imported_inside_functions() -> None:
-    assert set(CHILD_ONLY) <= set(MODULES)
-    offenders = [
-        str(found)
-        for found in IMPORTS
-        if found.own and found.at_load and found.imported in CHILD_ONLY and found.importer not in CHILD_ONLY
+        str(found) for found in IMPORTS if found.at_load and not found.own and found.imported.split(".")[0] in HEAVY
     ]
     assert not offenders
 
@@ -201,5 +169,5 @@ def test_the_command_line_starts_without_a_heavy_package(name: str) -> None:
 
 
 def test_no_module_loads_a_heavy_package_through_another() -> None:
-    names = [f"diffusette.{name}" for name in MODULES if name not in CHILD_ONLY]
+    names = [f"diffusette.{name}" for name in MODULES]
     assert not loaded_by(names) & HEAVY

@@ -18,7 +18,7 @@ from ..runtimes.inputs import native_feeds, pytorch_inputs
 from ..runtimes.protocol import Array, Closing, Feeds, Session
 from ..runtimes.txt2img.generate import draw
 from ..runtimes.txt2img.guidance import unconditional_needed
-from .probes import ProbePlan, Probes, pictures_for
+from .reference.probes import ProbePlan, Probes, pictures_for
 
 if TYPE_CHECKING:
     from ..runtimes.txt2img.generate import TextToImage

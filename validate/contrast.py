@@ -14,7 +14,7 @@ from .tolerances import Tolerance
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .latency import ComponentProfile
+    from .speed.latency import ComponentProfile
 
 
 @dataclass(frozen=True, slots=True)

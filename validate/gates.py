@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..pipeline.errors import ModelError, ParityError, ToolCrashed, UsageError
 from ..runtimes.inputs import native_feeds
 from ..runtimes.protocol import Array, Closing, Session
+from ..stages.errors import ModelError, ParityError, ToolCrashed, UsageError
 from .parity import Parity, compare, finite_db, worst
-from .probes import Picture, ProbePlan, Probes, RoundedAnswers
+from .reference.probes import Picture, ProbePlan, Probes, RoundedAnswers
+from .reference.scenes import Scene
 from .report import ComponentReport, ImageReport, OracleReport, PictureReport
-from .scenes import Scene
 from .similarity import ssim
 from .spread import spread_of
 from .tolerances import ImageTolerance, oracle_points, tolerance
@@ -221,7 +221,7 @@ def check_oracle(draw: Draw, probes: Probes, scenes: Sequence[Scene], precision:
         scenes: those whose captions are the plan's prompts.
         precision: the coarsest of the components', which sets how many points may be lost.
     """
-    from .oracle import grade
+    from .reference.oracle import grade
 
     if tuple(scene.caption for scene in scenes) != probes.plan.prompts:
         raise UsageError("the oracle's scenes are not the captions that PyTorch has drawn")

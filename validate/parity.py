@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from ..pipeline.errors import ModelError, ParityError
 from ..runtimes.protocol import Array
+from ..stages.errors import ModelError, ParityError
 
 EXACT_DB: Final = 999.0
 """What JSON says for equal tensors, since it has no infinity. The nearest unequal float32 tensors stay below 300 dB."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .layers.report import ComponentLayers, layers_json
 from .parity import Parity, finite_db
 from .spread import Spread
-from .timesteps import TimestepCurve
+from .timesteps.curve import TimestepCurve
 from .tolerances import ImageTolerance, Tolerance
 
 if TYPE_CHECKING:

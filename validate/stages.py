@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..pipeline.artifacts import TargetModel
-from ..pipeline.schedule import CompiledSchedule
+from ..export.compiled_schedule import CompiledSchedule
+from ..stages.artifacts import TargetModel
 from .gates import Drawn, check_components, check_pictures, unanswered, undrawn
-from .probes import Picture, ProbePlan, Probes, RoundedAnswers, pictures_for
+from .reference.probes import Picture, ProbePlan, Probes, RoundedAnswers, pictures_for
 from .report import ComponentReport, ImageReport
 from .tolerances import image_tolerance, tolerance
 

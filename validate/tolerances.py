@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ..pipeline.errors import UsageError
 from ..quantize.scheme import HALF_COMPUTED, parse_scheme
+from ..stages.errors import UsageError
 
 Gate = Literal["loss", "fidelity"]
 

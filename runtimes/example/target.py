@@ -12,13 +12,13 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...export.onnx_model import onnx_model
-from ...pipeline.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetModel
-from ...pipeline.disk import copy_file
-from ...pipeline.errors import BundleError, ToolCrashed, UnsupportedPrecision
-from ...pipeline.extras import require_converter, require_modules
-from ...pipeline.stage import Runner
+from ...quantize.onnx_model import onnx_model
 from ...quantize.plan import Plan
+from ...stages.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetModel
+from ...stages.disk import copy_file
+from ...stages.errors import BundleError, ToolCrashed, UnsupportedPrecision
+from ...stages.extras import require_converter, require_modules
+from ...stages.stage import Runner
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..protocol import Array, Closing, Feeds, Session

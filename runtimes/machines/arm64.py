@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.errors import MissingTool, UsageError
+from ...stages.errors import MissingTool, UsageError
 from .lock import read_lock
 from .machine import Machine
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.errors import MissingTool
-from ...pipeline.hashing import sha256_of_file
+from ...stages.errors import MissingTool
+from ...stages.hashing import sha256_of_file
 from .lock import Pinned
 
 _SOURCES: Final = Path("/etc/apt")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.errors import MissingTool, UsageError
-from ...pipeline.publish import published
+from ...stages.errors import MissingTool, UsageError
+from ...stages.publish import published
 from . import arm64
 from .debian import Apt, Offered, unpack
 from .lock import Pinned, read_lock

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ...pipeline.errors import MissingTool, UsageError
+from ...stages.errors import MissingTool, UsageError
 from . import arm64
 from .machine import Machine
 from .vulkan import NAME as VULKAN_NAME

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.errors import MissingTool
+from ...stages.errors import MissingTool
 from ..arithmetic import VULKAN
 from .machine import Machine
 

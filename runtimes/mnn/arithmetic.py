@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...pipeline.artifacts import TargetModel
 from ...quantize.scheme import parse_scheme
+from ...stages.artifacts import TargetModel
 from ..arithmetic import FLOAT32, Arithmetic, Computed, arithmetic_named
 
 # Names as in MNN's headers, values as its C++ and Python interfaces take them. Python takes names of memory and power

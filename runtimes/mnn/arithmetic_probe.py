@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...pipeline.artifacts import TargetModel, TensorSpec
-from ...pipeline.hashing import sha256_of_file
+from ...stages.artifacts import TargetModel, TensorSpec
+from ...stages.hashing import sha256_of_file
 from ..arithmetic import PROBE_ROWS
 from ..protocol import Array
 from .flat import pack, read

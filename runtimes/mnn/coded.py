@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import ClassVar, Final
 
-from ...pipeline.artifacts import ComponentSource, OnnxModel, TargetModel
 from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import ApartWeights
+from ...stages.artifacts import ComponentSource, OnnxModel, TargetModel
 from .convert import checked_model
 from .graph import write_mnn_graph
 from .mnn_file import MnnFile

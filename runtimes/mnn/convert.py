@@ -11,8 +11,8 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.artifacts import OnnxModel, TargetModel, TensorSpec
-from ...pipeline.errors import ToolCrashed
+from ...stages.artifacts import OnnxModel, TargetModel, TensorSpec
+from ...stages.errors import ToolCrashed
 from .. import registry
 from ..isolation import open_isolated
 from .graph import MnnGraph, write_mnn_graph

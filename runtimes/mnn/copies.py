@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.graph import Graph, WeightSlot
-from ...export.onnx_model import DATA_FILE
-from ...pipeline.artifacts import OnnxModel, TensorSpec
+from ...quantize.onnx_model import DATA_FILE
+from ...stages.artifacts import OnnxModel, TensorSpec
 from ..fingerprints import Fingerprints
 from ..narrowing import NotAlikeError, Width, carried
 from .graph import write_mnn_graph

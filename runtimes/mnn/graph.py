@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.artifacts import OnnxModel, TensorSpec
-from ...pipeline.errors import ModelError
 from ...quantize.stored_weights import StoredWeights
+from ...stages.artifacts import OnnxModel, TensorSpec
+from ...stages.errors import ModelError
 from ..inputs import TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
 from ..steady_norms import steady_norms
 from .embeddings import code_embeddings

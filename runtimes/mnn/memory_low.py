@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...pipeline.artifacts import TargetModel
+from ...stages.artifacts import TargetModel
 from .arithmetic import ARITHMETICS, GROUP_CHANNELS
 from .mnn_file import MnnFile
 

@@ -20,8 +20,8 @@ from flatbuffers import Builder, number_types
 from flatbuffers.table import Table
 from numpy.typing import NDArray
 
-from ...pipeline.artifacts import TensorSpec
-from ...pipeline.errors import ModelError
+from ...stages.artifacts import TensorSpec
+from ...stages.errors import ModelError
 
 _NET_OPS, _NET_OUTPUTS, _NET_TENSORS, _NET_UUID = 3, 4, 7, 11
 _OP_INPUTS, _OP_MAIN, _OP_NAME, _OP_OUTPUTS, _OP_TYPE = 0, 2, 3, 4, 5

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from ...export.graph import ExportGraph, Graph
-from ...export.onnx_model import branched, onnx_graph
 from ...export.simplify import SimplifyGraph
-from ...pipeline.artifacts import ComponentSource, TensorSpec
-from ...pipeline.errors import ModelError, NoRoom, ToolCrashed
-from ...pipeline.last_words import FULL_DISK
-from ...pipeline.stage import Runner
+from ...quantize.onnx_model import branched, onnx_graph
 from ...quantize.plan import Plan
+from ...stages.artifacts import ComponentSource, TensorSpec
+from ...stages.errors import ModelError, NoRoom, ToolCrashed
+from ...stages.last_words import FULL_DISK
+from ...stages.stage import Runner
 from ..narrowing import NotAlikeError, Width, narrow_copy
 from .convert import EXTERNAL_ABOVE
 from .copies import Copies, Copy

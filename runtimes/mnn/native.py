@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.child_main import die_with_parent
-from ...pipeline.environment import child_environment
-from ...pipeline.errors import ToolCrashed
-from ...pipeline.last_words import death
+from ...stages.child_main import die_with_parent
+from ...stages.environment import child_environment
+from ...stages.errors import ToolCrashed
+from ...stages.last_words import death
 
 _DONE: Final = "Converted Success!"
 _TROUBLE: Final = re.compile(r"error|fail|not support|unsupport|can't|cannot|not exist|invalid", re.IGNORECASE)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...pipeline.artifacts import TargetModel
-from ...pipeline.errors import ModelError, ToolCrashed
+from ...stages.artifacts import TargetModel
+from ...stages.errors import ModelError, ToolCrashed
 from ..arithmetic import PROVEN
 from ..checks import checked_feeds, checked_results
 from ..protocol import Array, Closing, Feeds

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ...pipeline.artifacts import TargetModel
-from ...pipeline.errors import ToolCrashed
+from ...stages.artifacts import TargetModel
+from ...stages.errors import ToolCrashed
 from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, boundaries, needed_feeds
 from .arithmetic import proven_in

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.extras import require_converter, require_modules
 from ...quantize.plan import Plan
+from ...stages.artifacts import Checkpoint, ComponentSource, TargetModel
+from ...stages.extras import require_converter, require_modules
 from ..arithmetic import PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
@@ -18,7 +18,7 @@ from ..taps import Wiring
 from .arithmetic import ARITHMETICS, GROUP_CHANNELS, proven_in
 
 if TYPE_CHECKING:
-    from ...pipeline.stage import Runner
+    from ...stages.stage import Runner
     from .taps import MnnTaps
 
 
@@ -60,7 +60,7 @@ class MnnTarget:
         return version("MNN")
 
     def build(self, source: ComponentSource, size: tuple[int, int], plan: Plan, run: Runner) -> TargetModel:
-        from ...export.onnx_model import branched_model, onnx_model
+        from ...quantize.onnx_model import branched_model, onnx_model
         from ...quantize.quantized import quantized_weights
         from .coded import BuildCodedMnn
         from .convert import BuildMnn
@@ -103,7 +103,7 @@ class MnnTarget:
         return MnnSession(model, threads, arithmetic)
 
     def wiring(self, model: TargetModel, source: ComponentSource, size: tuple[int, int], run: Runner) -> Wiring:
-        from ...export.onnx_model import onnx_graph
+        from ...quantize.onnx_model import onnx_graph
         from .taps import read_wiring
 
         return read_wiring(model, onnx_graph(source, size, run))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import numpy as np
 from flatbuffers.table import Table
 
-from ...pipeline.errors import ToolCrashed
 from ...quantize.stored_weights import StoredWeights
+from ...stages.errors import ToolCrashed
 from .codes import decode, encode
 from .mnn_file import CONVOLUTIONS, QUANTISED, QUANTISED_TYPE, ExternalData, MnnFile
 

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.artifacts import ComponentSource, TargetModel
 from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import ApartWeights, StoredWeights
+from ...stages.artifacts import ComponentSource, TargetModel
 from .coded import setting_note
 from .codes import encode
 from .convert import BITS, checked_model

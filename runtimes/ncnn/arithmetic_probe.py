@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...pipeline.artifacts import TargetModel, TensorSpec
-from ...pipeline.hashing import sha256_of_file, sha256_of_json
+from ...stages.artifacts import TargetModel, TensorSpec
+from ...stages.hashing import sha256_of_file, sha256_of_json
 from ..arithmetic import PROBE_ROWS
 from ..protocol import Array
 from .param import Layer, render

@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import ModelError
 from ...quantize.codes import Codes
+from ...stages.errors import ModelError
 from . import products
 from .arithmetic import SELF_TESTS, net_with
 from .codes import BOOK, CODES, INPUT_MULTIPLIER, MULTIPLIERS, UNIT, encode, unit

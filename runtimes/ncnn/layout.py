@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import ExportError
+from ...stages.errors import ExportError
 from ..fingerprints import Fingerprints
 from .param import Layer
 from .slots import TAG_FP32, Slot, slots_of

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from math import prod, sqrt
 from typing import Final
 
-from ...pipeline.errors import ExportError
 from ...quantize.scheme import Scheme
+from ...stages.errors import ExportError
 from ..nibbles import are_halved
 from . import products
 from .codes import BOOK, BOOK_SCALES, CODES, DOWN, NIBBLE_BOOK, NIBBLES, SCALES, UP

@@ -12,9 +12,10 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ...export import contract, modules, network
-from ...pipeline.artifacts import ComponentSource, TensorSpec
-from ...pipeline.errors import ExportError
+from ...checkpoints import network
+from ...export import contract, modules
+from ...stages.artifacts import ComponentSource, TensorSpec
+from ...stages.errors import ExportError
 from ..fingerprints import Fingerprints
 from ..inputs import END_OF_TEXT, TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ...pipeline.errors import ExportError
+from ...stages.errors import ExportError
 from .param import Layer
 
 KEY: Final = 31

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...pipeline.artifacts import TargetModel
-from ...pipeline.errors import ToolCrashed
+from ...stages.artifacts import TargetModel
+from ...stages.errors import ToolCrashed
 from ..checks import checked_feeds, checked_results
 from ..op_times import OpTime, OpTimes, median_ms
 from ..protocol import Array, Feeds

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ...pipeline.errors import ModelError
+from ...stages.errors import ModelError
 
 MAGIC: Final = "7767517"
 

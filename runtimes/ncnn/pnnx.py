@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.artifacts import TensorSpec
-from ...pipeline.errors import ExportError, MissingTool, NoRoom, ToolCrashed
-from ...pipeline.last_words import MORE_MEMORY
-from ...pipeline.limits import ran_out_of_memory
+from ...stages.artifacts import TensorSpec
+from ...stages.errors import ExportError, MissingTool, NoRoom, ToolCrashed
+from ...stages.last_words import MORE_MEMORY
+from ...stages.limits import ran_out_of_memory
 from .param import parse
 
 _TYPES: Final = {"float32": "f32", "int32": "i32", "int64": "i64"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.errors import ModelError
+from ...stages.errors import ModelError
 from .param import Layer
 
 TAG_FP32: Final = (0).to_bytes(4, "little")

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...pipeline.artifacts import TargetModel
-from ...pipeline.errors import BundleError, ToolCrashed
+from ...stages.artifacts import TargetModel
+from ...stages.errors import BundleError, ToolCrashed
 from ..arithmetic import PROVEN
 from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, common_module, needed_feeds

@@ -7,12 +7,12 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import ClassVar
 
-from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import MissingTool
-from ...pipeline.extras import require_converter, require_modules
-from ...pipeline.stage import Runner
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
+from ...stages.artifacts import Checkpoint, ComponentSource, TargetModel
+from ...stages.errors import MissingTool
+from ...stages.extras import require_converter, require_modules
+from ...stages.stage import Runner
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes

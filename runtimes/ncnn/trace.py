@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from ...export import contract
-from ...pipeline.artifacts import ComponentSource, TensorSpec
-from ...pipeline.errors import ExportError
+from ...stages.artifacts import ComponentSource, TensorSpec
+from ...stages.errors import ExportError
 from .. import narrowing
 from . import layout, narrow, param, pnnx
 from .lower import architecture, lowered, native_inputs, shapes_and_heads, without_weights

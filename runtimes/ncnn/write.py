@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.contract import output_specs
-from ...pipeline.artifacts import ComponentSource, TargetModel
-from ...pipeline.errors import ExportError
 from ...quantize.codes_file import QuantizedWeights
 from ...quantize.layer_ranges import LayerRanges
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import StoredWeights
+from ...stages.artifacts import ComponentSource, TargetModel
+from ...stages.errors import ExportError
 from . import layout
 from .codes import INPUT_MULTIPLIER, encode
 from .layout import Blob

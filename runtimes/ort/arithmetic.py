@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...pipeline.artifacts import TargetModel
 from ...quantize.scheme import parse_scheme
+from ...stages.artifacts import TargetModel
 from ..arithmetic import FLOAT32, Arithmetic
 
 # Source: microsoft/onnxruntime, `onnxruntime_session_options_config_keys.h`

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...pipeline.artifacts import TargetModel, TensorSpec
-from ...pipeline.hashing import sha256_of_file
+from ...stages.artifacts import TargetModel, TensorSpec
+from ...stages.hashing import sha256_of_file
 from ..arithmetic import PROBE_ROWS
 from ..protocol import Array
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from ...pipeline.artifacts import OnnxModel, TargetModel
-from ...pipeline.disk import copy_file
-from ...pipeline.onnx_file import read_onnx
+from ...stages.artifacts import OnnxModel, TargetModel
+from ...stages.disk import copy_file
+from ...stages.onnx_file import read_onnx
 from ..steady_norms import steady_norms
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.graph import Graph, WeightSlot
-from ...export.onnx_model import DATA_FILE
-from ...pipeline.artifacts import ComponentSource, TargetModel
 from ...quantize.codes_file import QuantizedWeights
+from ...quantize.onnx_model import DATA_FILE
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import StoredWeights
+from ...stages.artifacts import ComponentSource, TargetModel
 from ..steady_norms import steady_norms
 from .build import FORMS, write_batched
 from .mobile import why_absent, write_ort
@@ -24,7 +24,7 @@ from .packed import Packed
 from .packing import apply, pack
 from .static_products import NOTE, static_products
 
-_INLINE_BELOW: Final = 1024  # bytes, as in export/onnx_model.py
+_INLINE_BELOW: Final = 1024  # bytes, as in quantize/onnx_model.py
 _ALIGNMENT: Final = 64  # bytes: a cache line. 4096, which float weights have, would be 3 % of a small model in codes
 
 

@@ -6,8 +6,8 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from ...pipeline.errors import BundleError
-from ...pipeline.onnx_file import BFLOAT16, BITS, DOUBLE, FLOAT, FLOAT16, OnnxFile, OnnxTensor, read_onnx
+from ...stages.errors import BundleError
+from ...stages.onnx_file import BFLOAT16, BITS, DOUBLE, FLOAT, FLOAT16, OnnxFile, OnnxTensor, read_onnx
 
 _LONGEST_NAME: Final = 255  # bytes of a file's name, NAME_MAX of limits.h
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, Final
 
-from ...pipeline.errors import ExportError
+from ...stages.errors import ExportError
 
 BATCH: Final = "batch_size"  # optimum's name for the axis
 _PROOF: Final = 2  # the batch for which shapes are inferred as proof; any number but 1

@@ -24,10 +24,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...export.weights import Weights
-from ...pipeline.artifacts import ComponentSource
+from ...checkpoints.weights import Weights
 from ...quantize.cast import FLOAT16_MAX
 from ...quantize.plan import Plan
+from ...stages.artifacts import ComponentSource
 
 HALVES: Final = 1
 """Raised by one with every change of these rules."""

@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from ...pipeline.errors import ModelError
+from ...stages.errors import ModelError
 from .ort_file import offset_vector, schema
 
 _ALIGNMENT: Final = 16  # of what is appended: at least that of everything in the schema

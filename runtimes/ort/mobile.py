@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from ...pipeline.disk import mebibytes
-from ...pipeline.errors import ModelError
+from ...stages.disk import mebibytes
+from ...stages.errors import ModelError
 from .loose_weights import put_weights_back, take_weights_out
 from .ort_file import put_in_order
 from .session import first_line, ort_errors

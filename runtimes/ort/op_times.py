@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from ...pipeline.artifacts import TargetModel
-from ...pipeline.errors import ToolCrashed
-from ...pipeline.onnx_file import read_onnx
+from ...stages.artifacts import TargetModel
+from ...stages.errors import ToolCrashed
+from ...stages.onnx_file import read_onnx
 from ..op_times import OpTime, OpTimes, median_ms
 from ..protocol import Feeds
 from .session import OrtSession

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ...export.families import reference_pipeline
-from ...export.families.family import STATES
-from ...export.families.variant import reads_zeros_for_empty
-from ...pipeline.artifacts import Checkpoint
-from ...pipeline.errors import CheckpointError
+from ...checkpoints.families import reference_pipeline
+from ...checkpoints.families.family import STATES
+from ...checkpoints.families.variant import reads_zeros_for_empty
+from ...stages.artifacts import Checkpoint
+from ...stages.errors import CheckpointError
 
 # Paths of the author's disk, and versions. A UNet of diffusers < 0.9 with sample_size < 64 is "corrected" to 64
 # by diffusers' own pipeline (StableDiffusionPipeline.__init__), which would break small pictures.

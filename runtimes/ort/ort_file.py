@@ -15,7 +15,7 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from ...pipeline.errors import ModelError
+from ...stages.errors import ModelError
 
 _IDENTIFIER: Final = b"ORTM"
 _MODEL_SLOT: Final = 6  # of the root's vtable: 4 + 2 x the place of `model` among the fields of InferenceSession

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.graph import WeightSlot
-from ...pipeline.errors import ExportError
 from ...quantize.codes import Codes
 from ...quantize.low_rank import Branch
 from ...quantize.scheme import Scheme
+from ...stages.errors import ExportError
 from .packed import Packed, Store, add_node
 from .products import integer_products
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from ...export.graph import WeightSlot
-from ...pipeline.errors import ExportError
 from ...quantize.codes import Codes
+from ...stages.errors import ExportError
 from .packed import Packed, Store, add_node
 
 _FLOAT: Final = 1  # onnx.TensorProto.FLOAT

@@ -6,9 +6,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from ...pipeline.artifacts import TargetModel, TensorSpec
-from ...pipeline.errors import BundleError, FeedError, ToolCrashed
-from ...pipeline.onnx_file import FLOAT16, INT8, UINT8, OnnxFile, read_onnx
+from ...stages.artifacts import TargetModel, TensorSpec
+from ...stages.errors import BundleError, FeedError, ToolCrashed
+from ...stages.onnx_file import FLOAT16, INT8, UINT8, OnnxFile, read_onnx
 from ..arithmetic import FLOAT32, PROVEN, arithmetic_named
 from ..protocol import Array, Closing, Feeds
 from .arithmetic import ARITHMETICS

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.graph import WeightSlot
-from ...pipeline.errors import ExportError
 from ...quantize.codes import Codes
+from ...stages.errors import ExportError
 from .packed import Packed, Store, add_node
 from .products import make_node, refuse_other_uses
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...pipeline.artifacts import TargetModel
-from ...pipeline.errors import ToolCrashed, UsageError
+from ...stages.artifacts import TargetModel
+from ...stages.errors import ToolCrashed, UsageError
 from ..mapped import dropped_pages
 from ..protocol import Array, Closing, Feeds
 from ..taps import Node, Wiring, boundaries

@@ -7,13 +7,13 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import ClassVar
 
-from ...export.onnx_model import onnx_graph, onnx_model
-from ...pipeline.artifacts import Checkpoint, ComponentSource, TargetModel
-from ...pipeline.errors import refuse_unknown
-from ...pipeline.extras import require_converter, require_modules
-from ...pipeline.stage import Runner
+from ...quantize.onnx_model import onnx_graph, onnx_model
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
+from ...stages.artifacts import Checkpoint, ComponentSource, TargetModel
+from ...stages.errors import refuse_unknown
+from ...stages.extras import require_converter, require_modules
+from ...stages.stage import Runner
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import UsageError
-from ...pipeline.schedule import CompiledSchedule
+from ...export.compiled_schedule import CompiledSchedule
+from ...stages.errors import UsageError
 from .picture_file import read_pixels
 
 Floats = NDArray[np.float32]

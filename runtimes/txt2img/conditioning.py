@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import BundleError
+from ...stages.errors import BundleError
 
 Floats = NDArray[np.float32]
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.contract import CONTROL_PICTURE, RESIDUALS_IN, residual_inputs
-from ...pipeline.artifacts import TensorSpec
-from ...pipeline.errors import BundleError, UsageError
+from ...stages.artifacts import TensorSpec
+from ...stages.errors import BundleError, UsageError
 from .picture_file import read_pixels
 
 Floats = NDArray[np.float32]

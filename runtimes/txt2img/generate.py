@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import BundleError, ModelError, UsageError
-from ...pipeline.schedule import CompiledSchedule
+from ...export.compiled_schedule import CompiledSchedule
+from ...stages.errors import BundleError, ModelError, UsageError
 from ..protocol import Array, Session
 from .canvas import INPAINTING_CHANNELS, Canvas, first_row, mask_channels, sampled
 from .conditioning import ENCODERS, GUIDANCE_INPUT, conditioning, zeroed

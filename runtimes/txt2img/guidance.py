@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import UsageError
+from ...stages.errors import UsageError
 
 # cfg: two UNet runs a step; embedded: one run with `timestep_cond` (LCM); none: one run, no guidance (turbo)
 Mode = Literal["cfg", "embedded", "none"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import ModelError
+from ...stages.errors import ModelError
 from ..inputs import native_feeds
 from ..protocol import Array, Session
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import UsageError
+from ...stages.errors import UsageError
 
 GROUP: Final = 16
 SEEDS: Final = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import NoRoom, UsageError
+from ...stages.errors import NoRoom, UsageError
 from .generate import Drawing
 
 

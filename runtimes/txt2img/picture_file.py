@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import UsageError
+from ...stages.errors import UsageError
 
 Floats = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.schedule import CompiledSchedule, ScheduleRow
+from ...export.compiled_schedule import CompiledSchedule, ScheduleRow
 
 Latents = NDArray[np.float32]
 Normal = Callable[[Sequence[int]], Latents]  # shape -> fresh standard normal noise, `TorchNoise.normal`

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import BundleError, UsageError
-from ...pipeline.plain_file import read_plain
+from ...stages.errors import BundleError, UsageError
+from ...stages.plain_file import read_plain
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

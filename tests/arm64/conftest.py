@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.bundle import Bundle, open_bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.convert import convert
-from diffusette.pipeline.errors import MissingTool, UsageError
+from diffusette.bundle.bundle import Bundle, open_bundle
+from diffusette.convert.convert import convert
 from diffusette.runtimes.machines.machine import Machine
 from diffusette.runtimes.machines.registry import machine_named
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import MissingTool, UsageError
 
 
 def machine(name: str) -> Machine:

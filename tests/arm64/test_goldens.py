@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.goldens import replay_goldens
-from diffusette.pipeline.progress import Silent
+from diffusette.bundle.bundle import Bundle
+from diffusette.stages.progress import Silent
+from diffusette.validate.goldens.of_bundle import replay_goldens
 
 from .conftest import machine
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.check_machine import check_on_machines
-from diffusette.pipeline.progress import Silent
+from diffusette.bundle.bundle import Bundle
+from diffusette.stages.cache import Cache
+from diffusette.stages.progress import Silent
+from diffusette.validate.machines.check import check_on_machines
 
 from .conftest import machine
 

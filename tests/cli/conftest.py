@@ -55,8 +55,8 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The folder of the demo's three fp16 bundles. Read only."""
-    from diffusette.pipeline.cache import Cache
-    from diffusette.pipeline.convert import convert
+    from diffusette.convert.convert import convert
+    from diffusette.stages.cache import Cache
 
     store = Cache(cache)
     store.prepare()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
 
 from .conftest import Command
 from .test_demo import rewrite_hashes, scale_tensor

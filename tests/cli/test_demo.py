@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.bundle import open_bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.hashing import sha256_of_file
-from diffusette.pipeline.measure import measure_bundles
-from diffusette.pipeline.progress import Silent
+from diffusette.bundle.bundle import open_bundle
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
+from diffusette.stages.cache import Cache
+from diffusette.stages.hashing import sha256_of_file
+from diffusette.stages.progress import Silent
+from diffusette.validate.speed.measure import measure_bundles
 from PIL import Image
 
 from .conftest import TARGETS, Command
@@ -190,8 +190,8 @@ def test_what_the_gates_took_enters_the_manifest_on_request_only(
     assert set(plain["memory"]["forecast"]) == COMPONENTS
     assert plain["memory"]["measured"] == {}
     words = ("--target", "ncnn", "--precision", "fp16", "--record-memory")
-    monkeypatch.setattr("diffusette.pipeline.hindsight.TOLERANCE", 0.0)
-    monkeypatch.setattr("diffusette.pipeline.hindsight._NO_MATTER_MIB", 0.0)
+    monkeypatch.setattr("diffusette.convert.hindsight.TOLERANCE", 0.0)
+    monkeypatch.setattr("diffusette.convert.hindsight._NO_MATTER_MIB", 0.0)
     answer = command("convert", "demo", "-o", tmp_path / "b", *words)
     assert answer.code == 0, answer.err
     assert "warning: the forecast was wrong by more than 20 %: unet pnnx: " in answer.err

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
 
 from .conftest import TARGETS, Command
 from .test_demo import rewrite_hashes, scale_tensor
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def with_goldens(tmp_path_factory: pytest.TempPathFactory, cache: Path, converted: Path) -> Path:
     """The demo's bundles with goldens; `converted` has built all of their models."""
-    from diffusette.pipeline.cache import Cache
-    from diffusette.pipeline.convert import convert
+    from diffusette.convert.convert import convert
+    from diffusette.stages.cache import Cache
 
     folder = tmp_path_factory.mktemp("goldens") / "demo"
     assert convert("demo", folder, targets=TARGETS, precision="fp16", goldens=True, cache=Cache(cache)).ok

@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.bundle import open_bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.gate import ask_pytorch
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.run_stage import run_stage
-from diffusette.pipeline.stage import Runner
+from diffusette.bundle.bundle import open_bundle
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.stored_weights import StoredWeights
@@ -27,13 +21,19 @@ from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.protocol import Feeds
 from diffusette.runtimes.registry import get_target
 from diffusette.runtimes.taps import Tapped, Wiring
+from diffusette.stages.artifacts import Checkpoint, TargetModel
+from diffusette.stages.cache import Cache
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
+from diffusette.stages.stage import Runner
+from diffusette.validate.gate import ask_pytorch
 from diffusette.validate.layers.examine import Subject, examine, layers_of, read_points
 from diffusette.validate.layers.pieces import pieces_of
 from diffusette.validate.layers.points import Point, find_points
 from diffusette.validate.layers.report import ComponentLayers
 from diffusette.validate.layers.segments import reshaped, segments_of, taps_of
 from diffusette.validate.layers.trace import save_points
-from diffusette.validate.torch_session import TorchModel, TorchSession
+from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
 from ..faults import Fault, guilty, plant
 from ..pipeline.chromium import chromium, visit

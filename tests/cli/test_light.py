@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from diffusette.pipeline.extras import CONVERTER
 from diffusette.runtimes.registry import TARGETS as RUNTIMES
+from diffusette.stages.extras import CONVERTER
 from packaging.requirements import Requirement
 
 from ..light import HEAVY, ROOT, closure, installed_bytes, light_python
@@ -95,8 +95,8 @@ def test_the_bundle_is_drawn_checked_measured_and_compared(light: Light, convert
 
 
 def draw_here(bundle: Path) -> Any:
-    from diffusette.pipeline.bundle import open_bundle
-    from diffusette.pipeline.draw import draw_with_bundle
+    from diffusette.bundle.bundle import open_bundle
+    from diffusette.bundle.draw import draw_with_bundle
 
     drawing = draw_with_bundle(open_bundle(bundle), PROMPT, steps=10)
     import hashlib
@@ -108,8 +108,8 @@ def draw_here(bundle: Path) -> Any:
 def test_goldens_hold_and_bundles_compare_there(
     light: Light, converted: Path, cache: Path, target: str, tmp_path: Path
 ) -> None:
-    from diffusette.pipeline.cache import Cache
-    from diffusette.pipeline.convert import convert
+    from diffusette.convert.convert import convert
+    from diffusette.stages.cache import Cache
 
     folder = tmp_path / "goldens"
     assert convert("demo", folder, targets=(target,), precision="fp16", goldens=True, cache=Cache(cache)).ok

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diffusette.pipeline.errors import ModelError
+from diffusette.stages.errors import ModelError
 from safetensors.numpy import load_file, save_file
 
 from ..models import UNET_WEIGHTS
@@ -139,7 +139,7 @@ def test_an_unwritable_output_is_told_before_any_work(command: Command, tmp_path
 def test_too_little_memory_is_refused_with_both_figures(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusette.pipeline.forecast.memory_available_mib", lambda: 100.0)
+    monkeypatch.setattr("diffusette.convert.forecast.memory_available_mib", lambda: 100.0)
     answer = command("convert", "demo", "-o", tmp_path / "out", "--target", "ort")
     assert answer.code == 4
     assert "100 MiB are available" in answer.err
@@ -211,7 +211,7 @@ def test_a_bug_with_json_is_one_document_too(command: Command, monkeypatch: pyte
     def broken() -> list[str]:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("diffusette.pipeline.recipe.shipped_recipes", broken)
+    monkeypatch.setattr("diffusette.convert.recipe.shipped_recipes", broken)
     answer = command("recipe", "list", "--json")
     assert answer.json["error"]["kind"] == "ZeroDivisionError"
     assert answer.json["error"]["exit_code"] == answer.code == 70
@@ -221,7 +221,8 @@ def test_a_bug_with_json_is_one_document_too(command: Command, monkeypatch: pyte
 FAILED_GATE = """
 from types import SimpleNamespace
 from diffusette import cli
-from diffusette.pipeline import bundle, check
+from diffusette.bundle import bundle
+from diffusette.validate import check
 report = SimpleNamespace(ok=False, to_json=lambda: {"ok": False, "long": "x" * 100_000})
 bundle.open_bundle = lambda path: SimpleNamespace(manifest=SimpleNamespace(name="demo"))
 check.check_bundle = lambda *args, **kwargs: (report, [])
@@ -273,8 +274,8 @@ def test_demo_replaces_nobody_elses_bundle(command: Command, tmp_path: Path, mon
     def start(*args: object, **options: object) -> None:
         raise ModelError("it started")
 
-    monkeypatch.setattr("diffusette.pipeline.bundle.open_bundle", opened)
-    monkeypatch.setattr("diffusette.pipeline.convert.convert", start)
+    monkeypatch.setattr("diffusette.bundle.bundle.open_bundle", opened)
+    monkeypatch.setattr("diffusette.convert.convert.convert", start)
     (tmp_path / "ncnn").mkdir()
     (tmp_path / "ncnn" / "manifest.json").write_text("{}")
     name = "my-model"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from diffusette.pipeline.bundle import open_bundle
-from diffusette.pipeline.errors import UnsupportedPrecision
+from diffusette.bundle.bundle import open_bundle
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.checks import refuse_schemes
 from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.runtimes.ncnn.target import NcnnTarget
+from diffusette.stages.errors import UnsupportedPrecision
 
 from .conftest import Command
 

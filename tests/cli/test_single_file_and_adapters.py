@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from diffusette.export.checkpoint import DEMO_FOLDER
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, adapt, random_lora, save_peft

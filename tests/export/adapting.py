@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusette.export.checkpoint import open_checkpoint
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
 from diffusette.export.modules import load
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Checkpoint, Companions
+from diffusette.stages.artifacts import Checkpoint, Companions
 
 CONV = "down_blocks.0.resnets.0.conv1"
 FLAT = "lora_unet_" + CONV.replace(".", "_")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
-from diffusette.export import checkpoint as checkpoint_module
+from diffusette.checkpoints import checkpoint as checkpoint_module
 
 from ..ldm import Tensors, ldm_tensors, original_pipeline, write_ldm
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Checkpoint, Companions
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.weights import Weights
+from diffusette.stages.artifacts import Checkpoint, Companions
+from diffusette.stages.errors import CheckpointError
 
 TOKENIZER = DEMO_FOLDER / "tokenizer"
 GIVEN = Companions(tokenizer=TOKENIZER)

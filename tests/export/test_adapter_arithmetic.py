@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusette.export.weights import Weights
+from diffusette.checkpoints.weights import Weights
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, random_lora

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusette.export.adapters.movement import MeasureMovement
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.adapters.movement import MeasureMovement
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.errors import CheckpointError
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, random_lora

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.weights import Weights
 from diffusette.export.modules import load
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Checkpoint, Companions
+from diffusette.stages.artifacts import Checkpoint, Companions
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, CONFIGS, WITH_CONVOLUTIONS, adapt, random_lora, save_peft

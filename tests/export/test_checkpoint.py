@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.pipeline.artifacts import Checkpoint
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.stages.artifacts import Checkpoint
 
 from ..models import (
     TEXT_WEIGHTS,
@@ -123,5 +123,5 @@ def test_the_memo_spares_the_second_pass(
     tiny_folder: Path, tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_checkpoint(tiny_folder, memo=tmp_path / "memo")
-    monkeypatch.setattr("diffusette.export.survey._one_pass", lambda *_: pytest.fail("weights were read again"))
+    monkeypatch.setattr("diffusette.checkpoints.survey._one_pass", lambda *_: pytest.fail("weights were read again"))
     assert open_checkpoint(tiny_folder, memo=tmp_path / "memo") == tiny_checkpoint

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.stages.errors import CheckpointError
 
 from ..models import (
     TEXT_WEIGHTS,

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusette.export import contract, modules, network
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Checkpoint, Companions
-from diffusette.pipeline.errors import CheckpointError
-from diffusette.pipeline.recipe import parameters_of, parse_recipe
+from diffusette.checkpoints import network
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
+from diffusette.convert.recipe import parameters_of, parse_recipe
+from diffusette.export import contract, modules
+from diffusette.stages.artifacts import Checkpoint, Companions
+from diffusette.stages.errors import CheckpointError
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, random_lora

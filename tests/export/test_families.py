@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from diffusette.export.families import FAMILIES, Headers, get_family, recognise
-from diffusette.export.families.unsupported import UNSUPPORTED
-from diffusette.pipeline.artifacts import COMPONENTS
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.families import FAMILIES, Headers, get_family, recognise
+from diffusette.checkpoints.families.unsupported import UNSUPPORTED
+from diffusette.stages.artifacts import COMPONENTS
+from diffusette.stages.errors import CheckpointError
 
 SD1_PARTS = {
     "text_encoder": "CLIPTextModel",

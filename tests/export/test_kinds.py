@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusette.export.safetensors_file import read_header
+from diffusette.checkpoints.safetensors_file import read_header
 
 from ..kinds import KINDS
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.export.pickled_file import read_pickled
-from diffusette.export.safetensors_file import read_tensor
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.pickled_file import read_pickled
+from diffusette.checkpoints.safetensors_file import read_tensor
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.errors import CheckpointError
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, random_lora

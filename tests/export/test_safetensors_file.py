@@ -6,8 +6,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from diffusette.export.safetensors_file import MAX_HEADER_BYTES, read_header, read_tensor
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.safetensors_file import MAX_HEADER_BYTES, read_header, read_tensor
+from diffusette.stages.errors import CheckpointError
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 

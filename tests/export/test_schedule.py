@@ -13,7 +13,7 @@ import pytest
 from diffusette.export.accessories import CompileSchedules
 from diffusette.export.schedule import AGREEMENT, compile_schedule, measure_disagreement
 from diffusette.export.scheduler import SCHEDULERS, default_scheduler
-from diffusette.pipeline.errors import CheckpointError, UsageError
+from diffusette.stages.errors import CheckpointError, UsageError
 
 CONFIG: Final[Mapping[str, Any]] = json.loads(
     (Path(__file__).resolve().parents[2] / "demo/scheduler/scheduler_config.json").read_text()

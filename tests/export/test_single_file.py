@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.weights import Weights
 from diffusette.export.modules import load
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Companions
+from diffusette.stages.artifacts import Companions
 
 from ..ldm import Tensors, ldm_tensors, with_ema, write_ldm
 from .opening import GIVEN, TOKENIZER, assert_weights_are, refusal

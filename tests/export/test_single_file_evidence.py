@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.export.families.variant import variant_of
-from diffusette.export.single_file.open import read_single_file
-from diffusette.export.single_file.tokenizer import CLIP
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.errors import UsageError
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.families.variant import variant_of
+from diffusette.checkpoints.single_file.open import read_single_file
+from diffusette.checkpoints.single_file.tokenizer import CLIP
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.errors import UsageError
 
 from ..ldm import Tensors, ldm_tensors, original_pipeline, write_ldm
 from .opening import GIVEN, TOKENIZER, refusal

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusette.export.checkpoint import open_checkpoint
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.single_file.open import read_single_file
+from diffusette.checkpoints.single_file.tokenizer import CLIP, OPEN_CLIP
 from diffusette.export.modules import load
-from diffusette.export.single_file.open import read_single_file
-from diffusette.export.single_file.tokenizer import CLIP, OPEN_CLIP
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.errors import CheckpointError
 
 from ..ldm import ldm_tensors, original_pipeline, write_ldm
 from .opening import GIVEN, TOKENIZER, assert_weights_are, refusal

@@ -7,9 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from diffusette.export import survey as survey_module
-from diffusette.export.survey import NonFinite, refuse_non_finite, survey
-from diffusette.pipeline.errors import CheckpointError, NoRoom
+from diffusette.checkpoints import survey as survey_module
+from diffusette.checkpoints.survey import NonFinite, refuse_non_finite, survey
+from diffusette.stages.errors import CheckpointError, NoRoom
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 

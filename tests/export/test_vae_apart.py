@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Companions
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
+from diffusette.stages.artifacts import Companions
 
 from ..ldm import Tensors, ldm_vae, original_pipeline, write_ldm
 from .opening import TOKENIZER, refusal

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.errors import CheckpointError
 
 from ..models import (
     UNET_WEIGHTS,

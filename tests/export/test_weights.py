@@ -7,9 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
+from diffusette.stages.errors import CheckpointError
 from numpy.typing import NDArray
 
 from ..models import (

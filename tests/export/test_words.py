@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusette.export.checkpoint import open_checkpoint
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.tokenizer import write_tokenizer
+from diffusette.checkpoints.weights import Weights
 from diffusette.export.modules import load
-from diffusette.export.tokenizer import write_tokenizer
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import Checkpoint, Companions
-from diffusette.pipeline.errors import CheckpointError
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
+from diffusette.stages.artifacts import Checkpoint, Companions
+from diffusette.stages.errors import CheckpointError
 from safetensors.torch import save_file
 
 from ..ldm import ldm_tensors, original_pipeline, write_ldm
@@ -82,7 +82,7 @@ def test_sdxls_words_have_vectors_for_both_encoders(tmp_path: Path) -> None:
     file = write_ldm(tmp_path / "model.safetensors", ldm_tensors(original_pipeline("sdxl")))
     save_file({"clip_l": torch.randn(2, 64), "clip_g": torch.randn(2, 128)}, tmp_path / "toy.safetensors")
     save_file({"clip_l": torch.randn(2, 64)}, tmp_path / "half.safetensors")
-    from diffusette.export.checkpoint import DEMO_FOLDER
+    from diffusette.checkpoints.checkpoint import DEMO_FOLDER
 
     def components(name: str) -> Checkpoint:
         given = Companions(tokenizer=DEMO_FOLDER / "tokenizer", adapters=((tmp_path / name, 1.0),))

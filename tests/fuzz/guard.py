@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from diffusette.pipeline.errors import DiffusetteError
+from diffusette.stages.errors import DiffusetteError
 
 SECONDS: Final = 20.0  # by the clock, for a file of a few kilobytes; milliseconds are usual, machines are busy
 MEMORY: Final = 2**30  # bytes that reading one such file may take

@@ -11,13 +11,13 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from diffusette.bundle.bundle import Bundle, open_bundle, verify_bundle
+from diffusette.bundle.manifest import parse_manifest
+from diffusette.bundle.stray_weights import stray_weights
 from diffusette.cli import run
-from diffusette.pipeline.bundle import Bundle, open_bundle, verify_bundle
-from diffusette.pipeline.errors import BundleError
-from diffusette.pipeline.hashing import sha256_of_file
-from diffusette.pipeline.manifest import parse_manifest
-from diffusette.pipeline.schedule import CompiledSchedule
-from diffusette.pipeline.stray_weights import stray_weights
+from diffusette.export.compiled_schedule import CompiledSchedule
+from diffusette.stages.errors import BundleError
+from diffusette.stages.hashing import sha256_of_file
 from hypothesis import example, given
 
 from ..pipeline import conftest as bundles
@@ -181,7 +181,7 @@ def test_onnx_weights_lie_in_the_declared_files_or_nowhere(
 
 
 def test_graphs_of_any_bytes(bundle: Bundle, tmp_path: Path) -> None:
-    from diffusette.pipeline.describe import describe
+    from diffusette.convert.describe import describe
     from diffusette.runtimes.ort.external_data import read_graph
 
     file = bundle.path / "unet" / "model.onnx"

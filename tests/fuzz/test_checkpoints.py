@@ -13,11 +13,11 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.safetensors_file import read_header
 from diffusette.cli import run
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.export.safetensors_file import read_header
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.recipe import parameters_of
+from diffusette.convert.recipe import parameters_of
+from diffusette.stages.artifacts import Companions
 from hypothesis import example, given
 
 from ..ldm import ldm_tensors, original_pipeline, write_ldm
@@ -107,7 +107,7 @@ def test_configs_that_no_network_can_be_built_from(
     component: str, part: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """diffusers, transformers and torch build the network; what they trip over is the file's fault, not a bug."""
-    from diffusette.export import network
+    from diffusette.checkpoints import network
 
     caplog.set_level(logging.ERROR, logger="diffusers")  # it warns of every key that it does not know
     file = folder / part / "config.json"
@@ -167,7 +167,7 @@ def test_a_path_that_is_no_file_is_refused(kind: str, suffix: str, tmp_path: Pat
 
 
 def describe(path: Path) -> None:
-    from diffusette.pipeline.describe import describe
+    from diffusette.convert.describe import describe
 
     describe(str(path))
 
@@ -180,7 +180,7 @@ def describe(path: Path) -> None:
 @example(index={"weight_map": {"a": "one\0.safetensors"}})
 @example(index={"weight_map": {"a": "a" * 300}})
 def test_shard_indexes_of_any_content(index: Any, tmp_path: Path) -> None:
-    from diffusette.export.weight_files import find_weights
+    from diffusette.checkpoints.weight_files import find_weights
 
     for name in ("one", "two"):
         raw_safetensors(

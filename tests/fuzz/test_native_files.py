@@ -9,10 +9,10 @@ import flatbuffers
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.ncnn.param import Layer, parse, render
 from diffusette.runtimes.ncnn.session import check_files
+from diffusette.stages.artifacts import TensorSpec
 from hypothesis import example, given
 
 from .guard import answer

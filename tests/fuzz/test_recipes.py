@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import tomli_w
-from diffusette.pipeline.errors import RecipeError
-from diffusette.pipeline.recipe import load_recipe, parse_recipe, shipped_recipes
+from diffusette.convert.recipe import load_recipe, parse_recipe, shipped_recipes
+from diffusette.stages.errors import RecipeError
 from hypothesis import example, given
 
 from .guard import answer

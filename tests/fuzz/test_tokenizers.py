@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusette.export.checkpoint import DEMO_FOLDER
-from diffusette.export.tokenizer import write_tokenizer
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
+from diffusette.checkpoints.tokenizer import write_tokenizer
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
 from hypothesis import given
 

@@ -75,7 +75,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
 
 def laid_out(checkpoint_folder: Path, precision: str, folder: Path, run: Callable[[Any], Any]) -> Path:
     """The models of every component and optimum's small files, laid out as a bundle is."""
-    from diffusette.export.checkpoint import open_checkpoint
+    from diffusette.checkpoints.checkpoint import open_checkpoint
     from diffusette.quantize.plan import Plan
     from diffusette.runtimes.ort.target import OrtTarget
 
@@ -162,7 +162,7 @@ def test_optimum_draws_with_both_text_encoders_of_sdxl(
 
 
 def test_optimums_tokenizer_reads_the_prompt_as_ours_does(interop_python: str, tmp_path: Path) -> None:
-    from diffusette.export.checkpoint import open_checkpoint
+    from diffusette.checkpoints.checkpoint import open_checkpoint
     from diffusette.runtimes.ort.optimum_layout import write_layout
     from transformers import CLIPTokenizer
 

@@ -18,28 +18,32 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export.families.variant import variant_of
-from diffusette.pipeline import child, gate, layers, sessions
-from diffusette.pipeline.artifacts import ALONE, Companions
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.check import check_bundle
-from diffusette.pipeline.conversion import Conversion
-from diffusette.pipeline.convert import convert
-from diffusette.pipeline.draw import draw_with_bundle
-from diffusette.pipeline.errors import MissingTool
-from diffusette.pipeline.origin import open_reference_checkpoint
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.recipe import Recipe, load_recipe
-from diffusette.pipeline.recipe_tables import ScheduleChoice
-from diffusette.pipeline.sampling import recipe_for
-from diffusette.pipeline.strict import adapter
+from diffusette.bundle import sessions
+from diffusette.bundle.bundle import Bundle
+from diffusette.bundle.draw import draw_with_bundle
+from diffusette.checkpoints.families.variant import variant_of
+from diffusette.convert.conversion import Conversion
+from diffusette.convert.convert import convert
+from diffusette.convert.recipe import Recipe, load_recipe
+from diffusette.convert.recipe_tables import ScheduleChoice
+from diffusette.convert.sampling import recipe_for
 from diffusette.runtimes.mnn import convert as mnn_convert
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
 from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from diffusette.runtimes.txt2img.control import Control
-from diffusette.validate import machine_stages, torch_session
-from diffusette.validate.probes import probe_canvas
+from diffusette.stages import child
+from diffusette.stages.artifacts import ALONE, Companions
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import MissingTool
+from diffusette.stages.progress import Silent
+from diffusette.stages.strict import adapter
+from diffusette.validate import gate
+from diffusette.validate.check import check_bundle
+from diffusette.validate.layers import of_bundle as layers
+from diffusette.validate.machines import stages as machine_stages
+from diffusette.validate.reference import torch_session
+from diffusette.validate.reference.origin import open_reference_checkpoint
+from diffusette.validate.reference.probes import probe_canvas
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 WRITE: Final = "DIFFUSETTE_WRITE_KINDS"

@@ -6,19 +6,19 @@ import os
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.manifest_entries import (
+from diffusette.bundle.bundle import Bundle
+from diffusette.bundle.manifest_entries import (
     ConditioningEntry,
     GuidanceEntry,
     ParityEntry,
     TargetEntry,
     TimeEmbedding,
 )
-from diffusette.pipeline.pack import pack
-from diffusette.pipeline.pack_inputs import PackInputs, vae_entry
-from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
+from diffusette.bundle.pack import pack
+from diffusette.bundle.pack_inputs import PackInputs, vae_entry
+from diffusette.export.compiled_schedule import CompiledSchedule, ScheduleRow
+from diffusette.stages.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
+from diffusette.stages.cache import Cache
 
 
 def schedule(name: str, steps: int) -> CompiledSchedule:

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.errors import UsageError
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.run_stage import run_stage
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import UsageError
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
 from obedient import Write
 
 WORDS = tuple(f"word {number}" for number in range(4))

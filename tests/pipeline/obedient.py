@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from diffusette.pipeline.errors import ModelError
+from diffusette.stages.errors import ModelError
 
 
 class OddModel(ModelError):

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusette.pipeline.artifacts import Checkpoint, ComponentSource
+from diffusette.stages.artifacts import Checkpoint, ComponentSource
 
 ROOT = Path(__file__).parents[2]
 # Parameters of the components of published checkpoints.

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline import auto
-from diffusette.pipeline.auto import OneTarget, candidates
-from diffusette.pipeline.recipe import load_recipe, merged, parameters_of, parse_recipe
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.convert import auto
+from diffusette.convert.auto import OneTarget, candidates
+from diffusette.convert.recipe import load_recipe, merged, parameters_of, parse_recipe
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.validate.report import ParityReport
-from diffusette.validate.speed import Speed
+from diffusette.validate.speed.race import Speed
 
 PARAMETERS: Any = {
     "text_encoder": {"fc.weight": (64, 64)},

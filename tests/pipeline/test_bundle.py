@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.bundle import Bundle, open_bundle, verify_bundle
-from diffusette.pipeline.errors import BundleError, UsageError
-from diffusette.pipeline.hashing import sha256_of_file
+from diffusette.bundle.bundle import Bundle, open_bundle, verify_bundle
+from diffusette.stages.errors import BundleError, UsageError
+from diffusette.stages.hashing import sha256_of_file
 
 
 def rewrite_manifest(root: Path, place: tuple[str | int, ...], facts: dict[str, object]) -> None:

@@ -11,10 +11,10 @@ from threading import Event, Thread
 
 import pytest
 from diffusette.cli import run
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.cache_object import CacheEntry, describe_file
-from diffusette.pipeline.errors import ModelError, UsageError
-from diffusette.pipeline.hashing import sha256_of_json
+from diffusette.stages.cache import Cache
+from diffusette.stages.cache_object import CacheEntry, describe_file
+from diffusette.stages.errors import ModelError, UsageError
+from diffusette.stages.hashing import sha256_of_json
 
 
 @pytest.fixture

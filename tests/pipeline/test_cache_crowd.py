@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from diffusette.pipeline.cache import Cache
+from diffusette.stages.cache import Cache
 
 HERE: Final = Path(__file__).parent
 WORDS: Final = 4  # stages that each process of the crowd wants

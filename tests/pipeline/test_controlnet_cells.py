@@ -9,15 +9,15 @@ from typing import Final
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.draw import draw_with_bundle
-from diffusette.pipeline.errors import UsageError
-from diffusette.pipeline.goldens import replay_goldens
-from diffusette.pipeline.progress import Silent
+from diffusette.bundle.draw import draw_with_bundle
 from diffusette.runtimes.registry import TARGETS
 from diffusette.runtimes.txt2img.control import Control
-from diffusette.validate.probes import probe_control
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import UsageError
+from diffusette.stages.progress import Silent
+from diffusette.validate.goldens.of_bundle import replay_goldens
+from diffusette.validate.reference.probes import probe_control
 
 from ..kinds import CONTROLLED, tiny_controlnet
 from .cells import SIZE, Rows, check_cell, note, one_process

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from diffusette.pipeline.describe import describe
-from diffusette.pipeline.errors import CheckpointError, ModelError
+from diffusette.convert.describe import describe
+from diffusette.stages.errors import CheckpointError, ModelError
 from onnx import TensorProto, ValueInfoProto, helper
 
 from .conftest import write_onnx

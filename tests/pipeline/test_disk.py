@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.disk import copy_file, require_room
-from diffusette.pipeline.errors import ModelError, NoRoom
-from diffusette.pipeline.publish import published, written
+from diffusette.stages.disk import copy_file, require_room
+from diffusette.stages.errors import ModelError, NoRoom
+from diffusette.stages.publish import published, written
 
 
 def names(folder: Path) -> list[str]:

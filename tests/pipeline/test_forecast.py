@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.costs import PARENT_MIB
-from diffusette.pipeline.describe import describe
-from diffusette.pipeline.errors import NoRoom
-from diffusette.pipeline.forecast import Forecast, StageForecast, forecast, refuse_if_too_small
-from diffusette.pipeline.hindsight import Taken, compared
-from diffusette.pipeline.limits import memory_available_mib
+from diffusette.convert.costs import PARENT_MIB
+from diffusette.convert.describe import describe
+from diffusette.convert.forecast import Forecast, StageForecast, forecast, refuse_if_too_small
+from diffusette.convert.hindsight import Taken, compared
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import NoRoom
+from diffusette.stages.limits import memory_available_mib
 
 from .shapes import ROOT, checkpoint
 
@@ -88,7 +88,7 @@ def test_a_target_of_another_package_has_no_figures_and_is_no_error(
 
 
 def test_too_little_memory_is_refused_with_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusette.pipeline.forecast.memory_available_mib", lambda: 4000.0)
+    monkeypatch.setattr("diffusette.convert.forecast.memory_available_mib", lambda: 4000.0)
     with pytest.raises(NoRoom, match="unet mnn needs about 7465 MiB of memory, 4000 MiB are available") as caught:
         refuse_if_too_small(needed(peak_mib=7465), tmp_path, tmp_path)
     assert "--ignore-forecast" in caught.value.hint

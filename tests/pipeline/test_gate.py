@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.pipeline import child
-from diffusette.pipeline.artifacts import TargetModel, TensorSpec
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.errors import ToolCrashed
-from diffusette.pipeline.gate import _outcome
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.run_stage import run_stage
-from diffusette.pipeline.stage import Stage
 from diffusette.runtimes import registry
-from diffusette.validate.probes import ProbePlan, Probes
+from diffusette.stages import child
+from diffusette.stages.artifacts import TargetModel, TensorSpec
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import ToolCrashed
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
+from diffusette.stages.stage import Stage
+from diffusette.validate.gate import _outcome
+from diffusette.validate.reference.probes import ProbePlan, Probes
 from diffusette.validate.stages import GateComponent
 
 from .cells import in_this_process

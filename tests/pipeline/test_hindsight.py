@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.forecast import Forecast, StageForecast
-from diffusette.pipeline.hindsight import Compared, Ledger, Taken, compared
+from diffusette.convert.forecast import Forecast, StageForecast
+from diffusette.convert.hindsight import Compared, Ledger, Taken, compared
+from diffusette.stages.cache import Cache
 
 
 @dataclass(frozen=True)

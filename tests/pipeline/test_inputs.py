@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.draw import draw_with_bundle
-from diffusette.pipeline.progress import Silent
+from diffusette.bundle.bundle import Bundle
+from diffusette.bundle.draw import draw_with_bundle
 from diffusette.runtimes.registry import TARGETS
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.cache import Cache
+from diffusette.stages.progress import Silent
 from diffusette.validate.tolerances import image_tolerance
 
 from ..inputs import INPUTS, WORD

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from diffusette.pipeline.artifacts import ALONE, Companions
-from diffusette.pipeline.auto import OneTarget
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.goal import Goal
+from diffusette.convert.auto import OneTarget
+from diffusette.convert.search.goal import Goal
 from diffusette.runtimes.registry import TARGETS
-from diffusette.validate.probes import probe_control
+from diffusette.stages.artifacts import ALONE, Companions
+from diffusette.stages.cache import Cache
+from diffusette.validate.reference.probes import probe_control
 
 from ..kinds import CONTROLLED, KINDS, tiny_controlnet
 from .cells import SIZE, Rows, check_cell, one_process

@@ -6,10 +6,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.bundle import open_bundle
-from diffusette.pipeline.goldens import replay_goldens
-from diffusette.pipeline.manifest import SCHEMA
-from diffusette.pipeline.progress import Silent
+from diffusette.bundle.bundle import open_bundle
+from diffusette.bundle.manifest import SCHEMA
+from diffusette.stages.progress import Silent
+from diffusette.validate.goldens.of_bundle import replay_goldens
 
 KEPT = Path(__file__).with_name("kept")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from diffusette.pipeline.artifacts import ALONE, Companions
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.check import check_bundle
-from diffusette.pipeline.compare import compare_bundles
-from diffusette.pipeline.progress import Silent
 from diffusette.runtimes.registry import TARGETS
+from diffusette.stages.artifacts import ALONE, Companions
+from diffusette.stages.cache import Cache
+from diffusette.stages.progress import Silent
+from diffusette.validate.check import check_bundle
+from diffusette.validate.compare import compare_bundles
 
 from ..kinds import CONTROLLED, KINDS
 from .cells import DOCS, Rows, check_cell, note, one_process

@@ -9,13 +9,13 @@ from typing import Final
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import TargetModel, TensorSpec
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.errors import DiffusetteError, NoRoom, ToolCrashed, UsageError
-from diffusette.pipeline.limits import Patience, ran_out_of_memory
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.run_stage import run_stage
 from diffusette.runtimes.isolation import open_isolated
+from diffusette.stages.artifacts import TargetModel, TensorSpec
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import DiffusetteError, NoRoom, ToolCrashed, UsageError
+from diffusette.stages.limits import Patience, ran_out_of_memory
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
 
 HERE: Final = Path(__file__).parent
 sys.path.append(str(HERE))
@@ -101,8 +101,8 @@ def test_what_native_code_says_without_memory_is_understood() -> None:
 
 def test_only_a_child_that_works_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, used = [0.0], [0.0]
-    monkeypatch.setattr("diffusette.pipeline.limits.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("diffusette.pipeline.limits._processor_seconds", lambda _: used[0])
+    monkeypatch.setattr("diffusette.stages.limits.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("diffusette.stages.limits._processor_seconds", lambda _: used[0])
     patience = Patience(1)
     for _ in range(1000):
         clock[0], used[0] = clock[0] + 6, used[0] + 0.01  # a starved machine

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.errors import BundleError
-from diffusette.pipeline.manifest import MAX_BYTES, Manifest, parse_manifest, schema_json
-from diffusette.pipeline.manifest_entries import ParityEntry, RelativePath
-from diffusette.pipeline.safe_path import inside
+from diffusette.bundle.bundle import Bundle
+from diffusette.bundle.manifest import MAX_BYTES, Manifest, parse_manifest, schema_json
+from diffusette.bundle.manifest_entries import ParityEntry, RelativePath
+from diffusette.stages.errors import BundleError
+from diffusette.stages.safe_path import inside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError

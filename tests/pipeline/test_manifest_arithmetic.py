@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from diffusette.pipeline.bundle_readme import arithmetic_lines
-from diffusette.pipeline.manifest_arithmetic import ArithmeticEntry
+from diffusette.bundle.bundle_readme import arithmetic_lines
+from diffusette.bundle.manifest_arithmetic import ArithmeticEntry
 from pydantic import ValidationError
 
 PLAIN: dict[str, Any] = {

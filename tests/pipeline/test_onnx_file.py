@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx
 import pytest
-from diffusette.pipeline import onnx_file
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.errors import BundleError
-from diffusette.pipeline.onnx_file import BITS, read_onnx
-from diffusette.pipeline.stray_weights import stray_weights
+from diffusette.bundle.bundle import Bundle
+from diffusette.bundle.stray_weights import stray_weights
+from diffusette.stages import onnx_file
+from diffusette.stages.errors import BundleError
+from diffusette.stages.onnx_file import BITS, read_onnx
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper

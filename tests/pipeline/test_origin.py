@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.artifacts import Checkpoint, Companions
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.errors import CheckpointError
-from diffusette.pipeline.manifest_entries import AdapterEntry, Provenance, SourceEntry
-from diffusette.pipeline.origin import Origin, open_reference_checkpoint
+from diffusette.bundle.manifest_entries import AdapterEntry, Provenance, SourceEntry
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.stages.artifacts import Checkpoint, Companions
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import CheckpointError
+from diffusette.validate.reference.origin import Origin, open_reference_checkpoint
 from safetensors.torch import save_file
 
 from ..adapters import ATTENTION, random_lora

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline import pack as packing
-from diffusette.pipeline.bundle import Bundle, open_bundle
-from diffusette.pipeline.errors import NoRoom, UsageError
-from diffusette.pipeline.manifest_entries import MemoryEntry, ParityEntry, SpeedEntry
-from diffusette.pipeline.pack import pack, packed_before, record, staged
-from diffusette.pipeline.pack_inputs import PackInputs, vae_entry
+from diffusette.bundle import pack as packing
+from diffusette.bundle.bundle import Bundle, open_bundle
+from diffusette.bundle.manifest_entries import MemoryEntry, ParityEntry, SpeedEntry
+from diffusette.bundle.pack import pack, packed_before, record, staged
+from diffusette.bundle.pack_inputs import PackInputs, vae_entry
+from diffusette.stages.errors import NoRoom, UsageError
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.pipeline.bundle import Bundle
-from diffusette.pipeline.errors import UsageError
-from diffusette.pipeline.page_file import refuse_unwritable_page, write_page
-from diffusette.validate.advice import advice_for
-from diffusette.validate.layer_section import layer_section
+from diffusette.bundle.bundle import Bundle
+from diffusette.stages.errors import UsageError
+from diffusette.validate.layers.advice import advice_for
 from diffusette.validate.layers.examine import Layer
 from diffusette.validate.layers.report import ComponentLayers, Range, layers_json
-from diffusette.validate.page import busy_note, parity_page
+from diffusette.validate.pages.layer_section import layer_section
+from diffusette.validate.pages.page import busy_note, parity_page
+from diffusette.validate.pages.page_file import refuse_unwritable_page, write_page
 from diffusette.validate.parity import Parity
 from diffusette.validate.pictures import GAINS, Shown, difference_of
 from diffusette.validate.report import ComponentReport, ImageReport, OracleReport, ParityReport, PictureReport

@@ -11,9 +11,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline import disk, publish
-from diffusette.pipeline.errors import UsageError
-from diffusette.pipeline.publish import Existing, published, sweep, written
+from diffusette.stages import disk, publish
+from diffusette.stages.errors import UsageError
+from diffusette.stages.publish import Existing, published, sweep, written
 
 
 def names(folder: Path) -> list[str]:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.artifacts import COMPONENTS, Checkpoint, ComponentSource
-from diffusette.pipeline.calibrate import refuse_activations
-from diffusette.pipeline.errors import RecipeError, UnsupportedPrecision, UsageError
-from diffusette.pipeline.recipe import Recipe, load_recipe, merged, parameters_of, parse_recipe, shipped_recipes
-from diffusette.pipeline.recipe_tables import Compiled
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.convert.recipe import Recipe, load_recipe, merged, parameters_of, parse_recipe, shipped_recipes
+from diffusette.convert.recipe_tables import Compiled
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.registry import get_target
+from diffusette.stages.artifacts import COMPONENTS, Checkpoint, ComponentSource
+from diffusette.stages.errors import RecipeError, UnsupportedPrecision, UsageError
+from diffusette.validate.reference.calibrate import refuse_activations
 
 PARAMETERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     component: {"conv_in.weight": (8, 4, 3, 3), "conv_in.bias": (8,), "mid.weight": (64, 64), "norm.weight": (64,)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from diffusette.pipeline.recipe import Recipe, parse_recipe, shipped_recipes
+from diffusette.convert.recipe import Recipe, parse_recipe, shipped_recipes
 from pydantic import BaseModel
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.artifacts import COMPONENTS
-from diffusette.pipeline.errors import RecipeError
-from diffusette.pipeline.recipe import parameters_of
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.convert.recipe import parameters_of
 from diffusette.quantize.plan import Plan
+from diffusette.stages.artifacts import COMPONENTS
+from diffusette.stages.errors import RecipeError
 
 from .test_recipe import PARAMETERS, recipe
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.families.variant import reads_zeros_for_empty, variant_of
-from diffusette.pipeline.errors import CheckpointError, RecipeError
-from diffusette.pipeline.recipe import load_recipe, parse_recipe
-from diffusette.pipeline.sampling import Sampling, conditioning_entry, recipe_for, sampling_of
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.families.variant import reads_zeros_for_empty, variant_of
+from diffusette.convert.recipe import load_recipe, parse_recipe
+from diffusette.convert.sampling import Sampling, conditioning_entry, recipe_for, sampling_of
+from diffusette.stages.errors import CheckpointError, RecipeError
 
 OpenKind = Callable[..., Any]
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.pipeline.errors import BundleError
-from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
+from diffusette.export.compiled_schedule import CompiledSchedule, ScheduleRow
+from diffusette.stages.errors import BundleError
 
 ROW: Final = ScheduleRow(
     timestep=999.0, input_scale=0.1, latent=1 / 3, outputs=(-0.7,), noise=0.0, signal=0.068, noise_level=0.997

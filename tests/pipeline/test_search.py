@@ -9,18 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusette.pipeline import search as search_module
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.errors import UnsupportedPrecision, UsageError
-from diffusette.pipeline.found_recipe import found_recipe
-from diffusette.pipeline.frontier import plot_frontier
-from diffusette.pipeline.goal import Found, Goal, MenuRow
-from diffusette.pipeline.recipe import load_recipe, parse_recipe
-from diffusette.pipeline.search import candidates, refuse_goal, search
+from diffusette.convert.recipe import load_recipe, parse_recipe
+from diffusette.convert.search import search as search_module
+from diffusette.convert.search.found_recipe import found_recipe
+from diffusette.convert.search.frontier import plot_frontier
+from diffusette.convert.search.goal import Found, Goal, MenuRow
+from diffusette.convert.search.search import candidates, refuse_goal, search
 from diffusette.quantize import tuning
 from diffusette.quantize.losses import LossTable, bits_only, with_losses
 from diffusette.quantize.search import frontier
-from diffusette.validate import calibration
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.errors import UnsupportedPrecision, UsageError
+from diffusette.validate.reference import calibration
 
 from ..quantize.test_calibrated import InProcess
 
@@ -132,7 +132,7 @@ def test_the_recipe_gives_every_layer_the_scheme_that_was_chosen() -> None:
 
 
 def test_the_recipe_fits_a_fine_tune_but_not_another_architecture() -> None:
-    from diffusette.pipeline.errors import RecipeError
+    from diffusette.stages.errors import RecipeError
 
     recipe = found().recipe
     assert recipe.plans({part: dict(shapes) for part, shapes in SHAPES.items()})

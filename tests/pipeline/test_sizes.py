@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from diffusette.pipeline.pack import pack
-from diffusette.pipeline.pack_inputs import PackInputs
-from diffusette.pipeline.sizes import convert_sizes, share_files
+from diffusette.bundle.pack import pack
+from diffusette.bundle.pack_inputs import PackInputs
+from diffusette.convert.sizes import convert_sizes, share_files
 
 
 def test_equal_files_of_two_bundles_become_one(inputs: PackInputs, tmp_path: Path) -> None:

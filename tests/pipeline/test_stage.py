@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.child import ChildBug
-from diffusette.pipeline.errors import ModelError, NoRoom, ToolCrashed
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.run_stage import run_stage
-from diffusette.pipeline.stage import digest_of
+from diffusette.stages.cache import Cache
+from diffusette.stages.child import ChildBug
+from diffusette.stages.errors import ModelError, NoRoom, ToolCrashed
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
+from diffusette.stages.stage import digest_of
 
 HERE: Final = str(Path(__file__).parent)
 sys.path.append(HERE)
@@ -139,9 +139,9 @@ def test_peak_memory_of_the_child_is_measured(cache: Cache, tmp_path: Path) -> N
 
 KILLED = """
 from pathlib import Path
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.run_stage import run_stage
+from diffusette.stages.cache import Cache
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
 from obedient import Write
 run_stage(Write("slow", Path({log!r})), Cache(Path({root!r})), Silent())
 """

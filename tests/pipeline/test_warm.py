@@ -12,11 +12,11 @@ from typing import Final
 
 import psutil
 import pytest
-from diffusette.pipeline.cache import Cache
-from diffusette.pipeline.errors import ModelError, NoRoom, ToolCrashed
-from diffusette.pipeline.progress import Silent
-from diffusette.pipeline.run_stage import run_stage
-from diffusette.pipeline.warm import warm_pid, warm_process
+from diffusette.stages.cache import Cache
+from diffusette.stages.errors import ModelError, NoRoom, ToolCrashed
+from diffusette.stages.progress import Silent
+from diffusette.stages.run_stage import run_stage
+from diffusette.stages.warm import warm_pid, warm_process
 
 HERE: Final = str(Path(__file__).parent)
 sys.path.append(HERE)
@@ -83,8 +83,8 @@ def test_a_stage_that_takes_the_server_with_it_is_reported(cache: Cache) -> None
 
 def test_server_and_stage_die_with_the_process_that_asked(cache: Cache, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from diffusette.pipeline.cache import Cache\n"
-        "from diffusette.pipeline.progress import Silent; from diffusette.pipeline.run_stage import run_stage\n"
+        "import sys; from pathlib import Path; from diffusette.stages.cache import Cache\n"
+        "from diffusette.stages.progress import Silent; from diffusette.stages.run_stage import run_stage\n"
         "from obedient import Imitate\n"
         f"run_stage(Imitate('sleep', 0, {str(tmp_path / 'pid')!r}), Cache(Path({str(cache.root)!r})), Silent())"
     )

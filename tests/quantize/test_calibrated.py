@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusette.export import contract, modules
-from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.quantize import moments
 from diffusette.quantize.calibrated import bare, layer_shapes
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.samples import Samples
 from diffusette.quantize.stored_weights import StoredWeights
+from diffusette.stages.artifacts import Checkpoint
 
 PLAN = Plan("w4c_afp", (("conv_in.weight", "w8c_afp"), ("conv_out.weight", "fp16")))
 

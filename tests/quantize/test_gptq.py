@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusette.pipeline.errors import ModelError
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.gptq import round_by_output
 from diffusette.quantize.moments import blocks_of, bytes_of, chunks_of, output_error, rows_of
 from diffusette.quantize.scheme import parse_scheme
+from diffusette.stages.errors import ModelError
 from torch import nn
 
 SCHEMES = tuple(parse_scheme(name) for name in ("w4c_afp", "w4g16_afp", "w8c_afp"))

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.safetensors_file import read_header
-from diffusette.pipeline.artifacts import ComponentSource
-from diffusette.pipeline.errors import ModelError
-from diffusette.pipeline.recipe import parameters_of
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.safetensors_file import read_header
+from diffusette.convert.recipe import parameters_of
 from diffusette.quantize.islands import ScanWeights, with_islands
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.runtimes.protocol import Target
-from diffusette.validate.activation_peaks import ScanActivations
-from diffusette.validate.probes import ProbePlan, Probes
+from diffusette.stages.artifacts import ComponentSource
+from diffusette.stages.errors import ModelError
+from diffusette.validate.reference.activation_peaks import ScanActivations
+from diffusette.validate.reference.probes import ProbePlan, Probes
 
 from ..models import Arrays, edit_tensors, poison
 from ..runtimes.workshop import SIZE, Workshop, snr_db

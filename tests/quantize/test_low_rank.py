@@ -8,10 +8,9 @@ from typing import Final
 import numpy as np
 import pytest
 import torch
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.errors import ModelError, RecipeError, UnsupportedPrecision, UsageError
-from diffusette.pipeline.recipe import parse_recipe
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
+from diffusette.convert.recipe import parse_recipe
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.gptq import round_by_output
 from diffusette.quantize.low_rank import split
@@ -23,6 +22,7 @@ from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.checks import refuse_schemes
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.runtimes.registry import get_target
+from diffusette.stages.errors import ModelError, RecipeError, UnsupportedPrecision, UsageError
 from safetensors.numpy import load_file
 
 PARAMETERS: Final[dict[str, dict[str, tuple[int, ...]]]] = {

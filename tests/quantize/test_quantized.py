@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.weights import Weights
-from diffusette.pipeline.artifacts import ComponentSource
-from diffusette.pipeline.errors import ModelError
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.weights import Weights
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import QuantizeWeights, quantized_weights
 from diffusette.quantize.scheme import parse_scheme
 from diffusette.quantize.stored_weights import StoredWeights
+from diffusette.stages.artifacts import ComponentSource
+from diffusette.stages.errors import ModelError
 from safetensors.numpy import load_file
 
 

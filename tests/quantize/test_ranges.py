@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export import network
+from diffusette.checkpoints import network
 from diffusette.export.contract import input_specs
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.errors import ModelError
 from diffusette.quantize.histogram import BINS, Histogram
 from diffusette.quantize.ranges import ObserveInputs, layer_ranges, merged_histograms
 from diffusette.quantize.samples import Samples
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.errors import ModelError
 
 
 def streamed(values: np.ndarray, parts: int) -> Histogram:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusette.export import modules
-from diffusette.pipeline.artifacts import Checkpoint
 from diffusette.quantize import moments, row_errors
 from diffusette.quantize.calibrated import CodePicker, bare, layer_shapes
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.row_errors import EstimateErrors
 from diffusette.quantize.samples import Samples, middle
 from diffusette.quantize.scheme import parse_scheme
+from diffusette.stages.artifacts import Checkpoint
 
 from .test_calibrated import samples
 

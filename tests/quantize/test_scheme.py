@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from diffusette.pipeline.errors import ModelError, UsageError
 from diffusette.quantize.cast import to_float16
 from diffusette.quantize.scheme import Scheme, parse_scheme
+from diffusette.stages.errors import ModelError, UsageError
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusette.convert.recipe import parse_recipe
 from diffusette.export import contract
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.calibrate import calibrated
-from diffusette.pipeline.errors import UsageError
-from diffusette.pipeline.recipe import parse_recipe
 from diffusette.quantize import tuning
 from diffusette.quantize.codes_file import FILE, QuantizedWeights
 from diffusette.quantize.plan import Plan
@@ -21,6 +18,9 @@ from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.samples import Samples
 from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.quantize.tuning import TunedWeights, TuneScales
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.errors import UsageError
+from diffusette.validate.reference.calibrate import calibrated
 
 from .test_calibrated import InProcess
 
@@ -130,7 +130,7 @@ def test_the_key_knows_the_samples_and_the_codes_but_not_how_they_were_come_by(
 def test_tuning_is_refused_where_a_call_takes_seconds(
     tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusette.validate import calibration
+    from diffusette.validate.reference import calibration
 
     recipe = parse_recipe('schema = 1\n[quantize]\nprecision = "w4c_afp"\nrounding = "tuned"\n', "mine.toml")
     monkeypatch.setattr(calibration, "_TUNABLE", 0)

@@ -20,7 +20,7 @@ from typing import Final
 
 import psutil
 import pytest
-from diffusette.pipeline.bundle import open_bundle
+from diffusette.bundle.bundle import open_bundle
 
 from .conftest import command, environment, listen_to_ctrl_c, tree
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from diffusette.pipeline.artifacts import Checkpoint
+from diffusette.stages.artifacts import Checkpoint
 
 from .ncnn_workshop import Workshop
 

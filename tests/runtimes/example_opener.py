@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusette.pipeline.artifacts import TargetModel
 from diffusette.runtimes.example.target import ExampleTarget
 from diffusette.runtimes.protocol import Session
+from diffusette.stages.artifacts import TargetModel
 from pydantic import TypeAdapter
 
 

@@ -10,8 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 from diffusette.export import contract, modules
-from diffusette.pipeline.artifacts import ComponentSource, TargetModel
-from diffusette.pipeline.stage import digest_of
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
@@ -19,7 +17,9 @@ from diffusette.runtimes.ncnn.lower import native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.trace import TracedNcnn, trace_of
-from diffusette.validate.torch_session import TorchModel, TorchSession
+from diffusette.stages.artifacts import ComponentSource, TargetModel
+from diffusette.stages.stage import digest_of
+from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 from numpy.typing import NDArray
 
 SIZE: Final = (64, 64)

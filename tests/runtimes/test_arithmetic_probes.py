@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import TargetModel
 from diffusette.runtimes.arithmetic import CPU, Opening
 from diffusette.runtimes.isolation import open_isolated
 from diffusette.runtimes.registry import TARGETS, get_target
-from diffusette.validate.machine_stages import OPENER, computed_in, probe_factors
+from diffusette.stages.artifacts import TargetModel
+from diffusette.validate.machines.stages import OPENER, computed_in, probe_factors
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 STORES_BFLOAT16 = {("ncnn", "bf16")}  # needs no instructions of the processor

@@ -12,15 +12,15 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export.families import FAMILIES
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.errors import DiffusetteError, FeedError, MissingTool, UnsupportedPrecision
+from diffusette.checkpoints.families import FAMILIES
 from diffusette.quantize.scheme import FLOATS, parse_scheme
 from diffusette.runtimes.example.target import ExampleTarget
 from diffusette.runtimes.inputs import native_feeds
 from diffusette.runtimes.isolation import IsolatedSession, open_isolated
 from diffusette.runtimes.protocol import Session, Target
 from diffusette.runtimes.registry import TARGETS, get_target
+from diffusette.stages.artifacts import Checkpoint, TargetModel
+from diffusette.stages.errors import DiffusetteError, FeedError, MissingTool, UnsupportedPrecision
 
 from .workshop import Array, Workshop, snr_db
 

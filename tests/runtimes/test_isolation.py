@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from diffusette.pipeline.errors import FeedError, ModelError, NoRoom, ToolCrashed
 from diffusette.runtimes.isolation import IsolatedSession, open_isolated
+from diffusette.stages.errors import FeedError, ModelError, NoRoom, ToolCrashed
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -11,16 +11,16 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.export import contract, modules
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline import extras
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel, TensorSpec
-from diffusette.pipeline.errors import FeedError, MissingTool, ModelError
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.session import MnnSession
 from diffusette.runtimes.mnn.target import MnnTarget
+from diffusette.stages import extras
+from diffusette.stages.artifacts import Checkpoint, TargetModel, TensorSpec
+from diffusette.stages.errors import FeedError, MissingTool, ModelError
 from numpy.typing import NDArray
 
 COMPONENTS: Final = tuple(SD1.components)  # of the demo
@@ -136,7 +136,7 @@ def test_the_text_encoder_takes_int32_ids(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_same_component_gives_the_same_bytes_without_a_path_in_them(workshop: Workshop, precision: str) -> None:
-    from diffusette.export.onnx_model import onnx_model
+    from diffusette.quantize.onnx_model import onnx_model
     from diffusette.runtimes.mnn.convert import BuildMnn
 
     first = workshop.model("vae_encoder", precision)

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.errors import DiffusetteError, ToolCrashed, UnsupportedPrecision
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
@@ -23,7 +21,9 @@ from diffusette.runtimes.mnn.codes import decode, encode
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.session import MnnSession
 from diffusette.runtimes.mnn.target import MnnTarget
-from diffusette.validate.torch_session import TorchModel, TorchSession
+from diffusette.stages.artifacts import Checkpoint, TargetModel
+from diffusette.stages.errors import DiffusetteError, ToolCrashed, UnsupportedPrecision
+from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
 from .workshop import SIZE, Array, Workshop, snr_db
 

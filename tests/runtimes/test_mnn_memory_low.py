@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.scheme import parse_scheme
 from diffusette.runtimes.arithmetic import FLOAT32, Opening
@@ -13,6 +12,7 @@ from diffusette.runtimes.mnn.arithmetic import ARITHMETICS, GROUP_CHANNELS, MEMO
 from diffusette.runtimes.mnn.memory_low import unsupported
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.target import MnnTarget
+from diffusette.stages.artifacts import Checkpoint, TargetModel
 
 from .workshop import SIZE, Array, Workshop, snr_db
 

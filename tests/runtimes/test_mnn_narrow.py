@@ -12,12 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export import network
-from diffusette.export.families.family import TAKES_RESIDUALS
+from diffusette.checkpoints import network
+from diffusette.checkpoints.families.family import TAKES_RESIDUALS
 from diffusette.export.graph import Graph
-from diffusette.pipeline.artifacts import ComponentSource, TargetModel
-from diffusette.pipeline.errors import NoRoom, ToolCrashed
-from diffusette.pipeline.last_words import FULL_DISK
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.mnn import convert, narrow
 from diffusette.runtimes.mnn.copies import _check_told_apart
@@ -27,6 +24,9 @@ from diffusette.runtimes.mnn.narrow import LearnMnn, learned
 from diffusette.runtimes.mnn.native import mnnconvert
 from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.runtimes.narrowing import NarrowCopy, NotAlikeError, carried, narrow_copy
+from diffusette.stages.artifacts import ComponentSource, TargetModel
+from diffusette.stages.errors import NoRoom, ToolCrashed
+from diffusette.stages.last_words import FULL_DISK
 from safetensors.numpy import save_file
 
 SIZE: Final = (64, 64)

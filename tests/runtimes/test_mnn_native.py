@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import pytest
-from diffusette.pipeline.artifacts import OnnxModel, TargetModel, TensorSpec
-from diffusette.pipeline.errors import ModelError, ToolCrashed
 from diffusette.runtimes.mnn import convert
 from diffusette.runtimes.mnn.convert import BuildMnn
 from diffusette.runtimes.mnn.native import mnnconvert
 from diffusette.runtimes.mnn.session import MnnSession
+from diffusette.stages.artifacts import OnnxModel, TargetModel, TensorSpec
+from diffusette.stages.errors import ModelError, ToolCrashed
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 

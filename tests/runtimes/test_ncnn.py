@@ -10,10 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.export import modules
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import ComponentSource
-from diffusette.pipeline.errors import FeedError, ModelError, UnsupportedPrecision
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.ncnn import param, pnnx
 from diffusette.runtimes.ncnn.layout import PARAMETER
@@ -21,6 +19,8 @@ from diffusette.runtimes.ncnn.lower import lowered, native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.trace import small_sizes, trace_of
 from diffusette.runtimes.ncnn.write import WriteNcnn
+from diffusette.stages.artifacts import ComponentSource
+from diffusette.stages.errors import FeedError, ModelError, UnsupportedPrecision
 from safetensors.numpy import load_file, save_file
 
 from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, snr_db, torch_output

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.pipeline.errors import ExportError, ModelError, NoRoom, ToolCrashed
 from diffusette.runtimes.fingerprints import Fingerprints
 from diffusette.runtimes.ncnn import layout, param, pnnx, slots
+from diffusette.stages.errors import ExportError, ModelError, NoRoom, ToolCrashed
 
 GRAPH = """7767517
 4 4

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import TargetModel
-from diffusette.pipeline.errors import ExportError, ModelError
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.quantize.codes import Codes, round_to_nearest
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
@@ -24,7 +22,9 @@ from diffusette.runtimes.ncnn.layout import PARAMETER, Blob
 from diffusette.runtimes.ncnn.low_bit import coded_graph
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
-from diffusette.validate.torch_session import TorchModel, TorchSession
+from diffusette.stages.artifacts import TargetModel
+from diffusette.stages.errors import ExportError, ModelError
+from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
 from .ncnn_workshop import SIZE, Workshop, ncnn_output, rounded_output, snr_db
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.errors import ExportError, UsageError
+from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.ncnn import arithmetic, forms, masks, session, steady_norms
 from diffusette.runtimes.ncnn.low_bit import coded_graph
@@ -17,6 +16,7 @@ from diffusette.runtimes.ncnn.param import Layer, parse
 from diffusette.runtimes.ncnn.products import multiplies_integers
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
+from diffusette.stages.errors import ExportError, UsageError
 
 from .ncnn_workshop import SIZE, Array, Workshop, rounded_output, snr_db
 

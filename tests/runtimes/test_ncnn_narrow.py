@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from diffusette.export.families.family import TAKES_RESIDUALS
+from diffusette.checkpoints.families.family import TAKES_RESIDUALS
 from diffusette.runtimes import narrowing as widths
 from diffusette.runtimes.narrowing import NotAlikeError, narrowing
 from diffusette.runtimes.ncnn.lower import without_weights

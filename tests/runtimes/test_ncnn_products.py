@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusette.export import modules
-from diffusette.pipeline.errors import ExportError, ModelError
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
 from diffusette.quantize.ranges import layer_ranges
@@ -23,7 +22,8 @@ from diffusette.runtimes.ncnn.products import multiplies_integers
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.write import WriteNcnn
-from diffusette.validate.torch_session import round_weights
+from diffusette.stages.errors import ExportError, ModelError
+from diffusette.validate.reference.torch_session import round_weights
 
 from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, rounded_output, snr_db
 

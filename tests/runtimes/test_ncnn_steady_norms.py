@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.artifacts import TargetModel
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.ncnn import param, steady_norms
 from diffusette.runtimes.ncnn.param import Layer
 from diffusette.runtimes.ncnn.target import NcnnTarget
+from diffusette.stages.artifacts import TargetModel
 
 from .ncnn_workshop import Workshop, ncnn_output, rounded_output, snr_db
 

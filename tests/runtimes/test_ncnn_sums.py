@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import TargetModel
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.runtimes.ncnn import masks, session
 from diffusette.runtimes.ncnn.arithmetic import net_with
 from diffusette.runtimes.ncnn.param import Layer, parse, render
 from diffusette.runtimes.ncnn.sums import with_float32_sums
+from diffusette.stages.artifacts import TargetModel
 
 from .ncnn_workshop import Workshop, ncnn_output
 

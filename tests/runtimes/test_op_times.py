@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.errors import ToolCrashed
 from diffusette.runtimes.inputs import native_feeds
 from diffusette.runtimes.op_times import OpTime, OpTimed
 from diffusette.runtimes.ort.op_times import _rounds
 from diffusette.runtimes.registry import TARGETS, get_target
 from diffusette.runtimes.taps import Tapped
-from diffusette.validate.op_profile import OpProfile, ops_table
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.errors import ToolCrashed
+from diffusette.validate.speed.op_profile import OpProfile, ops_table
 from rich.console import Console
 
 from .workshop import SIZE, Workshop, snr_db

@@ -10,10 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.errors import BundleError, FeedError, ModelError, RecipeError, ToolCrashed
-from diffusette.pipeline.onnx_file import read_onnx
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.runtimes.ort import mobile, ort_file, session
 from diffusette.runtimes.ort.build import BuildOrt
 from diffusette.runtimes.ort.external_data import read_graph
@@ -21,6 +18,9 @@ from diffusette.runtimes.ort.loose_weights import put_weights_back, take_weights
 from diffusette.runtimes.ort.ort_file import schema
 from diffusette.runtimes.ort.session import OrtSession
 from diffusette.runtimes.ort.target import OrtTarget
+from diffusette.stages.artifacts import Checkpoint, TargetModel
+from diffusette.stages.errors import BundleError, FeedError, ModelError, RecipeError, ToolCrashed
+from diffusette.stages.onnx_file import read_onnx
 from onnx import TensorProto
 
 from .workshop import Array, Workshop, snr_db

@@ -13,8 +13,6 @@ import onnxruntime
 import pytest
 from diffusette.export import modules
 from diffusette.export.graph import WeightSlot
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.errors import ExportError, UnsupportedPrecision
 from diffusette.quantize.codes import round_to_nearest
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
@@ -25,7 +23,9 @@ from diffusette.quantize.stored_weights import StoredWeights
 from diffusette.runtimes.ort.packing import apply, pack
 from diffusette.runtimes.ort.static_products import scale_of, static_products
 from diffusette.runtimes.ort.target import OrtTarget
-from diffusette.validate.torch_session import round_weights
+from diffusette.stages.artifacts import Checkpoint, TargetModel
+from diffusette.stages.errors import ExportError, UnsupportedPrecision
+from diffusette.validate.reference.torch_session import round_weights
 
 from .workshop import SIZE, Array, Workshop, snr_db
 

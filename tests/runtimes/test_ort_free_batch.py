@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.pipeline.errors import ExportError
 from diffusette.runtimes.ort.free_batch import BATCH, free_batch
+from diffusette.stages.errors import ExportError
 
 HEADER = '<ir_version: 10, opset_import: ["" : 18]>'
 

@@ -8,9 +8,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import pytest
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import Checkpoint, TargetModel
-from diffusette.pipeline.errors import UnsupportedPrecision
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.quantize.islands import with_islands
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.ort.halves import PRODUCTS, halve, module_of
@@ -18,6 +16,8 @@ from diffusette.runtimes.ort.halves import Modules as Of
 from diffusette.runtimes.ort.session import OrtSession
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.runtimes.registry import get_target
+from diffusette.stages.artifacts import Checkpoint, TargetModel
+from diffusette.stages.errors import UnsupportedPrecision
 from onnx import TensorProto, helper, numpy_helper
 
 from .workshop import SIZE, Workshop, snr_db

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.families.sd1 import SD1
-from diffusette.pipeline.artifacts import AdapterSource, Checkpoint
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.families.sd1 import SD1
 from diffusette.runtimes.ort.optimum_layout import layout_files, write_layout
 from diffusette.runtimes.ort.target import OrtTarget
+from diffusette.stages.artifacts import AdapterSource, Checkpoint
+from diffusette.stages.errors import CheckpointError
 
 from .workshop import SIZE
 

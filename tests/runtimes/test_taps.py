@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.artifacts import TargetModel
-from diffusette.pipeline.errors import UsageError
 from diffusette.runtimes.mnn.taps import parts_of
 from diffusette.runtimes.ncnn.layout import PARAMETER, Blob
 from diffusette.runtimes.ncnn.param import parse
@@ -15,6 +13,8 @@ from diffusette.runtimes.ncnn.taps import wiring_of
 from diffusette.runtimes.ort.taps import onnx_file
 from diffusette.runtimes.registry import TARGETS, get_target
 from diffusette.runtimes.taps import Node, Tapped, boundaries, common_module, inherit_modules, needed_feeds
+from diffusette.stages.artifacts import TargetModel
+from diffusette.stages.errors import UsageError
 
 GRAPH = [
     Node("Cast", "block.conv", ("conv.half",), ("conv.weight",)),

@@ -7,8 +7,8 @@ import signal
 from typing import Any
 
 import numpy as np
-from diffusette.pipeline.artifacts import TensorSpec
-from diffusette.pipeline.errors import ModelError
+from diffusette.stages.artifacts import TensorSpec
+from diffusette.stages.errors import ModelError
 
 
 class Doubler:

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 from diffusette.export import contract, modules
-from diffusette.export.onnx_model import onnx_model
-from diffusette.pipeline.artifacts import Checkpoint, OnnxModel, TargetModel
+from diffusette.quantize.onnx_model import onnx_model
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.protocol import Target
+from diffusette.stages.artifacts import Checkpoint, OnnxModel, TargetModel
 from numpy.typing import NDArray
 
 Array = NDArray[Any]

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from diffusette.export.checkpoint import DEMO_FOLDER
-from diffusette.pipeline.artifacts import TensorSpec
-from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
+from diffusette.export.compiled_schedule import CompiledSchedule, ScheduleRow
 from diffusette.runtimes.protocol import Array, Closing
 from diffusette.runtimes.txt2img import conditioning, generate
 from diffusette.runtimes.txt2img.canvas import Canvas
 from diffusette.runtimes.txt2img.generate import TextToImage
 from diffusette.runtimes.txt2img.schedule import Trajectory
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
-from diffusette.validate import golden_checks, golden_replay
+from diffusette.stages.artifacts import TensorSpec
+from diffusette.validate.goldens import checks as golden_checks
+from diffusette.validate.goldens import replay as golden_replay
 
 LATENTS: Final = (1, 4, 16, 8)
 SIZE: Final = (32, 16)

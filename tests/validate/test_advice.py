@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from diffusette.pipeline.recipe import parse_recipe
+from diffusette.convert.recipe import parse_recipe
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.checks import refuse_schemes
 from diffusette.runtimes.registry import TARGETS, get_target
-from diffusette.validate.advice import rule_for
+from diffusette.validate.layers.advice import rule_for
 
 PART = "unet"
 SHAPES = {
@@ -32,7 +32,7 @@ CASES = [
 
 def accepted(target: str, plan: Plan) -> bool:
     """Whether a target takes a plan, so that a bundle of it may exist."""
-    from diffusette.pipeline.errors import UnsupportedPrecision
+    from diffusette.stages.errors import UnsupportedPrecision
 
     try:
         refuse_schemes(get_target(target), PART, plan)

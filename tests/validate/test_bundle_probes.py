@@ -8,15 +8,15 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import DEMO_FOLDER
-from diffusette.pipeline.artifacts import TensorSpec
-from diffusette.pipeline.schedule import CompiledSchedule, ScheduleRow
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
+from diffusette.export.compiled_schedule import CompiledSchedule, ScheduleRow
 from diffusette.runtimes.inputs import native_feeds, pytorch_inputs
 from diffusette.runtimes.protocol import Array, Closing, Feeds
 from diffusette.runtimes.txt2img.generate import TextToImage
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
+from diffusette.stages.artifacts import TensorSpec
 from diffusette.validate.bundle_probes import ask_bundle
-from diffusette.validate.probes import ProbePlan
+from diffusette.validate.reference.probes import ProbePlan
 
 LATENTS, STATES = (1, 4, 2, 2), (1, 77, 3)
 PLAN = ProbePlan(("a star", "a heart"), steps=4, picked=((0, "conditional"), (3, "conditional")))

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.export.single_file.tokenizer import CLIP
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.errors import RecipeError, UsageError
-from diffusette.pipeline.recipe import parse_recipe
-from diffusette.validate.calibration import calibration_plans, can_be_tuned, step_weights, tuning_plans
-from diffusette.validate.probes import plan_for
-from diffusette.validate.prompts import GENERAL, calibration_prompts, prompts_for
-from diffusette.validate.scenes import oracle_prompts
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.single_file.tokenizer import CLIP
+from diffusette.convert.recipe import parse_recipe
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.errors import RecipeError, UsageError
+from diffusette.validate.reference.calibration import (
+    calibration_plans,
+    can_be_tuned,
+    step_weights,
+    tuning_plans,
+)
+from diffusette.validate.reference.probes import plan_for
+from diffusette.validate.reference.prompts import GENERAL, calibration_prompts, prompts_for
+from diffusette.validate.reference.scenes import oracle_prompts
 
 
 def words(text: str) -> list[str]:

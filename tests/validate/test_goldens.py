@@ -11,20 +11,20 @@ from typing import IO, Any, cast
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import DEMO_FOLDER
-from diffusette.pipeline.errors import BundleError
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER
 from diffusette.runtimes.arithmetic import PROVEN
 from diffusette.runtimes.registry import TARGETS, get_target
 from diffusette.runtimes.txt2img.canvas import Canvas
 from diffusette.runtimes.txt2img.generate import TextToImage, draw
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
-from diffusette.validate.golden_checks import Check, check_models, check_port, check_texts
-from diffusette.validate.golden_file import Goldens, read_goldens
-from diffusette.validate.golden_limits import GOLDEN_LIMITS, limits_of, loosest, new_limits
-from diffusette.validate.golden_models import Recorder
-from diffusette.validate.golden_replay import Replay, encode
-from diffusette.validate.golden_sample import MOST_VALUES, Sample, snr_db
-from diffusette.validate.goldens import MOST_CALL_VALUES, write_goldens
+from diffusette.stages.errors import BundleError
+from diffusette.validate.goldens.checks import Check, check_models, check_port, check_texts
+from diffusette.validate.goldens.file import Goldens, read_goldens
+from diffusette.validate.goldens.limits import GOLDEN_LIMITS, limits_of, loosest, new_limits
+from diffusette.validate.goldens.models import Recorder
+from diffusette.validate.goldens.replay import Replay, encode
+from diffusette.validate.goldens.sample import MOST_VALUES, Sample, snr_db
+from diffusette.validate.goldens.write import MOST_CALL_VALUES, write_goldens
 
 from .golden_toys import LARGE_MISTAKES, MISTAKES, RICH_MISTAKES, Port, a_canvas, toy, toys
 
@@ -35,7 +35,7 @@ FLOAT16 = GOLDEN_LIMITS["float16", False].limits
 
 
 def golden(models: TextToImage, canvas: Canvas | None = None) -> Goldens:
-    """As `pipeline.goldens.DrawGoldens` writes them, and read again."""
+    """As `validate.goldens.of_bundle.DrawGoldens` writes them, and read again."""
     recorder = Recorder(models.open)
     pictures = {"canvas": replace(canvas, strength=1.0)} if canvas and canvas.mask is not None else {}
     drawing = draw(replace(models, open=recorder.open), "a red star", seed=7, keep_trajectory=True, **pictures)

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.export import contract
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.layers import ranges_of
+from diffusette.validate.layers.of_bundle import ranges_of
 from diffusette.validate.layers.points import Points, find_points, hooks
 from diffusette.validate.layers.report import FLOAT16_MAX, NEAR, ComponentLayers
 from diffusette.validate.layers.trace import Peaks, peaks_of
-from diffusette.validate.torch_session import TorchModel, TorchSession
+from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
 SIZE: Final = (64, 64)
 # what follows each is a normalisation, so that only its own result grows with its weights

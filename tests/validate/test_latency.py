@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import TensorSpec
-from diffusette.pipeline.errors import BundleError, UsageError
 from diffusette.runtimes.protocol import Array, Closing, Feeds
-from diffusette.validate.latency import Contestant, Entrant, ProfileReport, profile_component, profile_table
-from diffusette.validate.memory import bytes_on_disk
+from diffusette.stages.artifacts import TensorSpec
+from diffusette.stages.errors import BundleError, UsageError
+from diffusette.validate.speed.latency import Contestant, Entrant, ProfileReport, profile_component, profile_table
+from diffusette.validate.speed.memory import bytes_on_disk
 from rich.console import Console
 
 FEEDS = {"x": np.zeros(1, np.float32)}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusette.pipeline.errors import ModelError
 from diffusette.runtimes.protocol import Array, Closing, Feeds
 from diffusette.runtimes.taps import Node, Wiring, needed_feeds
+from diffusette.stages.errors import ModelError
 from diffusette.validate.layers.examine import Layer, Reference, Subject, examine, force, layers_of
 from diffusette.validate.layers.pieces import Piece, groups_of, pieces_of
 from diffusette.validate.layers.points import Point

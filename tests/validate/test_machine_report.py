@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from diffusette.runtimes.arithmetic import Arithmetic, Computed
-from diffusette.validate.arithmetic_tolerances import (
+from diffusette.validate.machines.report import ArithmeticRow, MachineReport, recommendation
+from diffusette.validate.machines.stages import computed_in, probe_factors
+from diffusette.validate.machines.tolerances import (
     arithmetic_fidelity,
     arithmetic_image_tolerance,
     arithmetic_tolerance,
     together,
 )
-from diffusette.validate.machine_report import ArithmeticRow, MachineReport, recommendation
-from diffusette.validate.machine_stages import computed_in, probe_factors
 from diffusette.validate.parity import Parity
 from diffusette.validate.report import ComponentReport
 from diffusette.validate.tolerances import ImageTolerance, Tolerance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from diffusette.validate.mixture import picture_error
+from diffusette.convert.search.mixture import picture_error
 
 
 def test_the_error_of_pictures_is_the_mean_of_their_amplitudes() -> None:

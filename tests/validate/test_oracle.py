@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
+from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.runtimes.protocol import Array
-from diffusette.validate.oracle import grade
-from diffusette.validate.scenes import COLOURS, PLACES, SHAPES, Scene, knows, oracle_prompts, render
+from diffusette.validate.reference.oracle import grade
+from diffusette.validate.reference.scenes import COLOURS, PLACES, SHAPES, Scene, knows, oracle_prompts, render
 
 SCENES = oracle_prompts(300, seed=5)
 

@@ -8,7 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from diffusette.pipeline.errors import ModelError, ParityError
+from diffusette.stages.errors import ModelError, ParityError
 from diffusette.validate.parity import EXACT_DB, Parity, compare, finite_db, worst
 
 

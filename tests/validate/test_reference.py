@@ -10,19 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
+from diffusette.checkpoints.safetensors_file import read_header
 from diffusette.export import modules
-from diffusette.export.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.export.safetensors_file import read_header
-from diffusette.pipeline.artifacts import Checkpoint
-from diffusette.pipeline.errors import ModelError
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import QuantizeWeights
 from diffusette.quantize.stored_weights import StoredWeights
+from diffusette.stages.artifacts import Checkpoint
+from diffusette.stages.errors import ModelError
 from diffusette.validate.parity import compare
-from diffusette.validate.probes import ProbePlan, Probes, plan_for
-from diffusette.validate.prompts import too_long
-from diffusette.validate.reference import ReferenceProbes, RoundedReference
-from diffusette.validate.torch_session import TorchModel, TorchSession, open_reference, round_weights, settle_threads
+from diffusette.validate.reference.probes import ProbePlan, Probes, plan_for
+from diffusette.validate.reference.prompts import too_long
+from diffusette.validate.reference.pytorch import ReferenceProbes, RoundedReference
+from diffusette.validate.reference.torch_session import (
+    TorchModel,
+    TorchSession,
+    open_reference,
+    round_weights,
+    settle_threads,
+)
 
 from ..models import edit_tensors, poison
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.errors import CheckpointError
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.errors import CheckpointError
 from diffusette.validate.parity import compare
-from diffusette.validate.probes import ProbePlan, Probes, probe_canvas
-from diffusette.validate.reference import ReferenceProbes
+from diffusette.validate.reference.probes import ProbePlan, Probes, probe_canvas
+from diffusette.validate.reference.pytorch import ReferenceProbes
 
 from ..kinds import kind_pipeline, tiny_decoder
 from ..models import edit_json

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusette.validate import speed, times
-from diffusette.validate.speed import SLOWER, Speed, int8_unit, median_interval, take_turns, whole_ratio
+from diffusette.validate.speed import race as speed
+from diffusette.validate.speed import times
+from diffusette.validate.speed.race import SLOWER, Speed, int8_unit, median_interval, take_turns, whole_ratio
 
 from .test_latency import FEEDS, Clocked
 

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import TensorSpec
-from diffusette.validate.activation_bits import activation_bits
+from diffusette.stages.artifacts import TensorSpec
+from diffusette.validate.pages.timestep_section import timestep_section
 from diffusette.validate.parity import Parity
-from diffusette.validate.probes import ProbePlan, Probes, RoundedAnswers
+from diffusette.validate.reference.probes import ProbePlan, Probes, RoundedAnswers
 from diffusette.validate.report import ComponentReport, ParityReport
-from diffusette.validate.timestep_section import timestep_section
-from diffusette.validate.timesteps import TimestepCurve, TimestepError, curve_plan, measure_timesteps
+from diffusette.validate.timesteps.activation_bits import activation_bits
+from diffusette.validate.timesteps.curve import TimestepCurve, TimestepError, curve_plan, measure_timesteps
 from diffusette.validate.tolerances import Tolerance
 
 TIMES = (951.0, 501.0, 1.0)

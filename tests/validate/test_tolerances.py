@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from diffusette.pipeline.artifacts import COMPONENTS
-from diffusette.pipeline.errors import UsageError
+from diffusette.stages.artifacts import COMPONENTS
+from diffusette.stages.errors import UsageError
 from diffusette.validate import tolerances
 from diffusette.validate.parity import compare
 from diffusette.validate.tolerances import (

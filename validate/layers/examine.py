@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from ...pipeline.errors import ParityError
 from ...runtimes.protocol import Array, Feeds
 from ...runtimes.taps import TapSession
+from ...stages.errors import ParityError
 from ..parity import compare, finite_db
 from ..tolerances import LAYER_TOLERANCE
 from .pieces import Piece

@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...export.config import architecture
-from ...pipeline.artifacts import ComponentSource
+from ...checkpoints.config import architecture
+from ...stages.artifacts import ComponentSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,7 +86,8 @@ def find_points(source: ComponentSource, size: tuple[int, int]) -> tuple[tuple[P
     """
     import torch
 
-    from ...export import contract, modules, network
+    from ...checkpoints import network
+    from ...export import contract, modules
 
     module = modules.wrap(source, network.build(source))
     feeds = [

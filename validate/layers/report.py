@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from ..advice import RuleAdvice
 from ..tolerances import LAYER_TOLERANCE
+from .advice import RuleAdvice
 from .examine import Layer
 
 if TYPE_CHECKING:

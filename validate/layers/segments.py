@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ...pipeline.errors import ModelError
 from ...runtimes.taps import Wiring, common_module
+from ...stages.errors import ModelError
 from ..tolerances import HALF_LAYER_TOLERANCE, LAYER_TOLERANCE, ROUNDING_LAYER_TOLERANCE
 from .points import Point
 

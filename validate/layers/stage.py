@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...pipeline.artifacts import TargetModel
-from ..probes import read_arrays
+from ...stages.artifacts import TargetModel
+from ..reference.probes import read_arrays
 from .examine import Findings, Subject, examine, read_points
 from .pieces import Piece
 

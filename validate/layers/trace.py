@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ...pipeline.artifacts import ComponentSource
 from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
 from ...runtimes.protocol import Feeds
-from ..probes import Probes
-from ..torch_session import TorchModel, TorchSession
+from ...stages.artifacts import ComponentSource
+from ..reference.probes import Probes
+from ..reference.torch_session import TorchModel, TorchSession
 from .points import hooks
 
 if TYPE_CHECKING:

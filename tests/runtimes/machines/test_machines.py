@@ -7,12 +7,12 @@ import platform
 from pathlib import Path
 
 import pytest
-from diffusette.pipeline.errors import MissingTool, UsageError
 from diffusette.runtimes.machines import arm64, install
 from diffusette.runtimes.machines.debian import Archive, archives
 from diffusette.runtimes.machines.lock import read_lock
 from diffusette.runtimes.machines.machine import Machine
 from diffusette.runtimes.machines.registry import known_machines, machine_named, machines_named
+from diffusette.stages.errors import MissingTool, UsageError
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from diffusette.pipeline.artifacts import TensorSpec
 from diffusette.runtimes.protocol import Closing
+from diffusette.stages.artifacts import TensorSpec
 
 INPUTS: Final = {
     "text_encoder": (TensorSpec("input_ids", "int64", (1, 77)),),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.families.variant import reads_zeros_for_empty, variant_of
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.families.variant import reads_zeros_for_empty, variant_of
+from diffusette.checkpoints.tokenizer import write_tokenizer
 from diffusette.export.schedule import compile_schedule
-from diffusette.export.tokenizer import write_tokenizer
-from diffusette.pipeline.artifacts import ALONE, Companions
 from diffusette.runtimes.inputs import time_embedding_facts
 from diffusette.runtimes.txt2img.generate import TextToImage
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
-from diffusette.validate.torch_session import TorchModel, TorchSession
+from diffusette.stages.artifacts import ALONE, Companions
+from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
 SIZE: Final = (64, 64)
 

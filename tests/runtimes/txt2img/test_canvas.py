@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from diffusette.export.checkpoint import open_checkpoint
-from diffusette.export.families import reference_pipeline
+from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.families import reference_pipeline
 from diffusette.export.scheduler import default_scheduler
-from diffusette.pipeline.errors import UsageError
 from diffusette.runtimes.txt2img.canvas import Canvas, first_row, read_canvas
 from diffusette.runtimes.txt2img.generate import draw
+from diffusette.stages.errors import UsageError
 from diffusette.validate.parity import compare
 from PIL import Image
 

@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 import pytest
 import torch
-from diffusette.pipeline.artifacts import Companions
-from diffusette.pipeline.errors import UsageError
 from diffusette.runtimes.txt2img.canvas import Canvas
 from diffusette.runtimes.txt2img.control import Control, read_control
 from diffusette.runtimes.txt2img.generate import TextToImage, draw
+from diffusette.stages.artifacts import Companions
+from diffusette.stages.errors import UsageError
 from diffusette.validate.parity import compare
-from diffusette.validate.probes import probe_canvas, probe_control
+from diffusette.validate.reference.probes import probe_canvas, probe_control
 from PIL import Image
 
 from ...kinds import kind_pipeline, tiny_controlnet

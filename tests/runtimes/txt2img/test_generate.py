@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusette.checkpoints.tokenizer import write_tokenizer
 from diffusette.export.schedule import compile_schedule
 from diffusette.export.scheduler import SCHEDULERS
-from diffusette.export.tokenizer import write_tokenizer
-from diffusette.pipeline.artifacts import TensorSpec
-from diffusette.pipeline.errors import BundleError, ModelError, UsageError
 from diffusette.runtimes.inputs import time_embedding_facts
 from diffusette.runtimes.txt2img.generate import Drawing, Progress, TextToImage, draw, generate
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
+from diffusette.stages.artifacts import TensorSpec
+from diffusette.stages.errors import BundleError, ModelError, UsageError
 
 from .module_session import ModuleSession
 

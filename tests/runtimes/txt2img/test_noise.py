@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from diffusette.pipeline.errors import UsageError
 from diffusette.runtimes.txt2img.noise import TorchNoise
+from diffusette.stages.errors import UsageError
 
 # Largest difference seen on AVX2 and AVX-512 machines is 4.8e-7, one unit in the last place of values above 4. torch's
 # portable path, taken elsewhere, rounds the angle differently.

@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 import pytest
 from diffusette.cli import run
-from diffusette.pipeline.errors import NoRoom, UsageError
 from diffusette.runtimes.txt2img.generate import Drawing
 from diffusette.runtimes.txt2img.picture import refuse_unwritable_picture, to_uint8, write_picture
+from diffusette.stages.errors import NoRoom, UsageError
 from PIL import Image
 
 IMAGE: Final = np.linspace(0, 1, 8 * 6 * 3, dtype=np.float32).reshape(8, 6, 3)

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 import pytest
-from diffusette.export.tokenizer import write_tokenizer
-from diffusette.pipeline.errors import BundleError, CheckpointError, UsageError
-from diffusette.pipeline.manifest_entries import FileEntry, TokenizerEntry
+from diffusette.bundle.manifest_entries import FileEntry, TokenizerEntry
+from diffusette.checkpoints.tokenizer import write_tokenizer
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
+from diffusette.stages.errors import BundleError, CheckpointError, UsageError
 from transformers import CLIPTokenizer
 
 DEMO: Final = Path(__file__).resolve().parents[3] / "demo/tokenizer"

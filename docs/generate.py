@@ -135,7 +135,7 @@ def columns() -> list[str]:
 
 
 def kinds() -> str:
-    """Kinds of checkpoints against targets: what tests/pipeline/test_kinds.py measured last."""
+    """Kinds of checkpoints against targets: what tests/matrix/test_kinds.py measured last."""
     tests = of_tests("kinds")
     titles = {name: kind.title for name, kind in tests.KINDS.items()}
     titles |= {name: title for name, (_, title) in tests.CONTROLLED.items()}
@@ -144,12 +144,12 @@ def kinds() -> str:
 
 
 def layouts() -> str:
-    """Layouts of checkpoints against targets: what tests/pipeline/test_inputs.py measured last."""
+    """Layouts of checkpoints against targets: what tests/matrix/test_inputs.py measured last."""
     return _inputs(merged=False)
 
 
 def adapters() -> str:
-    """Adapters against targets: what tests/pipeline/test_inputs.py measured last."""
+    """Adapters against targets: what tests/matrix/test_inputs.py measured last."""
     return _inputs(merged=True)
 
 
@@ -164,7 +164,7 @@ def _inputs(merged: bool) -> str:
 
 def forecasts() -> str:
     """Memory of each stage, forecast and measured, and processor time, a table a run of docs/measured.json."""
-    checkpoint = of_tests("pipeline.shapes").checkpoint
+    checkpoint = of_tests("convert.shapes").checkpoint
     from diffusette.convert.forecast import forecast
     from diffusette.runtimes.registry import TARGETS
 

@@ -17,6 +17,7 @@ import pytest
 from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.stages.artifacts import Checkpoint
 
+from .bundle.tiny_bundle import bundle, cells_cache, inputs  # noqa: F401 - fixtures
 from .kinds import write_kind
 from .models import write_tiny_sd1
 

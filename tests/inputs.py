@@ -154,7 +154,7 @@ def _kohya(made: Any, folder: Path) -> list[tuple[Path, float]]:
 
 
 def _kohya_of_sdxl(made: Any, folder: Path) -> list[tuple[Path, float]]:
-    """Under today's names; those of the original UNet are tested in tests/export/test_adapters.py."""
+    """Under today's names; those of the original UNet are tested in tests/checkpoints/test_adapters.py."""
     state = random_lora(made.unet, ATTENTION, "lora_unet_")
     for prefix, encoder in (("lora_te1_", made.text_encoder), ("lora_te2_", made.text_encoder_2)):
         state |= random_lora(encoder, r".*\.(q_proj|fc1)", prefix, text=True)

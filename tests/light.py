@@ -17,6 +17,8 @@ import diffusette
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
+from .test_imports import ROOMS
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = Path(diffusette.__file__).resolve().parent  # of the checkout, or of the wheel
 HEAVY: Final = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxsim", "pnnx", "scipy",
@@ -64,6 +66,6 @@ def light_python(extra: str, folder: Path) -> Path:
 def installed_bytes(extra: str) -> int:
     """What pip puts on a disk for `diffusette[extra]`, diffusette itself included, without compiled bytecode."""
     files = [Path(str(file.locate())) for each in closure(extra).values() for file in each.files or ()]
-    tops = ("cli", "demo", "export", "pipeline", "quantize", "recipes", "runtimes", "validate")
+    tops = ("demo", "recipes", *ROOMS)
     files += [file for top in tops for file in (PACKAGE / top).rglob("*")]
     return sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".pyc")

@@ -36,7 +36,7 @@ from diffusette.validate.layers.trace import save_points
 from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
 from ..faults import Fault, guilty, plant
-from ..pipeline.chromium import chromium, visit
+from ..validate.chromium import chromium, visit
 from .conftest import TARGETS, Command
 from .test_demo import rewrite_hashes
 

@@ -20,7 +20,7 @@ from diffusette.stages.errors import BundleError
 from diffusette.stages.hashing import sha256_of_file
 from hypothesis import example, given
 
-from ..pipeline import conftest as bundles
+from ..bundle import tiny_bundle as bundles
 from .guard import ALLOWED, answer
 from .hostile import as_json, cases, edited, nested, scratched, values
 

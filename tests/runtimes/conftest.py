@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from diffusette.stages.artifacts import Checkpoint
 
-from .ncnn_workshop import Workshop
+from .ncnn.workshop import Workshop
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from diffusette.validate.goldens.write import MOST_CALL_VALUES, write_goldens
 
 from .golden_toys import LARGE_MISTAKES, MISTAKES, RICH_MISTAKES, Port, a_canvas, toy, toys
 
-KEPT = Path(__file__).parents[1] / "pipeline" / "kept" / "schema-1.tgz"
+KEPT = Path(__file__).parents[1] / "bundle" / "kept" / "schema-1.tgz"
 NOISY = 48.0  # dB that float16 arithmetic leaves of one answer of the demo's models
 FLOAT32 = GOLDEN_LIMITS["float32", False].limits
 FLOAT16 = GOLDEN_LIMITS["float16", False].limits

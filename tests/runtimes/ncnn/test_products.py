@@ -25,7 +25,7 @@ from diffusette.runtimes.ncnn.write import WriteNcnn
 from diffusette.stages.errors import ExportError, ModelError
 from diffusette.validate.reference.torch_session import round_weights
 
-from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, rounded_output, snr_db
+from .workshop import SIZE, Array, Workshop, ncnn_output, rounded_output, snr_db
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 

@@ -118,7 +118,7 @@ def test_a_link_to_a_folder_is_published_where_it_points(tmp_path: Path) -> None
 KILLED = """
     import os, sys, time
     from pathlib import Path
-    from diffusette.pipeline import publish
+    from diffusette.stages import publish
     out = Path(sys.argv[1])
     rename = Path.rename
     def stop(self, target):

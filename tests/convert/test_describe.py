@@ -11,7 +11,7 @@ from diffusette.convert.describe import describe
 from diffusette.stages.errors import CheckpointError, ModelError
 from onnx import TensorProto, ValueInfoProto, helper
 
-from .conftest import write_onnx
+from ..bundle.tiny_bundle import write_onnx
 
 
 def test_a_graph_is_described_without_its_weights(tmp_path: Path) -> None:

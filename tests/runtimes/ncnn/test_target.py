@@ -23,7 +23,7 @@ from diffusette.stages.artifacts import ComponentSource
 from diffusette.stages.errors import FeedError, ModelError, UnsupportedPrecision
 from safetensors.numpy import load_file, save_file
 
-from .ncnn_workshop import SIZE, Array, Workshop, ncnn_output, snr_db, torch_output
+from .workshop import SIZE, Array, Workshop, ncnn_output, snr_db, torch_output
 
 # torch.jit is deprecated, and the modules branch on sizes that are fixed here
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -27,7 +27,7 @@ from diffusette.stages.artifacts import Checkpoint, TargetModel
 from diffusette.stages.errors import ExportError, UnsupportedPrecision
 from diffusette.validate.reference.torch_session import round_weights
 
-from .workshop import SIZE, Array, Workshop, snr_db
+from ..workshop import SIZE, Array, Workshop, snr_db
 
 INTEGERS = [name for name in OrtTarget.precisions if name.startswith("w") and name.endswith("afp")]
 MIX = Plan("w8c_afp", (("decoder.conv_in", "fp16"), ("decoder.mid_block.resnets.0.conv1.weight", "w4g64_afp")))

@@ -19,7 +19,7 @@ from diffusette.validate.gate import _outcome
 from diffusette.validate.reference.probes import ProbePlan, Probes
 from diffusette.validate.stages import GateComponent
 
-from .cells import in_this_process
+from ..matrix.cells import in_this_process
 
 X = np.linspace(-1, 1, 16, dtype=np.float32)[None]
 

@@ -11,7 +11,7 @@ from diffusette.runtimes.ncnn.param import Layer
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.stages.artifacts import TargetModel
 
-from .ncnn_workshop import Workshop, ncnn_output, rounded_output, snr_db
+from .workshop import Workshop, ncnn_output, rounded_output, snr_db
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 

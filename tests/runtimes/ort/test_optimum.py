@@ -17,7 +17,7 @@ from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.stages.artifacts import AdapterSource, Checkpoint
 from diffusette.stages.errors import CheckpointError
 
-from .workshop import SIZE
+from ..workshop import SIZE
 
 COMPONENTS: Final = tuple(SD1.components)  # of the demo
 

@@ -20,7 +20,7 @@ from diffusette.stages.artifacts import Checkpoint, TargetModel
 from diffusette.stages.errors import UnsupportedPrecision
 from onnx import TensorProto, helper, numpy_helper
 
-from .workshop import SIZE, Workshop, snr_db
+from ..workshop import SIZE, Workshop, snr_db
 
 SCHEME: Final = "fp16_a16"
 COMPONENTS: Final = tuple(SD1.components)

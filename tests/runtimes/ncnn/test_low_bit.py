@@ -26,7 +26,7 @@ from diffusette.stages.artifacts import TargetModel
 from diffusette.stages.errors import ExportError, ModelError
 from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
-from .ncnn_workshop import SIZE, Workshop, ncnn_output, rounded_output, snr_db
+from .workshop import SIZE, Workshop, ncnn_output, rounded_output, snr_db
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 

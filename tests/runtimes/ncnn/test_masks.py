@@ -18,7 +18,7 @@ from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.stages.errors import ExportError, UsageError
 
-from .ncnn_workshop import SIZE, Array, Workshop, rounded_output, snr_db
+from .workshop import SIZE, Array, Workshop, rounded_output, snr_db
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 

@@ -23,7 +23,7 @@ from diffusette.stages.errors import BundleError, FeedError, ModelError, RecipeE
 from diffusette.stages.onnx_file import read_onnx
 from onnx import TensorProto
 
-from .workshop import Array, Workshop, snr_db
+from ..workshop import Array, Workshop, snr_db
 
 # Seen: 121 to 136 dB at fp32, 118 to 128 dB at fp16 against PyTorch with the same rounded weights.
 COMPONENTS: Final = tuple(SD1.components)  # of the demo

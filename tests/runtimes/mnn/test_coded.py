@@ -25,7 +25,7 @@ from diffusette.stages.artifacts import Checkpoint, TargetModel
 from diffusette.stages.errors import DiffusetteError, ToolCrashed, UnsupportedPrecision
 from diffusette.validate.reference.torch_session import TorchModel, TorchSession
 
-from .workshop import SIZE, Array, Workshop, snr_db
+from ..workshop import SIZE, Array, Workshop, snr_db
 
 LOW_BIT = [name for name in MnnTarget.precisions if name.endswith("_afp")]
 MIXED = Plan("w4g64_afp", (("conv_in", "fp32"), ("conv_out", "fp16"), ("mid_block.attentions.0.proj_in", "w8c_afp")))

@@ -14,7 +14,7 @@ from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.stages.artifacts import Checkpoint, TargetModel
 
-from .workshop import SIZE, Array, Workshop, snr_db
+from ..workshop import SIZE, Array, Workshop, snr_db
 
 GROUPED = ("w4g32_afp", "w4g64_afp", "w4g128_afp", "w4g64r16_afp")
 _BINARY, _GATHERS = 7, (31, 32)  # OpType

@@ -14,7 +14,7 @@ from diffusette.runtimes.ncnn.param import Layer, parse, render
 from diffusette.runtimes.ncnn.sums import with_float32_sums
 from diffusette.stages.artifacts import TargetModel
 
-from .ncnn_workshop import Workshop, ncnn_output
+from .workshop import Workshop, ncnn_output
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
 

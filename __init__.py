@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .bundle.bundle import open_bundle
     from .bundle.draw import draw_with_bundle
     from .checkpoints.checkpoint import open_checkpoint
-    from .convert.convert import convert as convert_checkpoint
+    from .convert.convert import convert_checkpoint
     from .validate.check import check_bundle
     from .validate.speed.measure import measure_bundle
 
@@ -32,7 +32,7 @@ __all__ = [
 # the folder would replace the function by the module.
 _PUBLIC: Final = {
     "check_bundle": (".validate.check", "check_bundle"),
-    "convert_checkpoint": (".convert.convert", "convert"),
+    "convert_checkpoint": (".convert.convert", "convert_checkpoint"),
     "draw_with_bundle": (".bundle.draw", "draw_with_bundle"),
     "measure_bundle": (".validate.speed.measure", "measure_bundle"),
     "open_bundle": (".bundle.bundle", "open_bundle"),

@@ -23,6 +23,7 @@ from .config import architecture
 from .controlnet import read_controlnet, taking_residuals
 from .diffusers_folder import INDEX
 from .families import Family, Part, recognise, refuse_unsupported
+from .families.variant import tell_variant
 from .folder_layout import read_folder
 from .layout import Layout, PartWeights
 from .loose_file import is_single_file, refuse_loose
@@ -92,16 +93,18 @@ def open_checkpoint(
         components["unet"] = taking_residuals(components["unet"])
         beside |= places
     places = {**layout.places, **beside, **more}
+    scheduler = adapted_scheduler(_completed_scheduler(layout), adapters)
     checkpoint = Checkpoint(
         name=DEMO if is_demo else root.name if root.is_dir() else root.stem,
         root=root,
         family=family.name,
         why=why if root.is_dir() else f"a single file of the original code: {why.replace(' in model_index.json', '')}",
         components=components,
-        scheduler=adapted_scheduler(_completed_scheduler(layout), adapters),
+        scheduler=scheduler,
         tokenizer=layout.tokenizer,
         sources=dict.fromkeys(sorted(places), ""),
         digest="",
+        variant=tell_variant(family.name, components["unet"].config, scheduler, root, layout.prediction_why),
         places=places,
         companions=given,
         adapters=adapters,
@@ -109,9 +112,8 @@ def open_checkpoint(
         tokenizer_2=layout.tokenizer_2,
         pipeline=layout.headers.pipeline,
         settings=layout.headers.settings,
-        prediction_why=layout.prediction_why,
     )
-    return _surveyed(checkpoint, memo) if survey else checkpoint
+    return surveyed(checkpoint, memo) if survey else checkpoint
 
 
 def _refuse_gap(components: Mapping[str, ComponentSource], layout: Layout) -> None:
@@ -226,8 +228,14 @@ def _completed_scheduler(layout: Layout) -> dict[str, Any]:
     return architecture(config)
 
 
-def _surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
-    """`checkpoint` with every file hashed and all weights known to be finite."""
+def surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
+    """`checkpoint` with every file hashed and all weights known to be finite.
+
+    Args:
+        memo: as of `open_checkpoint`.
+    Raises:
+        CheckpointError: a file cannot be read, or a weight is NaN or infinite.
+    """
     weights = {file for source in checkpoint.components.values() for file in source.files}
     sources: dict[str, str] = {}
     surveys: dict[Path, Survey] = {}

@@ -111,45 +111,44 @@ def convert(
     Exits with 5 when a component drifted past its tolerance; the bundle is then at OUT.rejected.
     """
     from ..convert.convert import convert as run
+    from ..convert.request import Request
     from ..convert.sizes import convert_sizes
     from ..runtimes.machines.registry import machines_named
     from .report import show_conversion, show_sizes
     from .terminal import TerminalProgress, print_json, warn
 
-    machines = machines_named(machine or ())
     sizes = [parse_size(text) for text in size or []]
-    beside = companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter)
+    request = Request(
+        checkpoint,
+        output,
+        recipe=recipe,
+        targets=tuple(target or ()),
+        precision=precision,
+        goal=_goal(bits, budget, min_snr, precision),
+        size=sizes[0] if sizes else None,
+        companions=companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter),
+        gate=not no_gate,
+        goldens=goldens,
+        overwrite=overwrite,
+        ignore_forecast=ignore_forecast,
+        record_memory=record_memory,
+        machines=machines_named(machine or ()),
+    )
 
-    def convert_one(pixels: tuple[int, int] | None, place: Path) -> Conversion:
-        conversion = run(
-            checkpoint,
-            place,
-            recipe=recipe,
-            targets=tuple(target or ()),
-            precision=precision,
-            goal=_goal(bits, budget, min_snr, precision),
-            size=pixels,
-            companions=beside,
-            gate=not no_gate,
-            goldens=goldens,
-            overwrite=overwrite,
-            ignore_forecast=ignore_forecast,
-            record_memory=record_memory,
-            machines=machines,
-            progress=TerminalProgress(),
-        )
+    def convert_one(request: Request) -> Conversion:
+        conversion = run(request, progress=TerminalProgress())
         for miss in conversion.misses():
             warn(f"the forecast was wrong by more than 20 %: {miss}")
         return conversion
 
     if len(dict.fromkeys(sizes)) > 1:
-        several = convert_sizes(sizes, output, convert_one)
+        several = convert_sizes(request, sizes, convert_one)
         if as_json:
             print_json(several.to_json())
         else:
             show_sizes(several)
         return 0 if several.ok else 5
-    conversion = convert_one(sizes[0] if sizes else None, output)
+    conversion = convert_one(request)
     if as_json:
         document: dict[str, Any] = conversion.to_json()
         print_json(document)

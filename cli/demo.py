@@ -20,7 +20,7 @@ def demo(
     """Convert the embedded checkpoint for every runtime, compare, profile, and draw one picture with each."""
     from ..bundle.bundle import open_bundle
     from ..bundle.draw import draw_with_bundle, save_drawing
-    from ..convert.convert import convert
+    from ..convert.convert import convert_checkpoint
     from ..runtimes.registry import TARGETS
     from ..validate.speed.measure import busy, measure_bundles
     from .report import show_conversion, show_profile
@@ -30,7 +30,7 @@ def demo(
         _refuse_others_bundle(output / name)
     progress = TerminalProgress()
     progress.say("1. convert: one checkpoint, three runtimes, each compared with PyTorch")
-    conversion = convert("demo", output, targets=tuple(TARGETS), progress=progress, overwrite=True)
+    conversion = convert_checkpoint("demo", output, targets=tuple(TARGETS), progress=progress, overwrite=True)
     show_conversion(conversion)
     if not conversion.ok:
         return 5

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..validate.machines.report import MachineReport
     from ..validate.report import ParityReport
     from .forecast import Forecast
-    from .hindsight import Compared, Taken
+    from .ledger import Compared, Taken
     from .search.goal import Found
 
 

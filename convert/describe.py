@@ -56,15 +56,14 @@ def _checkpoint(
 ) -> dict[str, Any]:
     require_converter(f"inspecting the checkpoint {path}")
     from ..checkpoints.checkpoint import open_checkpoint
-    from ..checkpoints.families.variant import variant_of
     from ..runtimes.registry import TARGETS, get_target
     from ..stages.limits import memory_available_mib
     from .forecast import forecast
     from .sampling import recipe_for, sampling_of
 
     source = open_checkpoint(path, companions=companions, survey=False)
-    variant = variant_of(source)
-    recipe = merged(load_recipe(recipe_for(path, companions)), precision=precision, size=size)
+    variant = source.variant
+    recipe = merged(load_recipe(recipe_for(source)), precision=precision, size=size)
     sampling = sampling_of(source, recipe)
     names = targets or tuple(TARGETS)
     for name in names:

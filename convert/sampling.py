@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..bundle.manifest_entries import ConditioningEntry, ControlEntry
-from ..checkpoints.checkpoint import DEMO, open_checkpoint
-from ..checkpoints.families.variant import GuidanceMode, Variant, reads_zeros_for_empty, variant_of
+from ..checkpoints.checkpoint import DEMO, DEMO_FOLDER
+from ..checkpoints.families.variant import reads_zeros_for_empty
 from ..export.contract import output_specs, residual_inputs
 from ..runtimes.txt2img.control import USUAL_SCALE
-from ..stages.artifacts import ALONE, Checkpoint, Companions, TargetModel
+from ..stages.artifacts import Checkpoint, GuidanceMode, TargetModel, Variant
 from ..stages.errors import RecipeError
 from .recipe import Recipe
 
@@ -29,11 +28,9 @@ class Sampling:
     steps: int
 
 
-def recipe_for(checkpoint: str | Path, companions: Companions = ALONE) -> str:
-    """The shipped recipe that fits where the user names none; reads headers only."""
-    if str(checkpoint) == DEMO:
-        return DEMO
-    return variant_of(open_checkpoint(checkpoint, companions=companions, survey=False)).recipe
+def recipe_for(checkpoint: Checkpoint) -> str:
+    """The shipped recipe that fits where the user names none."""
+    return DEMO if checkpoint.root == DEMO_FOLDER else checkpoint.variant.recipe
 
 
 def sampling_of(checkpoint: Checkpoint, recipe: Recipe) -> Sampling:
@@ -43,7 +40,7 @@ def sampling_of(checkpoint: Checkpoint, recipe: Recipe) -> Sampling:
         CheckpointError: what the UNet predicts is not certain.
         RecipeError: the recipe asks for guidance that the checkpoint cannot follow.
     """
-    variant = variant_of(checkpoint)
+    variant = checkpoint.variant
     mode = variant.guidance_mode if recipe.guidance.mode == "auto" else recipe.guidance.mode
     _refuse_mode(mode, variant, checkpoint, recipe)
     stated = recipe.guidance.default
@@ -79,7 +76,7 @@ def control_entry(checkpoint: Checkpoint, size: tuple[int, int]) -> ControlEntry
 
 def conditioning_entry(checkpoint: Checkpoint) -> ConditioningEntry:
     """What the manifest says about the UNet's inputs."""
-    variant = variant_of(checkpoint)
+    variant = checkpoint.variant
     return ConditioningEntry(
         variant=variant.label,
         why=variant.why,

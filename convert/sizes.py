@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from ..bundle.bundle import Bundle
 from .conversion import Conversion
+from .request import Request
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -40,14 +41,17 @@ def folder_of(size: Size) -> str:
 
 
 def convert_sizes(
-    sizes: Iterable[Size], output: Path, convert_one: Callable[[Size, Path], Conversion]
+    request: Request, sizes: Iterable[Size], convert_one: Callable[[Request], Conversion]
 ) -> SizedConversions:
-    """Convert each of `sizes` into `output`/HEIGHTxWIDTH, then let equal files be one file on disk.
+    """Convert `request` at each of `sizes` into OUTPUT/HEIGHTxWIDTH, then let equal files be one file on disk.
 
     Stages whose result does not depend on the size come from the cache. What is equal afterwards is the target's
     matter: all of ncnn, ORT's weights (`.onnx_data`), and of MNN the text encoders only, whose graphs hold no size.
     """
-    done = {size: convert_one(size, output / folder_of(size)) for size in dict.fromkeys(sizes)}
+    root = Path(request.output)
+    done = {
+        size: convert_one(replace(request, size=size, output=root / folder_of(size))) for size in dict.fromkeys(sizes)
+    }
     bundles = [each.bundle for conversion in done.values() for each in conversion.converted]
     return SizedConversions(done, share_files(bundles))
 

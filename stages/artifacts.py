@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 COMPONENTS: Final = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", "controlnet")
 
@@ -96,6 +96,30 @@ class ComponentSource:
     adapted: tuple[Adapted, ...] = ()  # changes of parameters, in the order in which they are merged
 
 
+GuidanceMode = Literal["cfg", "embedded", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How a checkpoint wants to be sampled, and the evidence for it."""
+
+    name: str  # for people; "base" when nothing was distilled
+    why: str
+    guidance_mode: GuidanceMode
+    guidance: float
+    steps: int
+    recipe: str  # the shipped recipe that fits
+    prediction_type: str
+    prediction_why: str
+    task: Literal["text-to-image", "inpainting"]
+    input_channels: int  # of the UNet's `sample`
+
+    @property
+    def label(self) -> str:
+        """One phrase for all of it."""
+        return self.name if self.task == "text-to-image" else f"{self.name}, {self.task}"
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint that was recognised from its headers."""
@@ -111,6 +135,7 @@ class Checkpoint:
         str, str
     ]  # label -> sha256 of every file that decides the result; a path below root, if it is there
     digest: str
+    variant: Variant
     places: Mapping[str, Path] = field(default_factory=dict)  # label -> where that file lies on this machine
     companions: Companions = ALONE
     adapters: tuple[AdapterSource, ...] = ()
@@ -118,7 +143,6 @@ class Checkpoint:
     tokenizer_2: Path | None = None  # of the second text encoder
     pipeline: str = ""  # diffusers' class that the checkpoint names; "" where it names none
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline: keys of PIPELINE_SETTINGS
-    prediction_why: str = ""  # who says what the UNet predicts; "": scheduler_config.json, if anything
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -15,7 +15,15 @@ class Watch(Protocol):
 
 
 class Progress(Protocol):
-    """Told what happens; draws it, or not."""
+    """Told what happens; draws it, or not.
+
+    Args:
+        stages: what each stage cost.
+        peak_mib: the highest memory of any, with this process.
+    """
+
+    stages: list[dict[str, Any]]
+    peak_mib: float
 
     def running(self, label: str, digest: str = "") -> Any:
         """A context manager around a stage's work; gives a `Watch`."""

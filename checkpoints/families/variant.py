@@ -5,13 +5,13 @@ Nothing here is a family's: a variant is told from the UNet's configuration and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
 
-from ...stages.artifacts import Checkpoint
+from ...stages.artifacts import Checkpoint, GuidanceMode, Variant
 from ...stages.errors import CheckpointError
 
-GuidanceMode = Literal["cfg", "embedded", "none"]
 INPAINTING_CHANNELS: Final = 9  # latents, a mask, and the latents of what is kept: RunwayML's inpainting UNet
 
 # Schedulers that only distilled models are sampled with.
@@ -23,36 +23,21 @@ _LCM_GUIDANCE: Final = {"sdxl": 8.0}  # latent-consistency/lcm-sdxl's card; 8.5 
 _LATENT: Final = ("epsilon", "v_prediction", "sample")
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """How a checkpoint wants to be sampled, and the evidence for it."""
+def tell_variant(
+    family: str, unet: Mapping[str, Any], scheduler: Mapping[str, Any], place: Path, prediction_why: str = ""
+) -> Variant:
+    """Tell the variant of a checkpoint.
 
-    name: str  # for people; "base" when nothing was distilled
-    why: str
-    guidance_mode: GuidanceMode
-    guidance: float
-    steps: int
-    recipe: str  # the shipped recipe that fits
-    prediction_type: str
-    prediction_why: str
-    task: Literal["text-to-image", "inpainting"]
-    input_channels: int  # of the UNet's `sample`
-
-    @property
-    def label(self) -> str:
-        """One phrase for all of it."""
-        return self.name if self.task == "text-to-image" else f"{self.name}, {self.task}"
-
-
-def variant_of(checkpoint: Checkpoint) -> Variant:
-    """Tell the variant of `checkpoint`.
-
+    Args:
+        unet: its UNet's configuration.
+        scheduler: scheduler_config.json, `_class_name` included.
+        place: where it lies, for errors.
+        prediction_why: who says what the UNet predicts; "": scheduler_config.json, if anything.
     Raises:
         CheckpointError: what its UNet predicts is neither stated nor certain.
     """
-    unet = checkpoint.components["unet"].config
-    prediction, prediction_why = _prediction(checkpoint)
-    name, why, mode, guidance, steps, recipe = _sampling(checkpoint, prediction)
+    prediction, prediction_why = _prediction(family, scheduler, place, prediction_why)
+    name, why, mode, guidance, steps, recipe = _sampling(family, unet, scheduler, prediction)
     channels = int(unet["in_channels"])
     return Variant(
         name=name,
@@ -75,9 +60,10 @@ def reads_zeros_for_empty(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.settings.get("force_zeros_for_empty_prompt", True))
 
 
-def _sampling(checkpoint: Checkpoint, prediction: str) -> tuple[str, str, GuidanceMode, float, int, str]:
-    unet, scheduler = checkpoint.components["unet"].config, checkpoint.scheduler
-    own, family = str(scheduler["_class_name"]), checkpoint.family
+def _sampling(
+    family: str, unet: Mapping[str, Any], scheduler: Mapping[str, Any], prediction: str
+) -> tuple[str, str, GuidanceMode, float, int, str]:
+    own = str(scheduler["_class_name"])
     width = unet.get("time_cond_proj_dim")
     if width is not None:
         why = f"unet.time_cond_proj_dim = {width}: it reads the guidance scale"
@@ -93,18 +79,18 @@ def _sampling(checkpoint: Checkpoint, prediction: str) -> tuple[str, str, Guidan
     return "base", "no sign of distillation", "cfg", _GUIDANCE[family], 20, f"{family}-fp16"
 
 
-def _prediction(checkpoint: Checkpoint) -> tuple[str, str]:
-    stated: Any = checkpoint.scheduler.get("prediction_type")
+def _prediction(family: str, scheduler: Mapping[str, Any], place: Path, why: str) -> tuple[str, str]:
+    stated: Any = scheduler.get("prediction_type")
     if stated is not None:
         if stated not in _LATENT:
             raise CheckpointError(
-                f"{checkpoint.root}: scheduler_config.json: prediction_type {stated!r} is not supported",
+                f"{place}: scheduler_config.json: prediction_type {stated!r} is not supported",
                 hint=f"one of: {', '.join(_LATENT)}",
             )
-        return str(stated), checkpoint.prediction_why or "scheduler_config.json states it"
-    if checkpoint.family == "sd2":
+        return str(stated), why or "scheduler_config.json states it"
+    if family == "sd2":
         raise CheckpointError(
-            f"{checkpoint.root}: scheduler_config.json states no prediction_type, and Stable Diffusion 2 comes in two: "
+            f"{place}: scheduler_config.json states no prediction_type, and Stable Diffusion 2 comes in two: "
             "models for 768 pixels predict v, those for 512 the noise",
             hint='add "prediction_type": "v_prediction" or "epsilon" there, as the model card says',
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from diffusette.bundle.bundle import Bundle, open_bundle
-from diffusette.convert.convert import convert
+from diffusette.convert.convert import convert_checkpoint
 from diffusette.runtimes.machines.machine import Machine
 from diffusette.runtimes.machines.registry import machine_named
 from diffusette.stages.cache import Cache
@@ -37,7 +37,7 @@ def demo_bundles(demo_cache: Cache, tmp_path_factory: pytest.TempPathFactory) ->
         def __missing__(self, wanted: tuple[str, str]) -> Bundle:
             precision, target = wanted
             place = Path(tmp_path_factory.mktemp("arm64")) / "bundle"
-            convert("demo", place, precision=precision, targets=(target,), goldens=True, cache=demo_cache)
+            convert_checkpoint("demo", place, precision=precision, targets=(target,), goldens=True, cache=demo_cache)
             self[wanted] = open_bundle(place)
             return self[wanted]
 

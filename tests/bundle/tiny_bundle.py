@@ -17,8 +17,21 @@ from diffusette.bundle.manifest_entries import (
 from diffusette.bundle.pack import pack
 from diffusette.bundle.pack_inputs import PackInputs, vae_entry
 from diffusette.export.compiled_schedule import CompiledSchedule, ScheduleRow
-from diffusette.stages.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
+from diffusette.stages.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec, Variant
 from diffusette.stages.cache import Cache
+
+A_VARIANT = Variant(
+    name="base",
+    why="made by a test",
+    guidance_mode="cfg",
+    guidance=7.5,
+    steps=20,
+    recipe="sd1-fp16",
+    prediction_type="epsilon",
+    prediction_why="made by a test",
+    task="text-to-image",
+    input_channels=4,
+)
 
 
 def schedule(name: str, steps: int) -> CompiledSchedule:
@@ -74,6 +87,7 @@ def inputs(tmp_path: Path) -> PackInputs:
             tokenizer=tokenizer,
             sources={"unet/config.json": "2" * 64, "model_index.json": "3" * 64},
             digest="4" * 64,
+            variant=A_VARIANT,
         ),
         target=TargetEntry(name="ort", version="1.32.0", min_runtime="1.18"),
         models=(

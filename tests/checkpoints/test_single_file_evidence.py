@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
-from diffusette.checkpoints.families.variant import variant_of
 from diffusette.checkpoints.single_file.open import read_single_file
 from diffusette.checkpoints.single_file.tokenizer import CLIP
 from diffusette.stages.artifacts import Companions
@@ -69,7 +68,7 @@ def test_a_file_that_is_called_distilled_is_sampled_so(
     """Its shapes are its base's: guided over 20 steps, SDXL-Turbo's single file drew garbage without a word."""
     file = write_ldm(tmp_path / f"{stem}.safetensors", ldm_tensors(original_pipeline(kind)), metadata=metadata)
     found = open_checkpoint(file, companions=Companions(tokenizer=TOKENIZER), survey=False)
-    variant = variant_of(found)
+    variant = found.variant
     assert found.scheduler["_class_name"] == solver
     assert (variant.guidance_mode, variant.steps, variant.prediction_type) == ("none", 4, "epsilon")
     assert any("in few steps without guidance" in remark for remark in found.remarks)
@@ -78,7 +77,7 @@ def test_a_file_that_is_called_distilled_is_sampled_so(
 @pytest.mark.parametrize("stem", ["turbocharged", "sdxl_base", "enlightning"])
 def test_a_word_inside_another_says_nothing(stem: str, tmp_path: Path) -> None:
     file = write_ldm(tmp_path / f"{stem}.safetensors", ldm_tensors(original_pipeline("sdxl")))
-    assert variant_of(open_checkpoint(file, companions=Companions(tokenizer=TOKENIZER), survey=False)).name == "base"
+    assert open_checkpoint(file, companions=Companions(tokenizer=TOKENIZER), survey=False).variant.name == "base"
 
 
 def test_a_prediction_that_does_not_exist_is_refused(file: Path) -> None:

@@ -55,12 +55,12 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The folder of the demo's three fp16 bundles. Read only."""
-    from diffusette.convert.convert import convert
+    from diffusette.convert.convert import convert_checkpoint
     from diffusette.stages.cache import Cache
 
     store = Cache(cache)
     store.prepare()
     folder = tmp_path_factory.mktemp("bundles") / "demo"
-    conversion = convert("demo", folder, targets=TARGETS, precision="fp16", cache=store)
+    conversion = convert_checkpoint("demo", folder, targets=TARGETS, precision="fp16", cache=store)
     assert conversion.ok, [each.parity.failures() for each in conversion.converted if each.parity]
     return folder

@@ -190,8 +190,8 @@ def test_what_the_gates_took_enters_the_manifest_on_request_only(
     assert set(plain["memory"]["forecast"]) == COMPONENTS
     assert plain["memory"]["measured"] == {}
     words = ("--target", "ncnn", "--precision", "fp16", "--record-memory")
-    monkeypatch.setattr("diffusette.convert.hindsight.TOLERANCE", 0.0)
-    monkeypatch.setattr("diffusette.convert.hindsight._NO_MATTER_MIB", 0.0)
+    monkeypatch.setattr("diffusette.convert.ledger.TOLERANCE", 0.0)
+    monkeypatch.setattr("diffusette.convert.ledger._NO_MATTER_MIB", 0.0)
     answer = command("convert", "demo", "-o", tmp_path / "b", *words)
     assert answer.code == 0, answer.err
     assert "warning: the forecast was wrong by more than 20 %: unet pnnx: " in answer.err

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def with_goldens(tmp_path_factory: pytest.TempPathFactory, cache: Path, converted: Path) -> Path:
     """The demo's bundles with goldens; `converted` has built all of their models."""
-    from diffusette.convert.convert import convert
+    from diffusette.convert.convert import convert_checkpoint
     from diffusette.stages.cache import Cache
 
     folder = tmp_path_factory.mktemp("goldens") / "demo"
-    assert convert("demo", folder, targets=TARGETS, precision="fp16", goldens=True, cache=Cache(cache)).ok
+    assert convert_checkpoint("demo", folder, targets=TARGETS, precision="fp16", goldens=True, cache=Cache(cache)).ok
     return folder
 
 

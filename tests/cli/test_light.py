@@ -108,11 +108,11 @@ def draw_here(bundle: Path) -> Any:
 def test_goldens_hold_and_bundles_compare_there(
     light: Light, converted: Path, cache: Path, target: str, tmp_path: Path
 ) -> None:
-    from diffusette.convert.convert import convert
+    from diffusette.convert.convert import convert_checkpoint
     from diffusette.stages.cache import Cache
 
     folder = tmp_path / "goldens"
-    assert convert("demo", folder, targets=(target,), precision="fp16", goldens=True, cache=Cache(cache)).ok
+    assert convert_checkpoint("demo", folder, targets=(target,), precision="fp16", goldens=True, cache=Cache(cache)).ok
     done = light(target, "check-goldens", folder, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["ok"] is True

@@ -9,6 +9,8 @@ from typing import Any
 
 from diffusette.stages.artifacts import Checkpoint, ComponentSource
 
+from ..bundle.tiny_bundle import A_VARIANT
+
 ROOT = Path(__file__).parents[2]
 # Parameters of the components of published checkpoints.
 PARAMETERS = {
@@ -45,4 +47,4 @@ def checkpoint(kind: str, dtype: str = "float16") -> Checkpoint:
         )
         for name, count in PARAMETERS[kind].items()
     }
-    return Checkpoint(kind, Path(), "sd1", "", parts, {}, Path(), {}, "0" * 64)
+    return Checkpoint(kind, Path(), "sd1", "", parts, {}, Path(), {}, "0" * 64, A_VARIANT)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.convert import auto
-from diffusette.convert.auto import OneTarget, candidates
+from diffusette.convert.auto import candidates, choose
+from diffusette.convert.build import TargetBuild
 from diffusette.convert.recipe import load_recipe, merged, parameters_of, parse_recipe
 from diffusette.runtimes.ort.target import OrtTarget
 from diffusette.validate.report import ParityReport
@@ -23,18 +24,18 @@ PARAMETERS: Any = {
 }
 
 
-class Told(OneTarget):
+class Told(TargetBuild):
     """Builds nothing; is told ratios and verdicts by precision."""
 
     ratios: Mapping[str, float]
     failing: tuple[str, ...]
     seen: tuple[str, ...]  # precisions whose pictures pass their gates, but not unseen
 
-    def build(self, plans: Any) -> Any:
-        return {part: type("Model", (), {"precision": plan.label})() for part, plan in plans.items()}
+    def ask(self) -> Any:
+        return None
 
-    def within_float16(self, plans: Any, parameters: Any, probes: Any) -> Any:
-        return plans, {}
+    def models(self, plans: Any, recipe: Any, probes: Any) -> Any:
+        return plans, {part: type("Model", (), {"precision": plan.label})() for part, plan in plans.items()}
 
     def race(self, models: Any, probes: Any) -> Any:
         return {
@@ -52,7 +53,7 @@ class Told(OneTarget):
             for part, model in models.items()
         }
 
-    def _prove(self, models: Any, plans: Any, probes: Any) -> ParityReport:
+    def prove(self, models: Any, plans: Any, probes: Any) -> ParityReport:
         ok = models["unet"].precision not in self.failing
 
         class Verdict:
@@ -79,13 +80,16 @@ def chosen(
     failing: tuple[str, ...] = (),
     seen: tuple[str, ...] = (),
 ) -> tuple[str, str]:
-    monkeypatch.setattr(auto, "ask_pytorch", lambda *_: None)
+    monkeypatch.setattr(auto, "calibrated", lambda plans, *_: plans)
     listener: Any = Listener()
-    work = Told(None, OrtTarget(), (64, 64), None, None, None, listener)
+    recipe = merged(load_recipe("sd1-fp16"), precision="auto")
+    job: Any = SimpleNamespace(recipe=recipe, parameters=PARAMETERS, checkpoint=None, pixels=(64, 64))
+    nothing: Any = None
+    work = Told(job, nothing, OrtTarget(), nothing, listener)
     object.__setattr__(work, "ratios", {"w8c_afp": 1.0, "fp16": 1.0, "fp32": 1.0} | ratios)
     object.__setattr__(work, "failing", failing)
     object.__setattr__(work, "seen", seen)
-    built = work.choose(merged(load_recipe("sd1-fp16"), precision="auto"), PARAMETERS)
+    built = choose(work)
     return built.recipe.quantize.precision, "\n".join(listener.said)
 
 

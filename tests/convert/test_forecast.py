@@ -12,7 +12,7 @@ import pytest
 from diffusette.convert.costs import PARENT_MIB
 from diffusette.convert.describe import describe
 from diffusette.convert.forecast import Forecast, StageForecast, forecast, refuse_if_too_small
-from diffusette.convert.hindsight import Taken, compared
+from diffusette.convert.ledger import Taken, compared
 from diffusette.stages.artifacts import Checkpoint
 from diffusette.stages.cache import Cache
 from diffusette.stages.errors import NoRoom

@@ -16,6 +16,8 @@ from diffusette.stages.artifacts import COMPONENTS, Checkpoint, ComponentSource
 from diffusette.stages.errors import RecipeError, UnsupportedPrecision, UsageError
 from diffusette.validate.reference.calibrate import refuse_activations
 
+from ..bundle.tiny_bundle import A_VARIANT
+
 PARAMETERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     component: {"conv_in.weight": (8, 4, 3, 3), "conv_in.bias": (8,), "mid.weight": (64, 64), "norm.weight": (64,)}
     for component in COMPONENTS
@@ -38,7 +40,7 @@ def checkpoint(sample_size: object, family: str = "sd1") -> Checkpoint:
         "unet": part("unet", sample_size=sample_size),
         "vae_decoder": part("vae_decoder", block_out_channels=[1, 2, 3, 4]),
     }
-    return Checkpoint("tiny", Path("tiny"), family, "a test says so", parts, {}, Path("tiny"), {}, "")
+    return Checkpoint("tiny", Path("tiny"), family, "a test says so", parts, {}, Path("tiny"), {}, "", A_VARIANT)
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

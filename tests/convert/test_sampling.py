@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from diffusette.checkpoints.checkpoint import open_checkpoint
-from diffusette.checkpoints.families.variant import reads_zeros_for_empty, variant_of
+from diffusette.checkpoints.families.variant import reads_zeros_for_empty, tell_variant
 from diffusette.convert.recipe import load_recipe, parse_recipe
 from diffusette.convert.sampling import Sampling, conditioning_entry, recipe_for, sampling_of
 from diffusette.stages.errors import CheckpointError, RecipeError
@@ -24,7 +24,8 @@ def open_kind(kind_folder: Callable[[str], Path]) -> OpenKind:
     def opened(name: str, **scheduler: Any) -> Any:
         found = open_checkpoint(kind_folder(name), survey=False)
         changed = {key: value for key, value in {**found.scheduler, **scheduler}.items() if value is not None}
-        return dataclasses.replace(found, scheduler=changed)
+        variant = tell_variant(found.family, found.components["unet"].config, changed, found.root)
+        return dataclasses.replace(found, scheduler=changed, variant=variant)
 
     return opened
 
@@ -49,28 +50,28 @@ def test_guidance_steps_prediction_and_recipe_need_no_hint(
     kind: str, expected: Sampling, prediction: str, recipe: str, open_kind: OpenKind, kind_folder: Any
 ) -> None:
     checkpoint = open_kind(kind)
-    assert recipe_for(kind_folder(kind)) == recipe
+    assert recipe_for(checkpoint) == recipe
     assert sampling_of(checkpoint, load_recipe(recipe)) == expected
     assert sampling_of(checkpoint, parse_recipe("schema = 1", "my.toml")) == expected
-    assert variant_of(checkpoint).prediction_type == prediction
+    assert checkpoint.variant.prediction_type == prediction
 
 
 def test_a_model_trained_to_zero_terminal_snr_is_not_taken_for_turbo(open_kind: OpenKind) -> None:
     trailing = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
-    assert variant_of(open_kind("sdxl", **trailing)).name == "base"
-    assert variant_of(open_kind("sdxl", timestep_spacing="trailing", prediction_type="v_prediction")).name == "base"
+    assert open_kind("sdxl", **trailing).variant.name == "base"
+    assert open_kind("sdxl", timestep_spacing="trailing", prediction_type="v_prediction").variant.name == "base"
 
 
 def test_an_sd2_that_does_not_say_what_it_predicts_is_refused(open_kind: OpenKind) -> None:
     with pytest.raises(CheckpointError, match="states no prediction_type") as refusal:
-        variant_of(open_kind("sd2", prediction_type=None))
+        open_kind("sd2", prediction_type=None)
     assert "v_prediction" in refusal.value.hint
 
 
 def test_an_assumed_prediction_is_told(open_kind: OpenKind) -> None:
-    assert "does not state it" in variant_of(open_kind("sd1", prediction_type=None)).prediction_why
+    assert "does not state it" in open_kind("sd1", prediction_type=None).variant.prediction_why
     with pytest.raises(CheckpointError, match="prediction_type 'flow_prediction'"):
-        variant_of(open_kind("sd1", prediction_type="flow_prediction"))
+        open_kind("sd1", prediction_type="flow_prediction")
 
 
 @pytest.mark.parametrize(

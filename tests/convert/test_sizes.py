@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusette.bundle.pack import pack
 from diffusette.bundle.pack_inputs import PackInputs
+from diffusette.convert.request import Request
 from diffusette.convert.sizes import convert_sizes, share_files
 
 
@@ -38,11 +39,12 @@ def test_a_file_that_was_damaged_is_not_spread(inputs: PackInputs, tmp_path: Pat
 
 
 def test_each_size_gets_its_folder_once(inputs: PackInputs, tmp_path: Path) -> None:
-    def convert_one(size: tuple[int, int], place: Path) -> Any:
-        bundle = pack(replace(inputs, size=size), place)
+    def convert_one(request: Request) -> Any:
+        assert request.size
+        bundle = pack(replace(inputs, size=request.size), Path(request.output))
         return SimpleNamespace(converted=(SimpleNamespace(bundle=bundle),), ok=True, to_json=dict)
 
-    several = convert_sizes([(64, 64), (64, 128), (64, 64)], tmp_path / "out", convert_one)
+    several = convert_sizes(Request("demo", tmp_path / "out"), [(64, 64), (64, 128), (64, 64)], convert_one)
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["64x128", "64x64"]
     assert several.ok
     assert several.shared_bytes > 0

@@ -21,9 +21,9 @@ import pytest
 from diffusette.bundle import sessions
 from diffusette.bundle.bundle import Bundle
 from diffusette.bundle.draw import draw_with_bundle
-from diffusette.checkpoints.families.variant import variant_of
+from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.convert.conversion import Conversion
-from diffusette.convert.convert import convert
+from diffusette.convert.convert import convert_checkpoint
 from diffusette.convert.recipe import Recipe, load_recipe
 from diffusette.convert.recipe_tables import ScheduleChoice
 from diffusette.convert.sampling import recipe_for
@@ -31,7 +31,7 @@ from diffusette.runtimes.mnn import convert as mnn_convert
 from diffusette.runtimes.registry import TARGETS, get_target, open_model
 from diffusette.runtimes.txt2img.canvas import INPAINTING_CHANNELS
 from diffusette.runtimes.txt2img.control import Control
-from diffusette.stages import child
+from diffusette.stages import run_stage as running
 from diffusette.stages.artifacts import ALONE, Companions
 from diffusette.stages.cache import Cache
 from diffusette.stages.errors import MissingTool
@@ -67,7 +67,7 @@ def one_process() -> Iterator[None]:
     the sake of gigabytes, which these have not: with all of PyTorch in memory that takes a fifth of a second each time.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for place in (child, layers):
+        for place in (running, layers):
             patch.setattr(place, "run_in_child", in_this_process)
         for place in (sessions, mnn_convert, machine_stages):  # a child is told plain values
             patch.setattr(place, "open_isolated", lambda _, told, threads, **__: open_model(asdict(told), threads))
@@ -80,7 +80,7 @@ def one_process() -> Iterator[None]:
 
 def lean_recipe(checkpoint: Path, companions: Companions = ALONE) -> Recipe:
     """The recipe that is taken for `checkpoint`, without the further schedules: compiling thirty takes seconds."""
-    found = load_recipe(recipe_for(checkpoint, companions))
+    found = load_recipe(recipe_for(open_checkpoint(checkpoint, companions=companions, survey=False)))
     lean = found.schedule.model_copy(update={"also": ()})
     assert isinstance(lean, ScheduleChoice)
     return found.model_copy(update={"schedule": lean})
@@ -132,7 +132,7 @@ class Rows:
             place = self.folder / row
             place.mkdir()
             checkpoint, given = make(place)
-            self.done[row] = convert(
+            self.done[row] = convert_checkpoint(
                 checkpoint,
                 place / "out",
                 recipe=lean_recipe(checkpoint, given),
@@ -165,7 +165,7 @@ def check_cell(bundle: Bundle, cache: Cache, control: Control | None = None) -> 
     )
     assert drawing.image.shape == (*SIZE, 3)
     assert np.ptp(drawing.image) > 0.01
-    variant = variant_of(open_reference_checkpoint(bundle, None, cache))
+    variant = open_reference_checkpoint(bundle, None, cache).variant
     assert (drawing.steps, drawing.guidance) == (variant.steps, variant.guidance)
     losses = {part.component: part.loss.snr_db for part in report.components if part.loss}
     return {"unet_db": round(losses["unet"], 1), "picture_db": round(report.image.psnr_db, 1)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from diffusette.convert.auto import OneTarget
+from diffusette.convert.build import TargetBuild
 from diffusette.convert.search.goal import Goal
 from diffusette.runtimes.registry import TARGETS
 from diffusette.stages.artifacts import ALONE, Companions
@@ -36,7 +36,7 @@ OFTEN: Final = {("sd2", "w4g64_afp"), ("lcm", "w8c_afp")}
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
     with one_process(), pytest.MonkeyPatch.context() as patch:
         # seconds for each model, to learn how fast a model of a few channels is
-        patch.setattr(OneTarget, "race", lambda self, models, probes: {})
+        patch.setattr(TargetBuild, "race", lambda self, models, probes: {})
         yield Rows(Cache(tmp_path_factory.mktemp("cache")), tmp_path_factory.mktemp("rows"))
 
 

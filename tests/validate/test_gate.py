@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusette.runtimes import registry
-from diffusette.stages import child
+from diffusette.stages import run_stage as running
 from diffusette.stages.artifacts import TargetModel, TensorSpec
 from diffusette.stages.cache import Cache
 from diffusette.stages.errors import ToolCrashed
@@ -53,7 +53,7 @@ class Doubler:
 def doubler(monkeypatch: pytest.MonkeyPatch) -> Doubler:
     made = Doubler()
     monkeypatch.setattr(registry, "get_target", lambda _: made)
-    monkeypatch.setattr(child, "run_in_child", in_this_process)
+    monkeypatch.setattr(running, "run_in_child", in_this_process)
     return made
 
 

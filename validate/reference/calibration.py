@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...checkpoints.families.variant import variant_of
 from ...stages.artifacts import Checkpoint
 from ...stages.errors import UsageError
 from .probes import CHEAP_UNET, Branch, ProbePlan
@@ -78,7 +77,7 @@ def calibration_plans(
             "the list of calibration prompts is empty, or one of its prompts is",
             hint="name a few sentences of the checkpoint's own world, or leave the key out for the bundled ones",
         )
-    variant = variant_of(checkpoint)
+    variant = checkpoint.variant
     if variant.guidance_mode != "cfg":  # distilled: in the steps and with the guidance that it was made for
         every: tuple[tuple[int, Branch], ...] = tuple((step, "conditional") for step in range(variant.steps))
         how: dict[str, Any] = {

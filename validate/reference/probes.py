@@ -13,13 +13,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ...checkpoints.families.variant import Variant, variant_of
 from ...runtimes.protocol import Array
 from ...runtimes.txt2img.canvas import INPAINTING_CHANNELS, Canvas
 from ...runtimes.txt2img.control import Control
 from ...runtimes.txt2img.generate import TextToImage
 from ...runtimes.txt2img.guidance import Mode
-from ...stages.artifacts import Checkpoint
+from ...stages.artifacts import Checkpoint, Variant
 from ...stages.errors import ModelError
 from .prompts import prompts_for, too_long
 from .scenes import Scene
@@ -70,7 +69,7 @@ def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
     scale = checkpoint.vae_scale
     work = checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale)
     tokenizer = checkpoint.tokenizer
-    variant = variant_of(checkpoint)
+    variant = checkpoint.variant
     if variant.guidance_mode != "cfg":
         return _few_steps(tokenizer, variant, cheap=work < CHEAP_UNET)
     if work < CHEAP_UNET:

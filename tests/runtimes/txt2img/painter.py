@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from diffusette.checkpoints.checkpoint import open_checkpoint
-from diffusette.checkpoints.families.variant import reads_zeros_for_empty, variant_of
+from diffusette.checkpoints.families.variant import reads_zeros_for_empty
 from diffusette.checkpoints.tokenizer import write_tokenizer
 from diffusette.export.schedule import compile_schedule
 from diffusette.runtimes.inputs import time_embedding_facts
@@ -35,7 +35,7 @@ def models_of(
         tokenizer=tokenizers[0],
         open=lambda name: TorchSession(TorchModel(checkpoint.components[name], SIZE)),
         schedules=(compile_schedule(checkpoint.scheduler, scheduler, steps, pipeline=pipeline),),
-        guidance_mode=variant_of(checkpoint).guidance_mode,
+        guidance_mode=checkpoint.variant.guidance_mode,
         default_guidance=5.0,
         scaling_factor=float(vae["scaling_factor"]),
         shift=0.0,
@@ -43,6 +43,6 @@ def models_of(
         time_embedding=time_embedding_facts(checkpoint.components["unet"].config),
         tokenizer_2=tokenizers[1] if len(tokenizers) > 1 else None,
         zeros_for_empty=reads_zeros_for_empty(checkpoint),
-        input_channels=variant_of(checkpoint).input_channels,
+        input_channels=checkpoint.variant.input_channels,
         controlled="controlnet" in checkpoint.components,
     )

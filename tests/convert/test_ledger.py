@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 from diffusette.convert.forecast import Forecast, StageForecast
-from diffusette.convert.hindsight import Compared, Ledger, Taken, compared
+from diffusette.convert.ledger import Compared, Ledger, Taken, compared
 from diffusette.stages.cache import Cache
 
 

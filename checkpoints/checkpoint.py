@@ -19,7 +19,7 @@ from ..stages.hashing import sha256_of_file
 from ..stages.plain_file import read_plain
 from . import controlnet, tiny_decoder
 from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
-from .config import architecture
+from .config import architecture, pixels_per_latent, vae_pixels_per_latent, with_pixels_per_latent
 from .controlnet import read_controlnet, taking_residuals
 from .diffusers_folder import INDEX
 from .families import Family, Part, recognise, refuse_unsupported
@@ -72,12 +72,13 @@ def open_checkpoint(
         ) from None
     family, why = recognise(replace(layout.headers, tensors={}), str(root))
     refuse_unsupported(layout.headers, str(root))  # configs can lie about what the weights are
-    components = {name: _component(family, name, layout) for name in family.components}
+    components = _with_latents({name: _component(family, name, layout) for name in family.components})
     beside: dict[str, Path] = {}
     remarks: tuple[str, ...] = ()
     if given.vae_decoder is not None:
         channels = components["unet"].config["out_channels"]
-        config, weights, places = read_tiny_decoder(given.vae_decoder, channels)
+        pixels = vae_pixels_per_latent(components["vae_decoder"].config)
+        config, weights, places = read_tiny_decoder(given.vae_decoder, channels, pixels)
         components["vae_decoder"] = _source(family, "vae_decoder", config, weights, given.vae_decoder)
         beside |= places
     plain = components
@@ -89,6 +90,7 @@ def open_checkpoint(
     if given.controlnet is not None:
         part = family.part("controlnet")
         config, weights, places, remarks = read_controlnet(given.controlnet, components["unet"], part)
+        config = with_pixels_per_latent(config, pixels_per_latent(components["unet"].config))
         components["controlnet"] = _source(family, "controlnet", config, weights, given.controlnet)
         components["unet"] = taking_residuals(components["unet"])
         beside |= places
@@ -159,6 +161,12 @@ def _take_apart(root: Path, given: Companions) -> Layout:
     from .single_file.vae import with_vae
 
     return with_vae(layout, given.vae)
+
+
+def _with_latents(components: Mapping[str, ComponentSource]) -> dict[str, ComponentSource]:
+    """`components`, the UNet told how large the VAE's latents are."""
+    pixels, unet = vae_pixels_per_latent(components["vae_decoder"].config), components["unet"]
+    return {**components, "unet": replace(unet, config=with_pixels_per_latent(unet.config, pixels))}
 
 
 def _component(family: Family, name: str, layout: Layout) -> ComponentSource:

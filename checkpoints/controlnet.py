@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..stages.artifacts import ComponentSource
 from ..stages.errors import CheckpointError
-from .config import PIXELS_PER_LATENT, architecture, layers_of
+from .config import architecture, layers_of, pixels_per_latent
 from .diffusers_folder import INDEX, read_json
 from .families import TEXT_WIDTHS, Part
 from .families.family import TAKES_RESIDUALS
@@ -197,10 +197,11 @@ def _refuse_other(config: Mapping[str, Any], unet: Mapping[str, Any], place: Pat
             hint="it was made for another UNet",
         )
     widths = config["conditioning_embedding_out_channels"]
-    if not isinstance(widths, list) or 2 ** (len(widths) - 1) != PIXELS_PER_LATENT:
+    pixels = pixels_per_latent(unet)
+    if not isinstance(widths, list) or 2 ** (len(widths) - 1) != pixels:
         raise CheckpointError(
             f"{OPTION} {place}: conditioning_embedding_out_channels = {widths!r}: it does not bring a picture to the "
-            f"size of latents, an {PIXELS_PER_LATENT}th",
+            f"size of latents, one for {pixels} pixels",
             hint="it cannot be converted yet",
         )
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..stages.artifacts import ComponentSource
 from ..stages.errors import CheckpointError
+from .config import PIXELS_PER_LATENT
 from .families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
 
 if TYPE_CHECKING:
     from torch import nn
 
-_OURS: Final = ("_name_or_path", STATES, TAKES_RESIDUALS)  # entries of a config that no constructor knows
+# Entries of a config that no constructor knows.
+_OURS: Final = ("_name_or_path", STATES, TAKES_RESIDUALS, PIXELS_PER_LATENT)
 MAX_LAYERS: Final = 1000  # of one kind in a network, and entries of a list in its config; SDXL has 10 and 4
 MAX_WIDTH: Final = 2**20  # channels, words of a vocabulary, pixels; the largest seen is CLIP's vocabulary, 49,408
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..stages.errors import CheckpointError
-from .config import architecture
+from .config import architecture, vae_pixels_per_latent
 from .diffusers_folder import read_json
 from .layout import PartWeights, read_parts
 from .weight_files import find_weights
@@ -22,11 +22,14 @@ _REQUIRED: Final = {"decoder_block_out_channels": list, "num_decoder_blocks": li
 _DEFAULTS: Final = {"scaling_factor": 1.0, "shift_factor": 0.0, "out_channels": 3, "force_upcast": False}
 
 
-def read_tiny_decoder(place: Path, latent_channels: int) -> tuple[dict[str, Any], PartWeights, Mapping[str, Path]]:
+def read_tiny_decoder(
+    place: Path, latent_channels: int, pixels: int
+) -> tuple[dict[str, Any], PartWeights, Mapping[str, Path]]:
     """Configuration, weights, and files by label, of the diffusers folder `place`.
 
     Args:
         latent_channels: of the UNet that it is to follow.
+        pixels: a latent, of the checkpoint's own VAE.
     Raises:
         CheckpointError: it holds another model, or one for other latents.
     """
@@ -49,6 +52,11 @@ def read_tiny_decoder(place: Path, latent_channels: int) -> tuple[dict[str, Any]
         )
     # diffusers derives this name, which other autoencoders have, from the decoder's own
     levels = {"block_out_channels": raw["decoder_block_out_channels"]}
+    if (made := vae_pixels_per_latent(levels)) != pixels:
+        raise CheckpointError(
+            f"{OPTION} {place}: makes {made} pixels of a latent, the checkpoint's VAE makes {pixels}",
+            hint="it is for another family",
+        )
     found = find_weights(place)
     places = {f"vae_decoder/{each.name}": each for each in (file, *found.places)}
     return {**_DEFAULTS, **architecture(raw), **levels}, read_parts(found.files), places

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from ..checkpoints.config import pixels_per_latent, vae_pixels_per_latent
 from ..quantize.scheme import Scheme, parse_scheme
 from ..stages.artifacts import COMPONENTS, Checkpoint, ComponentSource
 from ..stages.cache import Cache
@@ -20,7 +21,6 @@ from ..stages.limits import MIB, memory_available_mib
 from .costs import COSTS, PARENT_MIB, Cost
 
 _REFERENCE_PIXELS: Final = 512 * 512
-_SCALE: Final = 8  # pixels a latent
 _ORT_FORM: Final = 2**31  # bytes that a `.ort` file may have
 
 
@@ -224,8 +224,10 @@ def _scores(source: ComponentSource, size: tuple[int, int]) -> Iterator[int]:
     """Numbers in the attention scores of each level that attends to itself: heads x tokens x tokens."""
     config = source.config
     channels = config.get("block_out_channels", ())
-    tokens = prod(size) // _SCALE**2  # latents, which is what a UNet's first level sees and a VAE's last
-    if source.component.startswith("vae") and channels:
+    is_vae = source.component.startswith("vae")
+    pixels = vae_pixels_per_latent(config) if is_vae and channels else pixels_per_latent(config)
+    tokens = prod(size) // pixels**2  # latents, which is what a UNet's first level sees and a VAE's last
+    if is_vae and channels:
         yield tokens**2
     if source.component in ("unet", "controlnet"):
         heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..checkpoints.config import PIXELS_PER_LATENT, layers_of
+from ..checkpoints.config import layers_of, pixels_per_latent, vae_pixels_per_latent
 from ..checkpoints.families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
 from ..stages.artifacts import ComponentSource, TensorSpec
 
@@ -28,9 +28,8 @@ def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorS
         return (TensorSpec("input_ids", "int64", (1, MAX_TOKENS)),)
     if source.component in ("unet", "controlnet"):
         return _unet_inputs(source, size)
-    scale = 2 ** (len(config["block_out_channels"]) - 1)
     if source.component == "vae_decoder":
-        shape = (1, config["latent_channels"], size[0] // scale, size[1] // scale)
+        shape = (1, config["latent_channels"], *_vae_latents(config, size))
         return (TensorSpec("latent_sample", "float32", shape),)
     return (TensorSpec("sample", "float32", (1, config["in_channels"], *size)),)
 
@@ -38,7 +37,7 @@ def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorS
 def _unet_inputs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """Of the UNet, and of the ControlNet, which begins as a UNet does."""
     config = source.config
-    h, w = size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT
+    h, w = _latents(config, size)
     specs = [
         TensorSpec("sample", "float32", (1, config["in_channels"], h, w)),
         TensorSpec("timestep", "float32", ()),
@@ -58,10 +57,20 @@ def _unet_inputs(source: ComponentSource, size: tuple[int, int]) -> tuple[Tensor
     return tuple(specs)
 
 
+def _latents(config: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the latents of pictures of `size` = (height, width) pixels, beside a UNet or ControlNet."""
+    return size[0] // pixels_per_latent(config), size[1] // pixels_per_latent(config)
+
+
+def _vae_latents(config: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+    """The same, of half a VAE."""
+    return size[0] // vae_pixels_per_latent(config), size[1] // vae_pixels_per_latent(config)
+
+
 def _residuals(config: Mapping[str, Any], size: tuple[int, int], names: tuple[str, str]) -> list[TensorSpec]:
     """What a ControlNet adds to what a UNet's down blocks hand to its up blocks, and to its middle."""
     channels, layers = config["block_out_channels"], layers_of(config)
-    h, w = size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT
+    h, w = _latents(config, size)
     shapes = [(channels[0], h, w)]
     for level, (width, count) in enumerate(zip(channels, layers, strict=True)):
         shapes += [(width, h, w)] * count
@@ -88,17 +97,10 @@ def output_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[Tensor
             return (states,)
         return states, TensorSpec("text_embeds", "float32", (1, config["projection_dim"]))
     if source.component == "unet":
-        return (
-            TensorSpec(
-                "out_sample",
-                "float32",
-                (1, config["out_channels"], size[0] // PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT),
-            ),
-        )
+        return (TensorSpec("out_sample", "float32", (1, config["out_channels"], *_latents(config, size))),)
     if source.component == "controlnet":
         return tuple(_residuals(config, size, RESIDUALS_OUT))
-    scale = 2 ** (len(config["block_out_channels"]) - 1)
     if source.component == "vae_decoder":
         return (TensorSpec("sample", "float32", (1, config["out_channels"], *size)),)
-    shape = (1, 2 * config["latent_channels"], size[0] // scale, size[1] // scale)
+    shape = (1, 2 * config["latent_channels"], *_vae_latents(config, size))
     return (TensorSpec("latent_parameters", "float32", shape),)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from ..checkpoints.config import PIXELS_PER_LATENT
 from ..checkpoints.network import build
 from ..stages.artifacts import ComponentSource
 from .contract import RESIDUALS_IN, input_specs
@@ -56,7 +55,7 @@ def wrap(source: ComponentSource, module: Any) -> nn.Module:
             pooled = (end_of_text[:, :, None] * final).sum(1)  # picks one row
             return states, self.m.text_projection(pooled)
 
-    names = [spec.name for spec in input_specs(source, (PIXELS_PER_LATENT, PIXELS_PER_LATENT))]
+    names = [spec.name for spec in input_specs(source, (64, 64))]  # of any size
 
     class UNet(nn.Module):
         def __init__(self) -> None:

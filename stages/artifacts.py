@@ -151,7 +151,7 @@ class Checkpoint:
 
     @property
     def vae_scale(self) -> int:
-        """Pixels per latent along one side (8 for every Stable Diffusion VAE)."""
+        """Pixels a latent along one side (8 for every published Stable Diffusion VAE)."""
         levels: int = len(self.components["vae_decoder"].config["block_out_channels"])
         return int(2 ** (levels - 1))
 

@@ -325,12 +325,11 @@ def tiny_controlnet(name: str) -> Any:
     return made.eval()
 
 
-def tiny_decoder() -> Any:
-    """TAESD's architecture with random weights."""
+def tiny_decoder(levels: int = 4) -> Any:
+    """TAESD's architecture with random weights; it has four levels."""
     import torch
 
     torch.manual_seed(6)
-    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
-    return (
-        _diffusers().AutoencoderTiny(**widths, num_decoder_blocks=(1, 1, 1, 1), num_encoder_blocks=(1, 1, 1, 1)).eval()
-    )
+    widths = {"encoder_block_out_channels": (8,) * levels, "decoder_block_out_channels": (8,) * levels}
+    blocks = {"num_decoder_blocks": (1,) * levels, "num_encoder_blocks": (1,) * levels}
+    return _diffusers().AutoencoderTiny(**widths, **blocks).eval()

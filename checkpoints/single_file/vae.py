@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...stages.errors import CheckpointError
+from ..config import vae_pixels_per_latent
 from ..diffusers_folder import INDEX, read_json
 from ..layout import Layout, PartWeights, read_parts
 from ..pickled_file import is_pickled
@@ -30,8 +31,21 @@ def read_vae(place: Path, replaced: Mapping[str, Any]) -> Apart:
         place: a folder of diffusers (the VAE's own, or a checkpoint's with vae/), or a safetensors file.
         replaced: configuration of the VAE that it replaces, as far as that is known.
     Raises:
-        CheckpointError: it holds no VAE, or a lone file leaves open what only a configuration says.
+        CheckpointError: it holds no VAE, one for other latents, or a lone file leaves open what only a configuration
+            says.
     """
+    found = _read(place, replaced)
+    levels, own = found[0].get("block_out_channels"), replaced.get("block_out_channels")
+    if levels and own and len(levels) != len(own):
+        made, wanted = vae_pixels_per_latent(found[0]), vae_pixels_per_latent(replaced)
+        raise CheckpointError(
+            f"--vae {place}: {made} pixels a latent, the checkpoint's own VAE has {wanted}",
+            hint="it is for another family",
+        )
+    return found
+
+
+def _read(place: Path, replaced: Mapping[str, Any]) -> Apart:
     if place.is_dir():
         folder = place / "vae" if (place / INDEX).is_file() else place
         found = find_weights(folder)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ...checkpoints.config import PIXELS_PER_LATENT
 from ...checkpoints.families import reference_pipeline
 from ...checkpoints.families.family import STATES
 from ...checkpoints.families.variant import reads_zeros_for_empty
@@ -20,7 +21,7 @@ from ...stages.errors import CheckpointError
 
 # Paths of the author's disk, and versions. A UNet of diffusers < 0.9 with sample_size < 64 is "corrected" to 64
 # by diffusers' own pipeline (StableDiffusionPipeline.__init__), which would break small pictures.
-_LEFT_OUT: Final = {"_name_or_path", "_diffusers_version", "transformers_version", STATES}
+_LEFT_OUT: Final = {"_name_or_path", "_diffusers_version", "transformers_version", STATES, PIXELS_PER_LATENT}
 # OpenAI's CLIP; every SD 1.x tokenizer has them.
 _SPECIAL_TOKENS: Final = {
     "bos_token": "<|startoftext|>",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..export.compiled_schedule import CompiledSchedule
-from ..stages.artifacts import TargetModel
+from ..stages.artifacts import TargetModel, sole
 from ..stages.errors import BundleError, UsageError, refuse_unknown
 from ..stages.hashing import sha256_of_file, sha256_of_json
 from ..stages.plain_file import read_plain
@@ -63,6 +63,11 @@ class Bundle:
     def components(self) -> tuple[str, ...]:
         return tuple(self.manifest.components)
 
+    @property
+    def denoiser(self) -> str:
+        """Name of the component that predicts noise (or velocity) in latents."""
+        return sole("denoiser", self.manifest.components)
+
     def model(self, component: str, form: str | None = None) -> TargetModel:
         """The model of a component, as its target's `open` takes it; `form` names another form of the same model.
 
@@ -71,7 +76,7 @@ class Bundle:
             BundleError: an ONNX graph keeps weights in a file that the manifest does not declare.
         """
         refuse_unknown([component], self.manifest.components, f"{self.path}: component", UsageError)
-        entry = self.manifest.components[component]  # type: ignore[index]
+        entry = self.manifest.components[component]
         if form is not None and form not in entry.forms:
             have = f"it has: {', '.join(entry.forms)}" if entry.forms else "it has no other forms"
             raise UsageError(f"{self.path}: {component} has no form {form!r}", hint="; ".join([have, *entry.notes]))
@@ -96,7 +101,7 @@ class Bundle:
         """How the component's weights are stored."""
         from ..quantize.plan import Plan
 
-        entry = self.manifest.components[component]  # type: ignore[index]
+        entry = self.manifest.components[component]
         if entry.plan is None:
             return Plan(entry.precision)
         return Plan(entry.plan.default, tuple(sorted(entry.plan.exceptions.items())), channels=entry.plan.channels)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..stages.artifacts import with_role
 from ..stages.errors import BundleError
 from ..stages.strict import Location, Strict, parsed
 from .manifest_arithmetic import ArithmeticEntry
@@ -108,14 +109,15 @@ class Manifest(Strict):
 
     def _controls(self) -> None:
         """What a ControlNet gives must be what the UNet takes, by name and shape."""
-        if (self.control is not None) != ("controlnet" in self.components):
+        controls, denoisers = with_role("control", self.components), with_role("denoiser", self.components)
+        if (self.control is not None) != bool(controls):
             raise PydanticCustomError("control", "a ControlNet and 'control' go together")
         if self.control is None:
             return
         given, taken = {}, {}
-        if "unet" in self.components:
-            given = {tensor.name: tensor.shape for tensor in self.components["controlnet"].outputs}
-            taken = {tensor.name: tensor.shape for tensor in self.components["unet"].inputs}
+        for name in denoisers:
+            given = {tensor.name: tensor.shape for tensor in self.components[controls[0]].outputs}
+            taken = {tensor.name: tensor.shape for tensor in self.components[name].inputs}
         for one, other in self.control.residuals.items():
             if one not in given or given[one] != taken.get(other):
                 found = {"one": repr(one), "other": repr(other)}

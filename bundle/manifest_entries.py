@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
-from ..stages.artifacts import TensorSpec
+from ..stages.artifacts import ROLES, TensorSpec
 from ..stages.safe_path import inside
 from ..stages.strict import Strict
 
@@ -47,6 +47,15 @@ def _bounded(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 RelativePath = Annotated[str, Field(min_length=1), AfterValidator(inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _known_component(name: str) -> str:
+    if name not in ROLES:
+        known = {"known": ", ".join(ROLES)}
+        raise PydanticCustomError("component", "should be a component: {known}", known)
+    return name
+
+
 # Numbers have upper bounds, since programs allocate by them; what people make stays far below.
 Bytes = Annotated[int, Field(ge=0, le=2**43)]  # 8 TiB
 Size = Annotated[int, Field(gt=0, le=2**20)]
@@ -54,7 +63,7 @@ Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_VALUES)], ...], Field(
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]  # int32, which ncnn and MNN take
 Decibels = Annotated[float, BeforeValidator(_tenths), BeforeValidator(_finite_decibels)]
 Positive = Annotated[float, Field(gt=0.0)]
-ComponentName = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", "controlnet"]
+ComponentName = Annotated[str, AfterValidator(_known_component)]
 
 
 class FileEntry(Strict):

@@ -130,7 +130,7 @@ def _manifest(inputs: PackInputs, put: Put) -> Manifest:
         name=checkpoint.name,
         family=checkpoint.family,
         target=inputs.target,
-        components={model.component: _component(model, inputs, put) for model in inputs.models},  # type: ignore[misc]
+        components={model.component: _component(model, inputs, put) for model in inputs.models},
         tokenizer=_tokenizer(inputs, 0, put),
         tokenizer_2=_tokenizer(inputs, 1, put) if len(inputs.tokenizers) > 1 else None,
         schedule=ScheduleEntry(
@@ -152,8 +152,8 @@ def _manifest(inputs: PackInputs, put: Put) -> Manifest:
             adapters=inputs.adapters,
             tools=dict(inputs.tools),
         ),
-        parity=dict(inputs.parity),  # type: ignore[arg-type]
-        speed=dict(inputs.speed),  # type: ignore[arg-type]
+        parity=dict(inputs.parity),
+        speed=dict(inputs.speed),
         memory=inputs.memory,
         gate=inputs.gate,
         arithmetic=inputs.arithmetic,

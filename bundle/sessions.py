@@ -43,6 +43,7 @@ def painter(bundle: Bundle, schedule: CompiledSchedule, threads: int) -> TextToI
         input_channels=facts.conditioning.input_channels,
         zeros_for_empty=facts.conditioning.zeros_for_empty,
         open=opener(bundle, threads),
+        denoiser=bundle.denoiser,
         schedules=(schedule,),
         guidance_mode=facts.guidance.mode,
         default_guidance=facts.guidance.default,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import rfc8785
 
-from ..stages.artifacts import ALONE, Checkpoint, Companions, ComponentSource, StoredTensor
+from ..stages.artifacts import ALONE, Checkpoint, Companions, ComponentSource, StoredTensor, sole
 from ..stages.errors import CheckpointError
 from ..stages.hashing import sha256_of_file
 from ..stages.plain_file import read_plain
@@ -75,8 +75,9 @@ def open_checkpoint(
     components = _with_latents({name: _component(family, name, layout) for name in family.components})
     beside: dict[str, Path] = {}
     remarks: tuple[str, ...] = ()
+    denoiser = sole("denoiser", components)
     if given.vae_decoder is not None:
-        channels = components["unet"].config["out_channels"]
+        channels = components[denoiser].config["out_channels"]
         pixels = vae_pixels_per_latent(components["vae_decoder"].config)
         config, weights, places = read_tiny_decoder(given.vae_decoder, channels, pixels)
         components["vae_decoder"] = _source(family, "vae_decoder", config, weights, given.vae_decoder)
@@ -89,10 +90,10 @@ def open_checkpoint(
         given = replace(given, controlnet=root / "controlnet")  # a pipeline that was saved with one
     if given.controlnet is not None:
         part = family.part("controlnet")
-        config, weights, places, remarks = read_controlnet(given.controlnet, components["unet"], part)
-        config = with_pixels_per_latent(config, pixels_per_latent(components["unet"].config))
+        config, weights, places, remarks = read_controlnet(given.controlnet, components[denoiser], part)
+        config = with_pixels_per_latent(config, pixels_per_latent(components[denoiser].config))
         components["controlnet"] = _source(family, "controlnet", config, weights, given.controlnet)
-        components["unet"] = taking_residuals(components["unet"])
+        components[denoiser] = taking_residuals(components[denoiser])
         beside |= places
     places = {**layout.places, **beside, **more}
     scheduler = adapted_scheduler(_completed_scheduler(layout), adapters)
@@ -106,7 +107,7 @@ def open_checkpoint(
         tokenizer=layout.tokenizer,
         sources=dict.fromkeys(sorted(places), ""),
         digest="",
-        variant=tell_variant(family.name, components["unet"].config, scheduler, root, layout.prediction_why),
+        variant=tell_variant(family.name, components[denoiser].config, scheduler, root, layout.prediction_why),
         places=places,
         companions=given,
         adapters=adapters,
@@ -165,8 +166,9 @@ def _take_apart(root: Path, given: Companions) -> Layout:
 
 def _with_latents(components: Mapping[str, ComponentSource]) -> dict[str, ComponentSource]:
     """`components`, the UNet told how large the VAE's latents are."""
-    pixels, unet = vae_pixels_per_latent(components["vae_decoder"].config), components["unet"]
-    return {**components, "unet": replace(unet, config=with_pixels_per_latent(unet.config, pixels))}
+    name, decoder = sole("denoiser", components), sole("decoder", components)
+    config = with_pixels_per_latent(components[name].config, vae_pixels_per_latent(components[decoder].config))
+    return {**components, name: replace(components[name], config=config)}
 
 
 def _component(family: Family, name: str, layout: Layout) -> ComponentSource:

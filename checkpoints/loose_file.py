@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
-from ..stages.artifacts import StoredTensor
+from ..stages.artifacts import StoredTensor, with_role
 from ..stages.errors import CheckpointError
 from ..stages.plain_file import open_plain
 from .diffusers_folder import INDEX, read_json
@@ -62,7 +62,7 @@ def _refuse_folder(folder: Path) -> NoReturn:
     inside = sorted((*folder.glob(f"*/{INDEX}"), *folder.glob(f"snapshots/*/{INDEX}")))
     hint = f"did you mean {inside[0].parent}?" if inside else FOLDER
     parts = [file.parent.name for file in sorted(folder.glob("*/config.json"))]
-    if "unet" in parts and not inside:
+    if with_role("denoiser", parts) and not inside:
         raise CheckpointError(
             f"{folder}: {', '.join(parts)} of a diffusers folder, without its {INDEX}",
             hint=f"download {INDEX} too: it says what belongs together",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ..stages.artifacts import ComponentSource
+from ..stages.artifacts import ComponentSource, role_of
 from ..stages.errors import CheckpointError
 from .config import PIXELS_PER_LATENT
 from .families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
@@ -73,29 +73,28 @@ def _refuse_absurd(component: str, config: Mapping[str, Any]) -> None:
 def _construct(component: str, config: dict[str, Any]) -> nn.Module:
     module: nn.Module
     kind: Any  # the libraries' constructors carry no types
-    if component in ("text_encoder", "text_encoder_2"):
+    role = role_of(component)
+    if role == "text":
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         # eager attention: plain MatMul and Softmax, which every converter digests; SDPA adds NaN guards to the graph
         kind = CLIPTextModel if component == "text_encoder" else CLIPTextModelWithProjection
         module = kind._from_config(CLIPTextConfig(**config), attn_implementation="eager")
-    elif component == "unet":
+    elif role == "denoiser":
         from diffusers import UNet2DConditionModel
 
         kind = UNet2DConditionModel
         module = kind.from_config(config)
-    elif component == "controlnet":
+    elif role == "control":
         from diffusers import ControlNetModel
 
         kind = ControlNetModel
         module = kind.from_config(config)
-    elif component in ("vae_decoder", "vae_encoder"):
+    else:
         from diffusers import AutoencoderKL, AutoencoderTiny
 
         kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
         module = kind.from_config(config)
-    else:
-        raise CheckpointError(f"no module is known for component {component!r}")
     return module
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from ..stages.artifacts import ROLES, Role
 from ..stages.errors import UsageError
 from ..validate.reference.calibrate import calibrated
 from ..validate.speed.race import SLOWER, whole_ratio
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from ..runtimes.protocol import Target
     from .recipe import Recipe
 
-PICTURE: Final = {"text_encoder": 2, "text_encoder_2": 2, "unet": 40, "controlnet": 40, "vae_decoder": 1}
-"""Calls of one picture: 20 steps, two branches of guidance."""
+_CALLS: Final[Mapping[Role, int]] = {"text": 2, "denoiser": 40, "control": 40, "decoder": 1}
+
+PICTURE: Final = {name: _CALLS[role] for name, role in ROLES.items() if role in _CALLS}
+"""Component -> calls of one picture: 20 steps, two branches of guidance."""
 
 
 def choose(work: TargetBuild) -> Built:

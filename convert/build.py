@@ -116,7 +116,7 @@ class TargetBuild:
         from ..quantize.plan import Plan
 
         plain = self.build({part: Plan("fp32") for part in models})
-        facts = time_embedding_facts(self.job.checkpoint.components["unet"].config)
+        facts = time_embedding_facts(self.job.checkpoint.denoiser.config)
         version, place = self.target.version(), machine()
         speeds: dict[str, dict[str, Speed]] = {}
         for part, model in models.items():

@@ -40,20 +40,20 @@ def _all(cost: Cost) -> dict[str, Cost]:
 
 def _by_kind(text: Cost, image: Cost) -> dict[str, Cost]:
     """Figures for text encoders, whose largest tensor is a table that is read by rows, and for the rest."""
-    return {"text_encoder": text, "unet": image, "vae_decoder": image, "vae_encoder": image}
+    return {"text": text, "denoiser": image, "decoder": image, "encoder": image}
 
 
-# Stage -> component -> cost; the second text encoder costs as the first. Those of no component have the key "".
+# Stage -> role of the component -> cost. Those of no component have the key "".
 COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
     "tokenizer": {"": Cost(100, seconds=1)},
     "schedules": {"": Cost(410, seconds=5)},
     # what every target starts from
     "scan": _by_kind(Cost(50, read=1.0, seconds=0.3, seconds_gb=0.4), Cost(50, read=1.5, seconds=0.3, seconds_gb=0.4)),
     "export": {
-        "text_encoder": Cost(470, tensor=0.1, seconds=3.5, seconds_gb=1.5),
-        "unet": Cost(480, weights=0.011, seconds=5, seconds_gb=2.5),
-        "vae_decoder": Cost(460, seconds=4),
-        "vae_encoder": Cost(460, seconds=4),
+        "text": Cost(470, tensor=0.1, seconds=3.5, seconds_gb=1.5),
+        "denoiser": Cost(480, weights=0.011, seconds=5, seconds_gb=2.5),
+        "decoder": Cost(460, seconds=4),
+        "encoder": Cost(460, seconds=4),
     },
     "simplify": _all(Cost(338, weights=0.009, seconds=3)),
     # a tensor that is stored as float32 need not be widened first
@@ -67,66 +67,66 @@ COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
     "mnn": _all(Cost(340, weights=1.8, seconds=3, seconds_gb=28, disk=1)),
     "mnn-form": _all(Cost(320, weights=0.005, seconds=15, seconds_gb=6)),
     # where each level has a number of heads of its own, copies must be wider for constants to stay apart
-    "mnn-form of uneven heads": {"unet": Cost(1400, seconds=15, seconds_gb=6)},
+    "mnn-form of uneven heads": {"denoiser": Cost(1400, seconds=15, seconds_gb=6)},
     "mnn from narrow copies": _by_kind(
         Cost(75, tensor=4.6, seconds=2, seconds_gb=5, disk=1), Cost(70, tensor=2.75, seconds=2, seconds_gb=5, disk=1)
     ),
     "pnnx": {
-        "text_encoder": Cost(520, tensor=0.9, seconds=4.5),
-        "unet": Cost(560, weights=0.135, seconds=9, seconds_gb=1.2),
-        "vae_decoder": Cost(760, tensor=122, seconds=17),
-        "vae_encoder": Cost(570, tensor=75, seconds=9),
+        "text": Cost(520, tensor=0.9, seconds=4.5),
+        "denoiser": Cost(560, weights=0.135, seconds=9, seconds_gb=1.2),
+        "decoder": Cost(760, tensor=122, seconds=17),
+        "encoder": Cost(570, tensor=75, seconds=9),
     },
     "weights ncnn": _by_kind(
         Cost(55, tensor=2.35, seconds=1, seconds_gb=4, disk=1), Cost(50, tensor=2.75, seconds=1, seconds_gb=4, disk=1)
     ),
     # parity runs
     "scan-activations": {
-        "text_encoder": Cost(430, weights=1, seconds=3, seconds_gb=1),
-        "unet": Cost(380, weights=1, area=380, seconds=3, seconds_gb=3, seconds_area=20),
-        "vae_decoder": Cost(380, weights=1, area=1030, seconds=3, seconds_area=26),
-        "vae_encoder": Cost(380, weights=1, area=680, seconds=3, seconds_area=13),
+        "text": Cost(430, weights=1, seconds=3, seconds_gb=1),
+        "denoiser": Cost(380, weights=1, area=380, seconds=3, seconds_gb=3, seconds_area=20),
+        "decoder": Cost(380, weights=1, area=1030, seconds=3, seconds_area=26),
+        "encoder": Cost(380, weights=1, area=680, seconds=3, seconds_area=13),
     },
     "reference-probes": {
-        "text_encoder": Cost(430, weights=1, seconds=4, seconds_gb=2),
-        "unet": Cost(380, weights=1, area=340, seconds=3, seconds_gb=1, seconds_area=35, disk_area=11),
-        "vae_decoder": Cost(380, weights=1, area=1050, seconds=1, seconds_area=8),
-        "vae_encoder": Cost(380, weights=1, area=700, seconds=1, seconds_area=4),
+        "text": Cost(430, weights=1, seconds=4, seconds_gb=2),
+        "denoiser": Cost(380, weights=1, area=340, seconds=3, seconds_gb=1, seconds_area=35, disk_area=11),
+        "decoder": Cost(380, weights=1, area=1050, seconds=1, seconds_area=8),
+        "encoder": Cost(380, weights=1, area=700, seconds=1, seconds_area=4),
     },
     "rounded-reference": {
-        "text_encoder": Cost(380, weights=1, tensor=2.6, seconds=4, seconds_gb=3),
-        "unet": Cost(380, weights=1, area=370, seconds=4, seconds_gb=3, seconds_area=25),
-        "vae_decoder": Cost(380, weights=1, area=1015, seconds=4, seconds_area=14),
-        "vae_encoder": Cost(380, weights=1, area=665, seconds=3, seconds_area=6),
+        "text": Cost(380, weights=1, tensor=2.6, seconds=4, seconds_gb=3),
+        "denoiser": Cost(380, weights=1, area=370, seconds=4, seconds_gb=3, seconds_area=25),
+        "decoder": Cost(380, weights=1, area=1015, seconds=4, seconds_area=14),
+        "encoder": Cost(380, weights=1, area=665, seconds=3, seconds_area=6),
     },
     "gate ort": {  # of both forms the larger
-        "text_encoder": Cost(100, weights=0.5, stored=1.1, seconds=2, seconds_gb=3),
-        "unet": Cost(100, weights=0.42, stored=0.6, area=500, scores=0.9, seconds=4, seconds_gb=4, seconds_area=30),
-        "vae_decoder": Cost(110, weights=1, area=1390, seconds=3, seconds_area=27),
-        "vae_encoder": Cost(110, weights=1, area=670, seconds=2, seconds_area=13),
+        "text": Cost(100, weights=0.5, stored=1.1, seconds=2, seconds_gb=3),
+        "denoiser": Cost(100, weights=0.42, stored=0.6, area=500, scores=0.9, seconds=4, seconds_gb=4, seconds_area=30),
+        "decoder": Cost(110, weights=1, area=1390, seconds=3, seconds_area=27),
+        "encoder": Cost(110, weights=1, area=670, seconds=2, seconds_area=13),
     },
     "gate ort without .ort": {
-        "unet": Cost(100, weights=0.42, area=500, scores=0.9, seconds=4, seconds_gb=4, seconds_area=30),
+        "denoiser": Cost(100, weights=0.42, area=500, scores=0.9, seconds=4, seconds_gb=4, seconds_area=30),
     },
     "gate ncnn": {
-        "text_encoder": Cost(90, weights=1.05, seconds=1, seconds_gb=2),
-        "unet": Cost(110, weights=1.1, area=500, scores=2, seconds=2, seconds_gb=2, seconds_area=24),
-        "vae_decoder": Cost(110, weights=1.1, area=1250, seconds=1, seconds_area=34),
-        "vae_encoder": Cost(110, weights=1.1, area=850, seconds=1, seconds_area=15),
+        "text": Cost(90, weights=1.05, seconds=1, seconds_gb=2),
+        "denoiser": Cost(110, weights=1.1, area=500, scores=2, seconds=2, seconds_gb=2, seconds_area=24),
+        "decoder": Cost(110, weights=1.1, area=1250, seconds=1, seconds_area=34),
+        "encoder": Cost(110, weights=1.1, area=850, seconds=1, seconds_area=15),
     },
     # above 512 x 512 norms are taken apart: docs/decisions/0089
     "gate ncnn of large pictures": {
-        "vae_decoder": Cost(110, weights=1.1, area=1680, seconds=1, seconds_area=34),
-        "vae_encoder": Cost(110, weights=1.1, area=1180, seconds=1, seconds_area=15),
+        "decoder": Cost(110, weights=1.1, area=1680, seconds=1, seconds_area=34),
+        "encoder": Cost(110, weights=1.1, area=1180, seconds=1, seconds_area=15),
     },
     "gate mnn": {
-        "text_encoder": Cost(250, weights=1.1, seconds=1, seconds_gb=4),
-        "unet": Cost(120, weights=1.0, area=140, scores=1.84, seconds=2, seconds_gb=3, seconds_area=40),
-        "vae_decoder": Cost(120, weights=1.2, area=670, seconds=1, seconds_area=34),
-        "vae_encoder": Cost(120, weights=1.2, area=500, seconds=1, seconds_area=12),
+        "text": Cost(250, weights=1.1, seconds=1, seconds_gb=4),
+        "denoiser": Cost(120, weights=1.0, area=140, scores=1.84, seconds=2, seconds_gb=3, seconds_area=40),
+        "decoder": Cost(120, weights=1.2, area=670, seconds=1, seconds_area=34),
+        "encoder": Cost(120, weights=1.2, area=500, seconds=1, seconds_area=12),
     },
     "gate mnn of large pictures": {
-        "vae_decoder": Cost(120, weights=1.2, area=910, seconds=1, seconds_area=34),
-        "vae_encoder": Cost(120, weights=1.2, area=553, seconds=1, seconds_area=12),
+        "decoder": Cost(120, weights=1.2, area=910, seconds=1, seconds_area=34),
+        "encoder": Cost(120, weights=1.2, area=553, seconds=1, seconds_area=12),
     },
 }

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..checkpoints.config import pixels_per_latent, vae_pixels_per_latent
 from ..quantize.scheme import Scheme, parse_scheme
-from ..stages.artifacts import COMPONENTS, Checkpoint, ComponentSource
+from ..stages.artifacts import ROLES, Checkpoint, ComponentSource, Role, role_of
 from ..stages.cache import Cache
 from ..stages.errors import NoRoom
 from ..stages.limits import MIB, memory_available_mib
@@ -105,13 +105,13 @@ def forecast(
     stages = [_stage(row, cost, _NOTHING, True) for row in _ASIDE if known and (cost := _cost(row))]
     asked: list[StageForecast] = []
     output = 0.0
-    for name in COMPONENTS:
+    for name in ROLES:
         if name not in checkpoint.components:
             continue
         schemes = [parse_scheme(scheme) for scheme in precisions[name].split("+")]
         source = checkpoint.components[name]
         extent = extent_of(source, schemes[0], size)
-        fitted = all(scheme.is_float for scheme in schemes) and name not in _NOT_MEASURED
+        fitted = all(scheme.is_float for scheme in schemes) and role_of(name) not in _NOT_MEASURED
         rounded = {scheme.name for scheme in schemes} - {"fp32", source.dtype.replace("float", "fp")}
         narrowed = _narrowed(name, precisions[name], extent)
         uneven = isinstance(source.config.get("attention_head_dim"), list | tuple)
@@ -120,7 +120,7 @@ def forecast(
                 stages.append(_stage(f"{name} {row}", cost, extent, fitted))
         if known and gate and (cost := _cost(_REFERENCE, name)):
             # PyTorch holds a ControlNet and the UNet: each step needs the one, then the other
-            beside = checkpoint.components["unet"].parameters * 4 / MIB if name == "controlnet" else 0.0
+            beside = checkpoint.denoiser.parameters * 4 / MIB if role_of(name) == "control" else 0.0
             asked.append(_stage(name, cost, replace(extent, weights=extent.weights + beside), True))
         forms = {"ort": 2 if _has_ort_form(extent) else 1}
         output += sum(extent.stored * MIB * forms.get(target, 1) for target in targets)
@@ -135,8 +135,9 @@ _NOTHING: Final = Extent(0, 0, 0, 0, 0, 0)
 _KNOWN: Final = frozenset({"ort", "ncnn", "mnn"})  # a target of another package has no figures here
 _ASIDE: Final = ("tokenizer", "schedules")  # stages of no component
 _NARROWED_ABOVE_MIB: Final = 512  # of a component for MNN, where it has narrow copies: runtimes/mnn/narrow.py
-_LIKE: Final = {"text_encoder_2": "text_encoder", "controlnet": "unet"}  # a ControlNet has the first half of a UNet
-_NOT_MEASURED: Final = ("controlnet",)
+_LIKE: Final[Mapping[Role, Role]] = {"control": "denoiser"}  # a ControlNet has the first half of a UNet
+_NOT_MEASURED: Final = ("control",)
+_DENOISING: Final = ("denoiser", "control")
 _REFERENCE: Final = "reference-probes"  # one stage, which opens one component after the other
 
 
@@ -173,11 +174,11 @@ def _special(row: str, component: str, precision: str, extent: Extent, *, uneven
     """
     if row == "build-ort" and not _has_ort_form(extent):
         return "build-ort without .ort"
-    if row == "gate ort" and component == "unet" and not _has_ort_form(extent):
+    if row == "gate ort" and role_of(component) == "denoiser" and not _has_ort_form(extent):
         return "gate ort without .ort"
     if row == "mnn" and _narrowed(component, precision, extent):
         return "mnn from narrow copies"
-    if row == "mnn-form" and uneven and component in ("unet", "controlnet"):
+    if row == "mnn-form" and uneven and role_of(component) in _DENOISING:
         return "mnn-form of uneven heads"
     if row in ("gate ncnn", "gate mnn") and component.startswith("vae") and extent.area > 1:
         return f"{row} of large pictures"
@@ -186,7 +187,7 @@ def _special(row: str, component: str, precision: str, extent: Extent, *, uneven
 
 def _narrowed(component: str, precision: str, extent: Extent) -> bool:
     """Whether MNN's converter gets copies of a component: a large one, but no text encoder in codes."""
-    if component in ("unet", "controlnet") and precision != "fp16":
+    if role_of(component) in _DENOISING and precision != "fp16":
         return extent.weights > _NARROWED_ABOVE_MIB
     return precision in ("fp32", "fp16") and extent.stored > _NARROWED_ABOVE_MIB
 
@@ -207,7 +208,7 @@ def extent_of(source: ComponentSource, scheme: Scheme, size: tuple[int, int]) ->
     if channels:
         widest = max(channels)
         # a residual block of the way up takes the block below and the one beside it: twice as many channels
-        tensor = widest * widest * (2 if source.component == "unet" else 1) * 9
+        tensor = widest * widest * (2 if role_of(source.component) == "denoiser" else 1) * 9
     else:
         tensor = _number(config.get("vocab_size")) * _number(config.get("hidden_size"))
     return Extent(
@@ -229,7 +230,7 @@ def _scores(source: ComponentSource, size: tuple[int, int]) -> Iterator[int]:
     tokens = prod(size) // pixels**2  # latents, which is what a UNet's first level sees and a VAE's last
     if is_vae and channels:
         yield tokens**2
-    if source.component in ("unet", "controlnet"):
+    if role_of(source.component) in _DENOISING:
         heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
         for level, kind in enumerate(config.get("down_block_types", ())):
             if "CrossAttn" in str(kind):
@@ -252,7 +253,10 @@ def _stage(label: str, cost: Cost, extent: Extent, fitted: bool) -> StageForecas
 
 def _cost(row: str, component: str = "") -> Cost | None:
     """The row's figures for a component, or for the one that it is like."""
-    return COSTS.get(row, {}).get(_LIKE.get(component, component))
+    if not component:
+        return COSTS.get(row, {}).get("")
+    role = role_of(component)
+    return COSTS.get(row, {}).get(_LIKE.get(role, role))
 
 
 def refuse_if_too_small(needed: Forecast, cache: Path, output: Path) -> None:

@@ -81,7 +81,7 @@ def _pack_inputs(job: Job, shared: Shared, target: Target, built: Built) -> Pack
         conditioning=conditioning_entry(checkpoint),
         control=control_entry(checkpoint, job.pixels),
         vae=vae_entry(*(checkpoint.components[half].config for half in ("vae_decoder", "vae_encoder"))),
-        time_embedding=TimeEmbedding(**time_embedding_facts(checkpoint.components["unet"].config)),
+        time_embedding=TimeEmbedding(**time_embedding_facts(checkpoint.denoiser.config)),
         size=job.pixels,
         recipe=built.recipe.to_toml(),
         tools={name: version_of(name) for name in target.tools},

@@ -103,7 +103,7 @@ class Recipe(Strict):
         """Height and width in pixels: the recipe's, else what the UNet was trained on."""
         if self.export.size is not None:
             return self.export.size
-        latent = checkpoint.components["unet"].config.get("sample_size")
+        latent = checkpoint.denoiser.config.get("sample_size")
         sides = (latent, latent) if isinstance(latent, int) else tuple(latent or ())
         if len(sides) != 2:
             raise RecipeError(

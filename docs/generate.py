@@ -98,14 +98,14 @@ def tolerances() -> str:
         return f", or {row.floor_db:g} and {row.slack_db:g} less than PyTorch with the same weights"
 
     components = [
-        [gate, each(component), each(target), f"`{precision}`", f"SNR {row.min_snr_db:g} dB", row.why]
-        for (gate, component, target, precision), row in TOLERANCES.items()
+        [gate, each(role), each(target), f"`{precision}`", f"SNR {row.min_snr_db:g} dB", row.why]
+        for (gate, role, target, precision), row in TOLERANCES.items()
     ]
     pictures = [
         ["picture", "", each(target), f"`{precision}`", f"PSNR {row.min_psnr_db:g} dB{below(row)}", row.why]
         for (target, precision), row in IMAGE_TOLERANCES.items()
     ]
-    return table(["gate", "component", "target", "precision", "at least", "because"], components + pictures)
+    return table(["gate", "role", "target", "precision", "at least", "because"], components + pictures)
 
 
 def of_tests(name: str) -> ModuleType:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ..checkpoints.config import layers_of, pixels_per_latent, vae_pixels_per_latent
 from ..checkpoints.families.family import PENULTIMATE, STATES, TAKES_RESIDUALS
-from ..stages.artifacts import ComponentSource, TensorSpec
+from ..stages.artifacts import ComponentSource, TensorSpec, role_of
 
 TIME_IDS: Final = 6  # SDXL: original height and width, crop's top and left, target height and width
 MAX_TOKENS: Final = 77  # CLIP's context, "Learning Transferable Visual Models" (Radford et al. 2021)
@@ -24,11 +24,12 @@ RESIDUALS_OUT: Final = ("down_block_res_samples", "mid_block_res_sample")
 def input_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """Inputs of the wrapped module for pictures of `size` = (height, width) pixels."""
     config = source.config
-    if source.component in ("text_encoder", "text_encoder_2"):
+    role = role_of(source.component)
+    if role == "text":
         return (TensorSpec("input_ids", "int64", (1, MAX_TOKENS)),)
-    if source.component in ("unet", "controlnet"):
+    if role in ("denoiser", "control"):
         return _unet_inputs(source, size)
-    if source.component == "vae_decoder":
+    if role == "decoder":
         shape = (1, config["latent_channels"], *_vae_latents(config, size))
         return (TensorSpec("latent_sample", "float32", shape),)
     return (TensorSpec("sample", "float32", (1, config["in_channels"], *size)),)
@@ -43,7 +44,7 @@ def _unet_inputs(source: ComponentSource, size: tuple[int, int]) -> tuple[Tensor
         TensorSpec("timestep", "float32", ()),
         TensorSpec("encoder_hidden_states", "float32", (1, MAX_TOKENS, config["cross_attention_dim"])),
     ]
-    if source.component == "controlnet":
+    if role_of(source.component) == "control":
         specs.append(TensorSpec(CONTROL_PICTURE, "float32", (1, config["conditioning_channels"], *size)))
     elif (width := config.get("time_cond_proj_dim")) is not None:
         specs.append(TensorSpec("timestep_cond", "float32", (1, width)))
@@ -90,17 +91,18 @@ def residual_inputs(outputs: tuple[str, ...]) -> dict[str, str]:
 def output_specs(source: ComponentSource, size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """Outputs of the wrapped module for pictures of `size` = (height, width) pixels."""
     config = source.config
-    if source.component in ("text_encoder", "text_encoder_2"):
+    role = role_of(source.component)
+    if role == "text":
         name = "penultimate_hidden_state" if config.get(STATES) == PENULTIMATE else "last_hidden_state"
         states = TensorSpec(name, "float32", (1, MAX_TOKENS, config["hidden_size"]))
         if source.component == "text_encoder":
             return (states,)
         return states, TensorSpec("text_embeds", "float32", (1, config["projection_dim"]))
-    if source.component == "unet":
+    if role == "denoiser":
         return (TensorSpec("out_sample", "float32", (1, config["out_channels"], *_latents(config, size))),)
-    if source.component == "controlnet":
+    if role == "control":
         return tuple(_residuals(config, size, RESIDUALS_OUT))
-    if source.component == "vae_decoder":
+    if role == "decoder":
         return (TensorSpec("sample", "float32", (1, config["out_channels"], *size)),)
     shape = (1, 2 * config["latent_channels"], *_vae_latents(config, size))
     return (TensorSpec("latent_parameters", "float32", shape),)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoints.network import build
-from ..stages.artifacts import ComponentSource
-from .contract import RESIDUALS_IN, input_specs
+from ..stages.artifacts import ComponentSource, Role, role_of
+from .contract import RESIDUALS_IN, input_specs, output_specs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -101,15 +101,14 @@ def wrap(source: ComponentSource, module: Any) -> nn.Module:
         def forward(self, sample: Tensor) -> Any:  # [1, 3, H, W] -> [1, 8, h, w]: mean, log variance
             return self.m.encode(sample, return_dict=False)[0].parameters
 
-    wrappers = {
-        "text_encoder": TextEncoder,
-        "text_encoder_2": ProjectedTextEncoder,
-        "unet": UNet,
-        "controlnet": ControlNet,
-        "vae_decoder": VaeDecoder,
-        "vae_encoder": VaeEncoder,
+    wrappers: dict[Role, type[nn.Module]] = {
+        "text": TextEncoder if len(output_specs(source, (64, 64))) == 1 else ProjectedTextEncoder,
+        "denoiser": UNet,
+        "control": ControlNet,
+        "decoder": VaeDecoder,
+        "encoder": VaeEncoder,
     }
-    wrapped: Any = wrappers[source.component]().eval()
+    wrapped: Any = wrappers[role_of(source.component)]().eval()
     wrapped.input_names = tuple(names)
     return cast("nn.Module", wrapped)
 
@@ -150,5 +149,6 @@ def load(source: ComponentSource) -> nn.Module:
 
 def _belongs(component: str, parameter: str) -> bool:
     """Whether a parameter of the shared AutoencoderKL belongs to this half of it."""
-    halves = {"vae_decoder": ("decoder.", "post_quant_conv."), "vae_encoder": ("encoder.", "quant_conv.")}
-    return component not in halves or parameter.startswith(halves[component])
+    halves = {"decoder": ("decoder.", "post_quant_conv."), "encoder": ("encoder.", "quant_conv.")}
+    role = role_of(component)
+    return role not in halves or parameter.startswith(halves[role])

@@ -11,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..stages.artifacts import role_of
 from ..stages.errors import ModelError
 from ..stages.hashing import sha256_of_json
 
 Feeds = Mapping[str, NDArray[Any]]
 
 _FEED: Final = "feed."
-_VAE_SCALES: Final = {"vae_decoder": 1, "vae_encoder": 8}  # rows of its input for each row of latents
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,12 @@ class Samples:
     weights: tuple[tuple[float, float], ...] = ()
     # latent rows and columns of the middle that the VAE's samples are cut to; 0 for whole ones
     vae_side: int = 0
+    vae_pixels: int = 8  # a latent
 
     @property
     def digest(self) -> str:
-        return sha256_of_json([list(self.digests), [list(pair) for pair in self.weights], self.vae_side])
+        size = [self.vae_side] if self.vae_pixels == 8 else [self.vae_side, self.vae_pixels]
+        return sha256_of_json([list(self.digests), [list(pair) for pair in self.weights], *size])
 
     def files(self, component: str, at_most: int | None = None) -> tuple[Path, ...]:
         """The component's samples in a fixed order; with `at_most`, so many of them, drawn once and for all.
@@ -59,8 +61,9 @@ class Samples:
         for file in self.files(component, at_most):
             with np.load(file, allow_pickle=False) as stored:
                 feeds = {name.removeprefix(_FEED): stored[name] for name in stored.files if name.startswith(_FEED)}
-            if self.vae_side and component in _VAE_SCALES:
-                side = self.vae_side * _VAE_SCALES[component]
+            scales = {"decoder": 1, "encoder": self.vae_pixels}  # rows of its input for each row of latents
+            if self.vae_side and (scale := scales.get(role_of(component))):
+                side = self.vae_side * scale
                 feeds = {name: middle(array, side) for name, array in feeds.items()}
             yield feeds
 

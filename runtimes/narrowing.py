@@ -13,6 +13,8 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final
 
+from ..stages.artifacts import role_of
+
 WORTHWHILE: Final = 4  # the real width in units: below, the narrow networks together cost as much as the real one
 _NARROW_HEADS: Final = 2  # one head could be folded away, and the graph would be another
 _POWERS: Final = (1, 2)
@@ -38,7 +40,7 @@ def narrowing(component: str, config: Mapping[str, Any]) -> Narrowing | None:
     """How to build `component` narrower, or None when that is impossible or saves nothing."""
     if "block_out_channels" in config:
         return _narrow_blocks(component, config)
-    if component.startswith("text_encoder"):
+    if role_of(component) == "text":
         return _narrow_encoder(config)
     return None
 
@@ -56,7 +58,7 @@ class NarrowCopy:
 
 def narrow_copy(component: str, config: Mapping[str, Any]) -> NarrowCopy | None:
     """The narrowest network that `component` is a widening of, heads included; None if that saves nothing."""
-    if component.startswith("text_encoder"):
+    if role_of(component) == "text":
         plan = _narrow_encoder(config)
         return NarrowCopy(plan.configs[0], plan.widths[0], plan.real, True, {}) if plan else None
     if "block_out_channels" not in config or (units := _units(config)) is None:
@@ -95,7 +97,7 @@ def _narrow_blocks(component: str, config: Mapping[str, Any]) -> Narrowing | Non
     if (units := _units(config)) is None:
         return None
     real = config["block_out_channels"][0] // units[0]
-    is_unet = component in ("unet", "controlnet")
+    is_unet = role_of(component) in ("denoiser", "control")
     heads = {"attention_head_dim": _NARROW_HEADS, "num_attention_heads": None} if is_unet else {}
     return _narrowing((1, 2), real, config, {"block_out_channels": units}, heads)
 

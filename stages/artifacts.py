@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-COMPONENTS: Final = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", "controlnet")
+Role = Literal["text", "denoiser", "decoder", "encoder", "control"]
+
+ROLES: Final[Mapping[str, Role]] = {
+    "text_encoder": "text",
+    "text_encoder_2": "text",
+    "unet": "denoiser",
+    "vae_decoder": "decoder",
+    "vae_encoder": "encoder",
+    "controlnet": "control",
+}
+"""Component -> what it is for, in the order of conversion. A family with another denoiser or encoder adds a line."""
+
+
+def role_of(component: str) -> Role:
+    """What `component` is for. Several may share a role; of a denoiser, decoder and encoder a checkpoint has one."""
+    return ROLES[component]
+
+
+def with_role(role: Role, components: Iterable[str]) -> tuple[str, ...]:
+    """Those of `components` that are for `role`, in their order."""
+    return tuple(name for name in components if ROLES.get(name) == role)
+
+
+def sole(role: Role, components: Iterable[str]) -> str:
+    """The one of `components` that is for `role`.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    (name,) = with_role(role, components)
+    return name
+
 
 PIPELINE_SETTINGS: Final = ("force_zeros_for_empty_prompt",)
 """Entries of model_index.json that decide what is drawn."""
@@ -150,9 +181,19 @@ class Checkpoint:
         return tuple(word for adapter in self.adapters for word in adapter.words)
 
     @property
+    def denoiser(self) -> ComponentSource:
+        """What predicts noise (or velocity) in latents."""
+        return self.components[sole("denoiser", self.components)]
+
+    @property
+    def decoder(self) -> ComponentSource:
+        """What turns latents into a picture."""
+        return self.components[sole("decoder", self.components)]
+
+    @property
     def vae_scale(self) -> int:
         """Pixels a latent along one side (8 for every published Stable Diffusion VAE)."""
-        levels: int = len(self.components["vae_decoder"].config["block_out_channels"])
+        levels: int = len(self.decoder.config["block_out_channels"])
         return int(2 ** (levels - 1))
 
 

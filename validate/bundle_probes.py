@@ -18,6 +18,7 @@ from ..runtimes.inputs import native_feeds, pytorch_inputs
 from ..runtimes.protocol import Array, Closing, Feeds, Session
 from ..runtimes.txt2img.generate import draw
 from ..runtimes.txt2img.guidance import unconditional_needed
+from ..stages.artifacts import role_of
 from .reference.probes import ProbePlan, Probes, pictures_for
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class _Book:
 
     def note(self, component: str, feeds: Feeds, outputs: Mapping[str, Array]) -> None:
         label = repr(self.prompt)
-        if component in ("unet", "controlnet"):
+        if role_of(component) in ("denoiser", "control"):
             call = self._calls[component]
             self._calls[component] += 1
             if call not in self.unet_calls:

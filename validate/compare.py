@@ -16,7 +16,7 @@ from ..bundle.provenance import differences
 from ..bundle.sessions import opener, painter
 from ..runtimes.inputs import pytorch_inputs
 from ..runtimes.txt2img.generate import draw
-from ..stages.artifacts import TensorSpec
+from ..stages.artifacts import TensorSpec, role_of, with_role
 from ..stages.errors import ParityError, ToolCrashed, UsageError
 from ..stages.progress import Progress
 from .bundle_probes import ask_bundle
@@ -81,7 +81,7 @@ def compare_bundles(
         into = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="diffusette-compare-")))
         with progress.running(f"{label_a} draws"), kept_open(a) as keeping:
             asked = replace(painter(first, schedule, threads), open=keeping if cheap else a)
-            probes = ask_bundle(asked, plan, into, guidance=guidance, encoder="vae_encoder" in shared)
+            probes = ask_bundle(asked, plan, into, guidance=guidance, encoder=bool(with_role("encoder", shared)))
         parts = []
         for name in shared:
             with progress.running(f"{label_b} {name}"):
@@ -128,8 +128,7 @@ def _shared(first: Bundle, second: Bundle) -> tuple[str, ...]:
         )
         raise UsageError(f"the bundles draw pictures of different sizes ({sizes})", hint="convert with the same --size")
     shared = tuple(name for name in first.manifest.components if name in second.manifest.components)
-    needed = {"unet", "vae_decoder"}
-    if not needed <= set(shared):
+    if not {"denoiser", "decoder"} <= set(map(role_of, shared)):
         raise UsageError(f"the bundles share only {', '.join(shared) or 'nothing'}", hint="both need a UNet and a VAE")
     for name in shared:
         mine, theirs = (_takes(bundle.manifest.components[name]) for bundle in (first, second))
@@ -179,7 +178,7 @@ def _guidance(manifest: Manifest) -> float:
 
 def _limit(name: str, first: Manifest, second: Manifest) -> Tolerance:
     """How far two models may lie apart that each keep their own distance from PyTorch (triangle inequality)."""
-    entries = [manifest.components[name] for manifest in (first, second)]  # type: ignore[index]
+    entries = [manifest.components[name] for manifest in (first, second)]
     precisions = [entry.precision for entry in entries]
     alike = precisions[0] == precisions[1] != "fp32" and _quantize(first) == _quantize(second)
     gate: Final = "fidelity" if alike else "loss"

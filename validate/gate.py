@@ -11,7 +11,7 @@ from ..bundle.pack_inputs import vae_entry
 from ..checkpoints.families.variant import reads_zeros_for_empty
 from ..runtimes.inputs import time_embedding_facts
 from ..runtimes.txt2img.canvas import INPAINTING_CHANNELS
-from ..stages.artifacts import Checkpoint, ComponentSource, TargetModel
+from ..stages.artifacts import Checkpoint, ComponentSource, TargetModel, sole
 from ..stages.errors import CheckpointError, ToolCrashed
 from ..stages.stage import Runner, Stage
 from .reference.probes import CHEAP_UNET, Probes, RoundedAnswers, plan_for
@@ -56,7 +56,7 @@ def prove(
 ) -> ParityReport:
     """Hold every model of one target against PyTorch; the worst component comes first."""
     vae = vae_entry(*(checkpoint.components[half].config for half in ("vae_decoder", "vae_encoder")))
-    time = time_embedding_facts(checkpoint.components["unet"].config)
+    time = time_embedding_facts(checkpoint.denoiser.config)
     reports: list[ComponentReport] = []
     for name, model in models.items():
         rounded = None
@@ -70,7 +70,7 @@ def prove(
     if not all(part.ok for part in reports) or not pictures_are_cheap(checkpoint, probes.size):
         return report
     tokenizer, second = tokenizers[0], tokenizers[1] if len(tokenizers) > 1 else None
-    channels = int(checkpoint.components["unet"].config["in_channels"])
+    channels = int(checkpoint.denoiser.config["in_channels"])
     inpaints = channels == INPAINTING_CHANNELS  # only then a picture starts from another
     drawn = _outcome(
         GatePictures(
@@ -140,12 +140,12 @@ def _outcome(gate: GateComponent | GatePictures, run: Runner) -> ComponentReport
 def pictures_are_cheap(checkpoint: Checkpoint, size: tuple[int, int]) -> bool:
     """Whether whole pictures can be drawn in seconds rather than in many minutes."""
     scale = checkpoint.vae_scale
-    return checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale) < CHEAP_UNET
+    return checkpoint.denoiser.parameters * (size[0] // scale) * (size[1] // scale) < CHEAP_UNET
 
 
 def calls_are_cheap(manifest: Manifest) -> bool:
     """As `pictures_are_cheap`, of a bundle whose checkpoint nobody has: by the size of the UNet and of its latents."""
-    unet = manifest.components["unet"]
+    unet = manifest.components[sole("denoiser", manifest.components)]
     parameters = sum(file.bytes for file in unet.files) * 8 / unet.bits_per_weight
     sample = next((tensor.shape for tensor in unet.inputs if tensor.name == "sample"), ())
     return parameters * math.prod(sample[2:]) < CHEAP_UNET

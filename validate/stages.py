@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..export.compiled_schedule import CompiledSchedule
-from ..stages.artifacts import TargetModel
+from ..stages.artifacts import TargetModel, sole, with_role
 from .gates import Drawn, check_components, check_pictures, unanswered, undrawn
 from .reference.probes import Picture, ProbePlan, Probes, RoundedAnswers, pictures_for
 from .report import ComponentReport, ImageReport
@@ -169,7 +169,8 @@ class GatePictures:
             tokenizer_2=PromptTokenizer(self.tokenizer_2, **self.tokenizer_2_facts) if self.tokenizer_2 else None,
             zeros_for_empty=self.zeros_for_empty,
             input_channels=self.input_channels,
-            controlled="controlnet" in self.models,
+            controlled=bool(with_role("control", self.models)),
+            denoiser=sole("denoiser", self.models),
         )
         pictures = pictures_for(painter)
 

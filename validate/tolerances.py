@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ..quantize.scheme import HALF_COMPUTED, parse_scheme
+from ..stages.artifacts import ROLES
 from ..stages.errors import UsageError
 
 Gate = Literal["loss", "fidelity"]
@@ -106,37 +107,37 @@ _COMPUTED_HALF_LAST_STEP = (
 FOUR_BITS: Final = ("w4g64_afp", "w4g32_afp", "w4g128_afp", "w4c_afp")
 
 TOLERANCES: Final[dict[tuple[Gate, str, str, str], Tolerance]] = {
-    # gate, component, target, precision; "*" stands for any
+    # gate, role, target, precision; "*" stands for any
     ("loss", "*", "ort", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "ncnn", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "mnn", "fp32"): Tolerance(95.0, _MNN),
-    ("loss", "vae_decoder", "mnn", "fp32"): Tolerance(85.0, _LONG_SUMS),
+    ("loss", "decoder", "mnn", "fp32"): Tolerance(85.0, _LONG_SUMS),
     ("loss", "*", "example", "fp32"): Tolerance(100.0, _SUMMATION),
     ("loss", "*", "*", "fp16"): Tolerance(45.0, _HALF),
     ("loss", "*", "*", "w8c_afp"): Tolerance(25.0, _EIGHT),
-    ("loss", "unet", "*", "w8c_afp"): Tolerance(15.0, _EIGHT_LAST_STEP),
+    ("loss", "denoiser", "*", "w8c_afp"): Tolerance(15.0, _EIGHT_LAST_STEP),
     **{("loss", "*", "*", scheme): Tolerance(8.0, _FOUR) for scheme in FOUR_BITS},
-    **{("loss", "unet", "*", scheme): Tolerance(0.0, _FOUR_LAST_STEP) for scheme in FOUR_BITS},
+    **{("loss", "denoiser", "*", scheme): Tolerance(0.0, _FOUR_LAST_STEP) for scheme in FOUR_BITS},
     **{("fidelity", "*", "*", scheme): Tolerance(95.0, _SAME_WEIGHTS) for scheme in ("w8c_afp", *FOUR_BITS)},
-    **{("fidelity", "vae_decoder", "mnn", scheme): Tolerance(85.0, _LONG_SUMS) for scheme in ("w8c_afp", *FOUR_BITS)},
+    **{("fidelity", "decoder", "mnn", scheme): Tolerance(85.0, _LONG_SUMS) for scheme in ("w8c_afp", *FOUR_BITS)},
     ("loss", "*", "mnn", "w8c_a8"): Tolerance(22.0, _DYNAMIC),
-    ("loss", "unet", "mnn", "w8c_a8"): Tolerance(12.0, _DYNAMIC_LAST_STEP),
+    ("loss", "denoiser", "mnn", "w8c_a8"): Tolerance(12.0, _DYNAMIC_LAST_STEP),
     ("fidelity", "*", "mnn", "w8c_a8"): Tolerance(22.0, _DYNAMIC),
-    ("fidelity", "unet", "mnn", "w8c_a8"): Tolerance(13.0, _DYNAMIC_LAST_STEP),
+    ("fidelity", "denoiser", "mnn", "w8c_a8"): Tolerance(13.0, _DYNAMIC_LAST_STEP),
     ("loss", "*", "ort", "w8c_a8"): Tolerance(22.0, _ROUNDED_INPUTS),
-    ("loss", "unet", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
+    ("loss", "denoiser", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
     ("fidelity", "*", "ort", "w8c_a8"): Tolerance(22.0, _ROUNDED_INPUTS),
-    ("fidelity", "unet", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
+    ("fidelity", "denoiser", "ort", "w8c_a8"): Tolerance(8.0, _ROUNDED_LAST_STEP),
     ("loss", "*", "ncnn", "w8c_a8"): Tolerance(22.0, _ONE_RANGE),
-    ("loss", "unet", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
+    ("loss", "denoiser", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
     ("fidelity", "*", "ncnn", "w8c_a8"): Tolerance(22.0, _ONE_RANGE),
-    ("fidelity", "unet", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
+    ("fidelity", "denoiser", "ncnn", "w8c_a8"): Tolerance(7.0, _ONE_RANGE_LAST_STEP),
     ("loss", "*", "ort", HALF_COMPUTED): Tolerance(42.0, _COMPUTED_HALF),
-    ("loss", "unet", "ort", HALF_COMPUTED): Tolerance(36.0, _COMPUTED_HALF_LAST_STEP),
+    ("loss", "denoiser", "ort", HALF_COMPUTED): Tolerance(36.0, _COMPUTED_HALF_LAST_STEP),
     ("fidelity", "*", "ort", HALF_COMPUTED): Tolerance(43.0, _COMPUTED_HALF),
-    ("fidelity", "unet", "ort", HALF_COMPUTED): Tolerance(37.0, _COMPUTED_HALF_LAST_STEP),
+    ("fidelity", "denoiser", "ort", HALF_COMPUTED): Tolerance(37.0, _COMPUTED_HALF_LAST_STEP),
     ("fidelity", "*", "*", "fp16"): Tolerance(95.0, _SAME_WEIGHTS),
-    ("fidelity", "vae_decoder", "mnn", "fp16"): Tolerance(85.0, _LONG_SUMS),
+    ("fidelity", "decoder", "mnn", "fp16"): Tolerance(85.0, _LONG_SUMS),
 }
 
 IMAGE_TOLERANCES: Final[dict[tuple[str, str], ImageTolerance]] = {
@@ -227,14 +228,15 @@ mean square), which is not seen in two pictures side by side; at 30 dB it is 8 l
 
 
 def tolerance(gate: Gate, component: str, target: str, precision: str) -> Tolerance:
-    """The table's row for this model; an exact row goes before a wildcard, a component before a target.
+    """The table's row for this model; an exact row goes before a wildcard, a role before a target.
 
     A model that mixes schemes (`w8c_afp+w4g64_afp`) is held to the tolerance of the coarsest.
 
     Raises:
         UsageError: no row covers it.
     """
-    for row in ((component, target), (component, "*"), ("*", target), ("*", "*")):
+    role = ROLES.get(component, component)
+    for row in ((role, target), (role, "*"), ("*", target), ("*", "*")):
         if found := TOLERANCES.get((gate, *row, coarsest_scheme(precision))):
             return found
     raise _unknown(f"{gate} tolerance for {component} on {target} at {precision}")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from types import SimpleNamespace
 from typing import Any, Final
 
-from ...stages.artifacts import ComponentSource
+from ...stages.artifacts import ComponentSource, with_role
 from ...stages.errors import CheckpointError
 from .file import AdapterFile, StoredModule
 
@@ -62,7 +62,7 @@ def match(
         for component, own in names.items()
     }
     flat = {name: {short.replace(".", "_"): module for short, module in own.items()} for name, own in dotted.items()}
-    config = components["unet"].config if "unet" in components else {}
+    config = next((components[name].config for name in with_role("denoiser", components)), {})
     found: list[Matched] = []
     lost = []
     for stored, today in zip(adapter.modules, _from_sgm(adapter, config), strict=True):

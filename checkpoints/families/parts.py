@@ -63,6 +63,8 @@ UNET: Final = Part(
     defaults={"flip_sin_to_cos": True, "freq_shift": 0, "layers_per_block": 2, "norm_num_groups": 32},
 )
 
+DENOISER: Final = {"unet": UNET}
+
 CONTROLNET: Final = Part(
     folder="controlnet",
     classes=("ControlNetModel",),
@@ -122,3 +124,8 @@ def projected_text_encoder(**defaults: Any) -> Part:
         defaults={"max_position_embeddings": 77, "hidden_act": "quick_gelu", **defaults},
         ignored=_POSITION_IDS,
     )
+
+
+def listed(components: Mapping[str, Part], *more: str) -> tuple[str, ...]:
+    """What a pipeline of `components` lists in its model_index.json, beside a scheduler and a tokenizer."""
+    return (*dict.fromkeys(part.folder for part in components.values()), "scheduler", "tokenizer", *more)

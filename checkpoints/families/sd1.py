@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import Final
 
 from .family import Family, Signature
-from .parts import CONTROLNET, PLAIN_UNET, UNET, VAE_HALVES, text_encoder
+from .parts import CONTROLNET, DENOISER, PLAIN_UNET, VAE_HALVES, listed, text_encoder
+
+_COMPONENTS: Final = {"text_encoder": text_encoder(), **DENOISER, **VAE_HALVES}
 
 SD1: Final = Family(
     name="sd1",
     title="Stable Diffusion 1.x",
-    components={"text_encoder": text_encoder(), "unet": UNET, **VAE_HALVES},
+    components=_COMPONENTS,
     signature=Signature(
-        parts=("text_encoder", "unet", "vae", "scheduler", "tokenizer"),
+        parts=listed(_COMPONENTS),
         settings={
             **PLAIN_UNET,
             "unet.addition_embed_type": (None,),

@@ -9,19 +9,21 @@ from __future__ import annotations
 from typing import Final
 
 from .family import PENULTIMATE, STATES, Family, Signature
-from .parts import CONTROLNET, PLAIN_UNET, UNET, VAE_HALVES, projected_text_encoder, text_encoder
+from .parts import CONTROLNET, DENOISER, PLAIN_UNET, VAE_HALVES, listed, projected_text_encoder, text_encoder
+
+_COMPONENTS: Final = {
+    "text_encoder": text_encoder(**{STATES: PENULTIMATE}),
+    "text_encoder_2": projected_text_encoder(**{STATES: PENULTIMATE}),
+    **DENOISER,
+    **VAE_HALVES,
+}
 
 SDXL: Final = Family(
     name="sdxl",
     title="Stable Diffusion XL",
-    components={
-        "text_encoder": text_encoder(**{STATES: PENULTIMATE}),
-        "text_encoder_2": projected_text_encoder(**{STATES: PENULTIMATE}),
-        "unet": UNET,
-        **VAE_HALVES,
-    },
+    components=_COMPONENTS,
     signature=Signature(
-        parts=("text_encoder", "text_encoder_2", "unet", "vae", "scheduler", "tokenizer", "tokenizer_2"),
+        parts=listed(_COMPONENTS, "tokenizer_2"),
         settings={
             **PLAIN_UNET,
             "unet.addition_embed_type": ("text_time",),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...stages.artifacts import sole
 from ...stages.errors import CheckpointError
 from ..config import vae_pixels_per_latent
 from ..diffusers_folder import INDEX, read_json
@@ -74,7 +75,8 @@ def with_vae(layout: Layout, place: Path) -> Layout:
         CheckpointError: as `read_vae`, or its latents are not those of the UNet.
     """
     config, weights, places = read_vae(place, layout.headers.configs.get("vae", {}))
-    wanted, found = layout.headers.configs["unet"].get("out_channels"), config.get("latent_channels")
+    configs = layout.headers.configs
+    wanted, found = configs[sole("denoiser", configs)].get("out_channels"), config.get("latent_channels")
     if found != wanted:
         raise CheckpointError(
             f"--vae {place}: latents of {found} channels, the UNet draws {wanted}", hint="it is for another family"

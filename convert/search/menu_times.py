@@ -33,11 +33,11 @@ def with_times(
     if not any(row.plans for row in found.menu):
         return found
     probes = run(ReferenceProbes(source, size, calibration_plans(source, size, rounding.prompts)[0]))
-    unet = source.components["unet"]
+    unet = source.denoiser
     facts = time_embedding_facts(unet.config)
     times: list[dict[str, float]] = [{} for _ in found.menu]
     for runtime in runtimes:
-        models = tuple(runtime.build(unet, size, row.plans["unet"], run) for row in found.menu)
+        models = tuple(runtime.build(unet, size, row.plans[unet.component], run) for row in found.menu)
         timed = run(MeasureTimes(models, probes, facts, runtime.version(), machine(), THREADS))
         for ms, value in zip(times, timed.ms, strict=True):
             ms[runtime.name] = value

@@ -19,7 +19,7 @@ from ...export.graph import ExportGraph, Graph
 from ...export.simplify import SimplifyGraph
 from ...quantize.onnx_model import branched, onnx_graph
 from ...quantize.plan import Plan
-from ...stages.artifacts import ComponentSource, TensorSpec
+from ...stages.artifacts import ComponentSource, TensorSpec, role_of
 from ...stages.errors import ModelError, NoRoom, ToolCrashed
 from ...stages.last_words import FULL_DISK
 from ...stages.stage import Runner
@@ -146,7 +146,7 @@ def learned(source: ComponentSource, size: tuple[int, int], plan: Plan, run: Run
     copy = narrow_copy(source.component, source.config)
     if copy is None:
         return None, "its channels have no common unit that is far smaller"
-    if form == "codes" and source.component.startswith("text_encoder"):
+    if form == "codes" and role_of(source.component) == "text":
         return None, "token embeddings that become codes are not learned"
     graph = branched(onnx_graph(source, size, run), source, plan, run)
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...checkpoints import network
 from ...export import contract, modules
-from ...stages.artifacts import ComponentSource, TensorSpec
+from ...stages.artifacts import ComponentSource, TensorSpec, role_of
 from ...stages.errors import ExportError
 from ..fingerprints import Fingerprints
 from ..inputs import END_OF_TEXT, TIME_IDS_EMBEDDING, TIMESTEP_EMBEDDING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # AutoencoderKL's other half: forward never reads it, and pnnx dies on parameters without storage.
-_UNUSED: Final = {"vae_decoder": ("encoder", "quant_conv"), "vae_encoder": ("decoder", "post_quant_conv")}
+_UNUSED: Final = {"decoder": ("encoder", "quant_conv"), "encoder": ("decoder", "post_quant_conv")}
 
 # Entries of config.json that change no graph, and that fine-tunes of one model differ in.
 _INCIDENTAL: Final = (
@@ -86,7 +86,7 @@ def shapes_and_heads(source: ComponentSource) -> tuple[dict[str, tuple[int, ...]
 def _half(source: ComponentSource) -> Any:
     """The bare module on the meta device, without what its forward pass never reads."""
     module: Any = network.build(source)
-    for name in _UNUSED.get(source.component, ()):
+    for name in _UNUSED.get(role_of(source.component), ()):
         if hasattr(module, name):
             delattr(module, name)
     return module
@@ -105,13 +105,14 @@ def lowered(source: ComponentSource) -> tuple[nn.Module, Fingerprints]:
         owner, _, leaf = name.rpartition(".")
         parameter = nn.Parameter(fingerprints.stub(name), requires_grad=False)
         module.get_submodule(owner)._parameters[leaf] = parameter
-    if source.component == "controlnet":
+    role = role_of(source.component)
+    if role == "control":
         _take_sinusoids(module)
-    if source.component == "unet":
+    if role == "denoiser":
         module.get_time_embed = lambda sample, timestep: timestep
         if source.config.get("addition_embed_type") == "text_time":
             module.get_aug_embed = functools.partial(_added_embedding, module)
-    if source.component in ("text_encoder", "text_encoder_2"):
+    if role == "text":
         _use_explicit_mask(module)
     return modules.wrap(source, module), fingerprints
 

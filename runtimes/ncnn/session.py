@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...stages.artifacts import TargetModel, TensorSpec
+from ...stages.artifacts import TargetModel, TensorSpec, role_of
 from ...stages.errors import ModelError, ToolCrashed
 from ..arithmetic import PROVEN
 from ..checks import checked_feeds, checked_results
@@ -86,7 +86,10 @@ def _unmasked_options(component: str, param: Path) -> dict[str, bool]:
     layers = parse(param.read_text(), param.name)
     if any(masks.KEY in layer.params for layer in layers) or not any(layer.type == "Convolution" for layer in layers):
         return {}
-    return {"use_winograd_convolution": False, "use_sgemm_convolution": not component.startswith("vae_")}
+    return {
+        "use_winograd_convolution": False,
+        "use_sgemm_convolution": role_of(component) not in ("decoder", "encoder"),
+    }
 
 
 def check_files(param: Path, weights: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
+from ...stages.artifacts import role_of
 from .masks import EXACT, KEY, NO_FP16_ARITHMETIC, NO_SGEMM, NO_WINOGRAD
 from .param import Layer
 
@@ -30,7 +31,7 @@ _STRIDE: Final = 3  # of Convolution
 
 def with_float32_sums(layers: Sequence[Layer], component: str) -> tuple[Layer, ...]:
     """`layers` with the options that each is kept from; in float32 they compute what they did."""
-    full_size = _at_full_size(layers) if component == "unet" else range(len(layers))
+    full_size = _at_full_size(layers) if role_of(component) == "denoiser" else range(len(layers))
     made = []
     for index, layer in enumerate(layers):
         bits = _bits(layer, component, index in full_size)
@@ -44,10 +45,10 @@ def _bits(layer: Layer, component: str, at_full_size: bool) -> int:
         return 0
     is_convolution = layer.type == "Convolution"
     bits = NO_WINOGRAD if is_convolution else 0
-    match component:
-        case "vae_decoder" | "vae_encoder" if is_convolution:
+    match role_of(component):
+        case "decoder" | "encoder" if is_convolution:
             return bits | NO_SGEMM | NO_FP16_ARITHMETIC
-        case "unet" | "controlnet":
+        case "denoiser" | "control":
             bits |= NO_FP16_ARITHMETIC if at_full_size else 0
             return bits | (EXACT if is_convolution and layer.inputs[0] in _NOISY else 0)
     return bits

@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from ...export import contract
-from ...stages.artifacts import ComponentSource, TensorSpec
+from ...stages.artifacts import ComponentSource, TensorSpec, role_of
 from ...stages.errors import ExportError
 from .. import narrowing
 from . import layout, narrow, param, pnnx
 from .lower import architecture, lowered, native_inputs, shapes_and_heads, without_weights
 
-_HEADS_ASIDE: Final = (
-    "unet",
-    "controlnet",
-)  # narrow copies have other heads; in the others' graphs they grow with the width, or are 1
+# Roles whose narrow copies have other heads; in the others' graphs they grow with the width, or are 1.
+_HEADS_ASIDE: Final = ("denoiser", "control")
 _THREADS: Final = 2  # the module is run once; more threads take more memory than they save time
 
 
@@ -106,7 +104,7 @@ class TraceNcnn:
         if copies[0].literals != copies[1].literals:
             raise narrowing.NotAlikeError("a constant of the graph depends on its width")
         layers = narrow.widened([copy.layers for copy in copies], plan.widths, plan.real)
-        if self.component in _HEADS_ASIDE:
+        if role_of(self.component) in _HEADS_ASIDE:
             layers = narrow.with_heads(layers, copies[0].blobs, heads)
         blobs = tuple(narrow.widened_blobs(layers, [copy.blobs for copy in copies], shapes))
         return _Converted(layers, blobs, copies[0].literals)

@@ -15,7 +15,7 @@ from ...quantize.codes_file import QuantizedWeights
 from ...quantize.layer_ranges import LayerRanges
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import StoredWeights
-from ...stages.artifacts import ComponentSource, TargetModel
+from ...stages.artifacts import ComponentSource, TargetModel, role_of
 from ...stages.errors import ExportError
 from . import layout
 from .codes import INPUT_MULTIPLIER, encode
@@ -75,7 +75,7 @@ class WriteNcnn:
         if not self.plan.is_float:
             layers, contents = coded_graph(layers, contents, self.plan.scheme)
         inputs = native_inputs(self.source, self.size)
-        if component in ("vae_decoder", "vae_encoder"):
+        if role_of(component) in ("decoder", "encoder"):
             extents = {spec.name: (spec.shape[2], spec.shape[3]) for spec in inputs}
             layers, contents = with_steady_norms(layers, contents, extents)
         layers = with_float32_sums(layers, component)

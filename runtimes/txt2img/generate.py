@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class TextToImage:
     shift: float  # of the VAE, 0 for Stable Diffusion
     size: tuple[int, int]  # height, width in pixels
     time_embedding: Mapping[str, Any]  # `inputs.time_embedding_facts`
+    denoiser: str  # name of the component
     tokenizer_2: PromptTokenizer | None = None  # of the second text encoder, where there is one
     zeros_for_empty: bool = False  # an empty negative prompt stands for zeros
     encoder_scaling: tuple[float, float] | None = None  # factor and shift of the VAE encoder, where they differ
@@ -66,7 +67,7 @@ class TextToImage:
 class Progress:
     """`done` of `total` runs of a component have been made. `latents` is a view: copy it to keep it."""
 
-    component: Literal["text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"]
+    component: str
     done: int
     total: int
     latents: Floats | None = None  # [1, 4, h, w], after each UNet call; before the first, what a picture gave
@@ -178,13 +179,13 @@ def _encode(models: TextToImage, texts: list[str]) -> Generator[Progress, None, 
     for component, tokenizer in zip(ENCODERS, (models.tokenizer, models.tokenizer_2), strict=True):
         if tokenizer is None:
             continue
-        yield Progress(component, 0, len(asked), warnings=warnings)  # type: ignore[arg-type]  # one of its literals
+        yield Progress(component, 0, len(asked), warnings=warnings)
         warnings = ()
         with models.open(component) as encoder:
             for index, text in enumerate(asked):
                 ids = tokenizer(text).ids
                 found[index].append(run_whole(encoder, {"input_ids": ids}, models.time_embedding, component))
-                yield Progress(component, index + 1, len(asked))  # type: ignore[arg-type]
+                yield Progress(component, index + 1, len(asked))
     conditions = [conditioning(outputs, models.size) for outputs in found]
     return [zeroed(conditions[0]), *conditions] if empty else conditions
 
@@ -258,14 +259,14 @@ def _denoise(
 ) -> Generator[Progress, None, list[Floats]]:
     """Latents after each model call, or only the last ones unless `keep`."""
     rows = schedule.rows[start.row :]
-    yield Progress("unet", 0, len(rows), start.latents)
+    yield Progress(models.denoiser, 0, len(rows), start.latents)
     kept: list[Floats] = []
     with ExitStack() as opened:
-        unet = opened.enter_context(models.open("unet"))
+        unet = opened.enter_context(models.open(models.denoiser))
         controlnet = opened.enter_context(models.open("controlnet")) if control and control.scale else None
         shapes = {spec.name: spec.shape for spec in unet.inputs}
         if "sample" not in shapes:
-            raise BundleError(f"unet has no input 'sample' among {sorted(shapes)}")
+            raise BundleError(f"{models.denoiser} has no input 'sample' among {sorted(shapes)}")
         trajectory = Trajectory(schedule, unet.outputs[0].shape, noise.normal, start.latents)
         fixed: dict[str, Array] = dict(no_residuals(unet.inputs) if control and not controlnet else {})
         if models.guidance_mode == "embedded":
@@ -279,12 +280,12 @@ def _denoise(
                 feeds: dict[str, Array] = {"sample": sample, "timestep": timestep, **fixed, **told}
                 if control and controlnet:
                     feeds |= _residuals(models, controlnet, control, {**feeds, "sample": seen}, call)
-                outputs.append(run_model(unet, feeds, models.time_embedding, f"unet in call {call}"))
+                outputs.append(run_model(unet, feeds, models.time_embedding, f"{models.denoiser} in call {call}"))
             trajectory.step(row, outputs[0] if len(outputs) == 1 else combine(outputs[0], outputs[1], scale))
             if not keep:
                 kept.clear()
             kept.append(trajectory.latents)
-            yield Progress("unet", call + 1, len(rows), trajectory.latents)
+            yield Progress(models.denoiser, call + 1, len(rows), trajectory.latents)
     return kept
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from diffusette.checkpoints.families import FAMILIES, Headers, get_family, recognise
 from diffusette.checkpoints.families.unsupported import UNSUPPORTED
-from diffusette.stages.artifacts import COMPONENTS
+from diffusette.stages.artifacts import ROLES
 from diffusette.stages.errors import CheckpointError
 
 SD1_PARTS = {
@@ -194,7 +194,7 @@ def test_an_architecture_that_is_no_family_is_refused_with_the_facts(settings: d
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_families_have_every_component_and_are_found_by_name(family: Any) -> None:
     assert get_family(family.name) is family
-    assert tuple(family.components) == tuple(name for name in COMPONENTS if name in family.components)
+    assert tuple(family.components) == tuple(name for name in ROLES if name in family.components)
     assert {"text_encoder", "unet", "vae_decoder", "vae_encoder"} <= set(family.components)
     assert {part.folder for part in family.components.values()} <= set(family.signature.parts)
     assert {name: family.part(name).folder for name in family.additions} == {"controlnet": "controlnet"}

@@ -12,7 +12,7 @@ from diffusette.convert.recipe import Recipe, load_recipe, merged, parameters_of
 from diffusette.convert.recipe_tables import Compiled
 from diffusette.quantize.plan import Plan
 from diffusette.runtimes.registry import get_target
-from diffusette.stages.artifacts import COMPONENTS, Checkpoint, ComponentSource
+from diffusette.stages.artifacts import ROLES, Checkpoint, ComponentSource
 from diffusette.stages.errors import RecipeError, UnsupportedPrecision, UsageError
 from diffusette.validate.reference.calibrate import refuse_activations
 
@@ -20,7 +20,7 @@ from ..bundle.tiny_bundle import A_VARIANT
 
 PARAMETERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     component: {"conv_in.weight": (8, 4, 3, 3), "conv_in.bias": (8,), "mid.weight": (64, 64), "norm.weight": (64,)}
-    for component in COMPONENTS
+    for component in ROLES
 }
 
 
@@ -50,7 +50,7 @@ def test_shipped_recipes_are_valid_explained_and_kept_word_for_word(name: str) -
     assert shipped.name == f"{name}.toml"
     assert shipped.to_toml() == text
     assert text.startswith("# ")
-    assert set(shipped.plans(parameters_of(open_checkpoint("demo", survey=False)))) == set(COMPONENTS) - {
+    assert set(shipped.plans(parameters_of(open_checkpoint("demo", survey=False)))) == set(ROLES) - {
         "controlnet",
         "text_encoder_2",
     }
@@ -65,7 +65,7 @@ def test_the_shelf_is_sorted_and_holds_the_default() -> None:
 
 def test_vae32_keeps_only_the_decoder_in_float32() -> None:
     found = labels(load_recipe("sd1-fp16-vae32"))
-    assert found == {**dict.fromkeys(COMPONENTS, "fp16"), "vae_decoder": "fp32"}
+    assert found == {**dict.fromkeys(ROLES, "fp16"), "vae_decoder": "fp32"}
 
 
 def test_an_empty_recipe_has_sensible_defaults() -> None:
@@ -184,7 +184,7 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
 
 def test_the_command_line_overrules_and_the_text_says_so_and_reproduces_it() -> None:
     changed = merged(load_recipe("sd1-fp16-vae32"), precision="fp32", size=(64, 128), target="ncnn")
-    assert labels(changed) == dict.fromkeys(COMPONENTS, "fp32")
+    assert labels(changed) == dict.fromkeys(ROLES, "fp32")
     assert changed.export.size == (64, 128)
     assert changed.target.name == "ncnn"
     first, *_ = changed.to_toml().splitlines()

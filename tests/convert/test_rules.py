@@ -6,7 +6,7 @@ import pytest
 from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.convert.recipe import parameters_of
 from diffusette.quantize.plan import Plan
-from diffusette.stages.artifacts import COMPONENTS
+from diffusette.stages.artifacts import ROLES
 from diffusette.stages.errors import RecipeError
 
 from .test_recipe import PARAMETERS, recipe
@@ -16,7 +16,7 @@ from .test_recipe import PARAMETERS, recipe
     ("match", "fp32"),
     [
         ("unet/.*", {"unet"}),
-        (".*", set(COMPONENTS)),
+        (".*", set(ROLES)),
         ("vae_.*", {"vae_decoder", "vae_encoder"}),
         ("(unet|vae_decoder)/.*", {"unet", "vae_decoder"}),
     ],
@@ -68,7 +68,7 @@ def test_the_last_rule_that_matches_wins() -> None:
 
 def test_rules_are_held_against_the_parameters_of_a_real_checkpoint() -> None:
     parameters = parameters_of(open_checkpoint("demo", survey=False))
-    assert set(parameters) == set(COMPONENTS) - {"controlnet", "text_encoder_2"}
+    assert set(parameters) == set(ROLES) - {"controlnet", "text_encoder_2"}
     assert parameters["unet"]["conv_in.weight"] == (48, 4, 3, 3)
     plans = recipe("[[quantize.rules]]\nmatch = 'unet/.*attn2.*'\nscheme = 'w8c_afp'").plans(parameters)
     assert plans["unet"].label == "fp16+w8c_afp"

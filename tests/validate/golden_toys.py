@@ -125,6 +125,7 @@ def toys(snr_db: float = CLEAN, *, rich: bool = False, channels: int = 4, large:
         shift=0.0,
         encoder_scaling=(0.9, 0.0),
         size=SIZE,
+        denoiser="unet",
         time_embedding={"dim": 32, "flip_sin_to_cos": True, "freq_shift": 0.0, "max_period": 10000.0},
         zeros_for_empty=large,
         input_channels=channels,

@@ -70,6 +70,7 @@ def painter() -> TextToImage:
         scaling_factor=1.0,
         shift=0.0,
         size=(16, 16),
+        denoiser="unet",
         time_embedding={"dim": 4, "flip_sin_to_cos": True, "freq_shift": 0.0, "max_period": 10000.0},
     )
 

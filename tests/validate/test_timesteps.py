@@ -62,7 +62,7 @@ def probes(tmp_path: Path) -> Probes:
 
 
 def test_every_call_counts_at_its_timestep(probes: Probes) -> None:
-    curve = measure_timesteps(Off(), probes, None, {}, {1.0: 0.002})
+    curve = measure_timesteps(Off(), "unet", probes, None, {}, {1.0: 0.002})
     assert [point.timestep for point in curve.points] == list(TIMES)
     assert [len(point.calls_db) for point in curve.points] == [2, 2, 2]
     expected = [-20 * math.log10((1000 - t) * 1e-4) for t in TIMES]
@@ -80,14 +80,14 @@ def test_the_same_weights_are_told_apart_from_the_original_ones(probes: Probes, 
     folder.mkdir()
     for index, probe in enumerate(probes.read("unet")):
         np.savez(folder / f"{index:03}.npz", out_sample=probe.outputs["out_sample"] * np.float32(1.05))
-    curve = measure_timesteps(Off(), probes, RoundedAnswers(folder, "unet", "w8c_afp", 6), {}, {})
+    curve = measure_timesteps(Off(), "unet", probes, RoundedAnswers(folder, "unet", "w8c_afp", 6), {}, {})
     same = [point.least_same_weights_db for point in curve.points]
     assert same == pytest.approx([-20 * math.log10(abs((1000 - t) * 1e-4 / 1.05 - 0.05 / 1.05)) for t in TIMES], abs=1)
     assert "same weights" in curve.line
 
 
 def test_a_runtime_that_breaks_at_one_timestep_fails_the_report(probes: Probes) -> None:
-    curve = measure_timesteps(Off(broken_at=501.0), probes, None, {}, {})
+    curve = measure_timesteps(Off(broken_at=501.0), "unet", probes, None, {}, {})
     assert not curve.ok
     part = ComponentReport("unet", "fp32", Tolerance(40.0, ""), Parity(0.0, 90.0, 90.0, 1.0), "late", 3)
     report = ParityReport("ort", (part,), timesteps=curve)
@@ -111,7 +111,7 @@ def test_the_curve_keeps_every_call_of_every_prompt_once() -> None:
 
 
 def test_json_and_page_say_the_same(probes: Probes) -> None:
-    curve = measure_timesteps(Off(), probes, None, {}, {1.0: 0.002})
+    curve = measure_timesteps(Off(), "unet", probes, None, {}, {1.0: 0.002})
     bits = activation_bits({"conv_in": {951.0: (-1.0, 1.0), 1.0: (-0.25, 0.25)}}, None)
     facts = replace(curve, activations=bits).to_json()
     assert [point["timestep"] for point in facts["points"]] == list(TIMES)
@@ -125,7 +125,7 @@ def test_json_and_page_say_the_same(probes: Probes) -> None:
 
 
 def test_a_curve_of_one_timestep_has_no_slope() -> None:
-    curve = TimestepCurve((TimestepError(1.0, (math.inf,), ()),), 4)
+    curve = TimestepCurve("unet", (TimestepError(1.0, (math.inf,), ()),), 4)
     assert curve.slope is None
     assert curve.line == "UNet by timestep (1 of 4 steps): worst equal at t = 1, best equal at t = 1"
     assert curve.to_json()["points"][0]["snr_db"] == 999.0

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from diffusette.stages.artifacts import COMPONENTS
+from diffusette.stages.artifacts import ROLES
 from diffusette.stages.errors import UsageError
 from diffusette.validate import tolerances
 from diffusette.validate.parity import compare
@@ -27,7 +27,7 @@ PROMISED = {("ort", "fp32"): 100, ("ncnn", "fp32"): 100, ("mnn", "fp32"): 80}  #
 HIDDEN = {"text_encoder": 40.7, "unet": 91.0, "vae_decoder": 82.0, "vae_encoder": 88.6}
 
 
-@pytest.mark.parametrize(("component", "target"), list(product(COMPONENTS, ("ort", "ncnn", "mnn"))))
+@pytest.mark.parametrize(("component", "target"), list(product(ROLES, ("ort", "ncnn", "mnn"))))
 def test_no_gate_is_looser_than_promised(component: str, target: str) -> None:
     assert tolerance("loss", component, target, "fp32").min_snr_db >= PROMISED[target, "fp32"]
     assert tolerance("loss", component, target, "fp16").min_snr_db >= 45
@@ -40,7 +40,7 @@ def test_no_gate_is_looser_than_promised(component: str, target: str) -> None:
 
 def test_fidelity_is_always_stricter_than_loss() -> None:
     """Else it would catch nothing that the loss gate lets through."""
-    for component, target in product(COMPONENTS, ("ort", "ncnn", "mnn")):
+    for component, target in product(ROLES, ("ort", "ncnn", "mnn")):
         loss = tolerance("loss", component, target, "fp16").min_snr_db
         assert tolerance("fidelity", component, target, "fp16").min_snr_db > loss
 
@@ -68,8 +68,8 @@ def test_an_exact_row_goes_before_a_wildcard(monkeypatch: pytest.MonkeyPatch) ->
     table = {
         ("loss", "*", "*", "fp16"): Tolerance(1.0, "any"),
         ("loss", "*", "ort", "fp16"): Tolerance(2.0, "target"),
-        ("loss", "unet", "*", "fp16"): Tolerance(3.0, "component"),
-        ("loss", "unet", "ort", "fp16"): Tolerance(4.0, "both"),
+        ("loss", "denoiser", "*", "fp16"): Tolerance(3.0, "role"),
+        ("loss", "denoiser", "ort", "fp16"): Tolerance(4.0, "both"),
     }
     monkeypatch.setattr(tolerances, "TOLERANCES", table)
     cases = {("vae_decoder", "mnn"): 1, ("vae_decoder", "ort"): 2, ("unet", "mnn"): 3, ("unet", "ort"): 4}

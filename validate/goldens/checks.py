@@ -78,7 +78,7 @@ def check_port(goldens: Goldens, replayed: Replayed) -> Iterator[Check]:
         yield Check("steps", False, len(drawing.trajectory), len(picture.calls), "calls", "", True)
         return
     branches = len(picture.conditions)
-    runs = replayed.runs["unet"]
+    runs = replayed.denoised
     if len(runs) != branches * len(picture.calls):
         yield Check("calls of the UNet", False, len(runs), branches * len(picture.calls), "calls", "", True)
         return
@@ -121,7 +121,7 @@ def check_models(goldens: Goldens, replayed: Replayed, limits: ArithmeticLimits)
             (f"start at strength {goldens.canvas.strength:g}", goldens.canvas.start, replayed.encoding.start),
         ):
             yield _snr(what, snr_db(golden, found), limits.snr_db)
-    for told, run in zip(picture.conditions, replayed.runs.get("unet", ()), strict=False):
+    for told, run in zip(picture.conditions, replayed.denoised, strict=False):
         for name, sample in told.inputs.items():
             if name not in (*TIMES, *ELEMENTWISE):
                 which = "prompt" if told is picture.conditions[-1] else "negative prompt"

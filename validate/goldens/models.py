@@ -15,7 +15,7 @@ import numpy as np
 
 from ...export.contract import RESIDUALS_IN
 from ...runtimes.protocol import Array, Closing, Feeds, Session
-from ...stages.artifacts import TensorSpec
+from ...stages.artifacts import TensorSpec, role_of
 
 if TYPE_CHECKING:
     from ...runtimes.txt2img.tokenizer import PromptTokenizer
@@ -68,13 +68,13 @@ class Recorder:
         if not _is_kept(component):
             return {}
         names = [name for name in feeds if not name.startswith(RESIDUALS_IN)]
-        if component == "unet" and earlier >= _BRANCHES:
+        if role_of(component) == "denoiser" and earlier >= _BRANCHES:
             names = [name for name in names if name in PER_CALL]
         return {name: np.array(feeds[name]) for name in names}  # a copy: feeds may be written over
 
 
 def _is_kept(component: str) -> bool:
-    return component in ("unet", "vae_decoder", "vae_encoder")
+    return role_of(component) in ("denoiser", "decoder", "encoder")
 
 
 def unet_inputs(given: Mapping[str, Array], channels: int) -> dict[str, Array]:
@@ -136,12 +136,11 @@ class GoldenModels:
         """As a bundle opens its models."""
         shaped = self.shaped(component)
         answer = {
-            "unet": self._noise,
-            "vae_encoder": self._parameters,
-            "vae_decoder": self._pixels,
-            "text_encoder": self._states,
-            "text_encoder_2": self._states,
-        }.get(component, self._nothing)
+            "denoiser": self._noise,
+            "encoder": self._parameters,
+            "decoder": self._pixels,
+            "text": self._states,
+        }.get(role_of(component), self._nothing)
         return _Through(shaped.inputs, shaped.outputs, lambda feeds: answer(shaped.outputs, feeds))
 
     def _noise(self, outputs: Sequence[TensorSpec], feeds: Feeds) -> dict[str, Array]:

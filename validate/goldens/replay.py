@@ -12,6 +12,7 @@ import numpy as np
 from ...runtimes.txt2img.control import Control
 from ...runtimes.txt2img.generate import draw, generate
 from ...runtimes.txt2img.model_run import run_model
+from ...stages.artifacts import with_role
 from .file import Encoding
 from .models import GoldenModels, Recorder, standing_in
 
@@ -29,6 +30,11 @@ class Replayed:
     drawing: Drawing
     runs: Mapping[str, Sequence[Run]]
     encoding: Encoding | None
+
+    @property
+    def denoised(self) -> Sequence[Run]:
+        """The denoiser's runs."""
+        return next((self.runs[name] for name in with_role("denoiser", self.runs)), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,6 @@ def encode(models: TextToImage, canvas: Canvas, prompt: str, seed: int) -> Encod
     resting = replace(models, open=lambda name: standing_in(answers.get(name, nothing)))
     control = Control(None, scale=0.0) if models.controlled else None
     with closing(generate(resting, prompt, seed=seed, canvas=canvas, control=control)) as steps:
-        start = next(progress.latents for progress in steps if progress.component == "unet")
+        start = next(progress.latents for progress in steps if progress.component == models.denoiser)
     assert start is not None
     return Encoding(canvas.strength, encoded, start)

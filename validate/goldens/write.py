@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ...runtimes.protocol import Array
 from ...runtimes.txt2img.noise import TorchNoise
 from ...runtimes.txt2img.picture import to_uint8
+from ...stages.artifacts import sole
 from ..reference.prompts import too_long
 from .file import (
     SCHEMA,
@@ -79,11 +80,12 @@ def write_goldens(
     calls = len(drawing.trajectory)
     if calls != len(timesteps):
         raise ValueError(f"{calls} latents for {len(timesteps)} calls: was the trajectory kept?")
-    branches = len(runs["unet"]) // calls
+    denoised = runs[sole("denoiser", runs)]
+    branches = len(denoised) // calls
     prompts = [drawing.negative, drawing.prompt][-branches:]
     channels = drawing.latents.shape[1]
     most = min(MOST_VALUES, max(LEAST_VALUES, MOST_CALL_VALUES // calls))
-    asked = [unet_inputs(run.given, channels) for run in runs["unet"]]
+    asked = [unet_inputs(run.given, channels) for run in denoised]
     decoder, latents = runs["vae_decoder"][-1], drawing.trajectory
     image = Sample.of(drawing.image)
     return Goldens(
@@ -114,7 +116,7 @@ def write_goldens(
                         if name in PER_CALL
                     },
                     outputs=tuple(
-                        Sample.of(_only(run.answered), most) for run in runs["unet"][call * branches :][:branches]
+                        Sample.of(_only(run.answered), most) for run in denoised[call * branches :][:branches]
                     ),
                 )
                 for call, timestep in enumerate(timesteps)

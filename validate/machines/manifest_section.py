@@ -50,8 +50,8 @@ def arithmetic_entry(models: Mapping[str, TargetModel], reports: Sequence[Machin
     machines = tuple(_machine(report) for report in reports)
     return ArithmeticEntry(
         status="run on AArch64" if machines else NOT_RUN,
-        proven_in=proven,  # type: ignore[arg-type]
-        recommended=(dict(machines[0].recommended) if machines else {}) or proven,  # type: ignore[arg-type]
+        proven_in=proven,
+        recommended=(dict(machines[0].recommended) if machines else {}) or proven,
         choices=choices,
         machines=machines,
     )
@@ -62,7 +62,7 @@ def _machine(report: MachineReport) -> MachineEntry:
         machine=report.machine,
         runtime=report.runtime,
         rows={row.arithmetic.name: _row(row) for row in report.rows},
-        recommended=dict(report.recommended),  # type: ignore[arg-type]
+        recommended=dict(report.recommended),
         picture_psnr_db=report.recommended_db,
     )
 
@@ -70,7 +70,7 @@ def _machine(report: MachineReport) -> MachineEntry:
 def _row(row: ArithmeticRow) -> RowEntry:
     return RowEntry(
         computes=row.computed,
-        snr_db={part.component: part.loss.snr_db if part.loss else None for part in row.components},  # type: ignore[misc]
+        snr_db={part.component: part.loss.snr_db if part.loss else None for part in row.components},
         picture_psnr_db=row.picture.image.psnr_db if row.picture else None,
         verdict=row.verdict,
     )

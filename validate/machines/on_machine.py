@@ -14,6 +14,7 @@ from ...runtimes.machines.registry import NATIVE
 from ...runtimes.machines.vulkan import NAME as VULKAN
 from ...runtimes.machines.vulkan import drivers
 from ...runtimes.registry import get_target
+from ...stages.artifacts import role_of
 from ...stages.errors import ToolCrashed, UsageError
 from ...stages.publish import scratch_folder
 from ...stages.stage import Runner
@@ -135,7 +136,7 @@ class OnMachine:
 
     def _probe(self, arithmetic: Arithmetic) -> ComputedIn:
         """In what numbers the machine really computes the denoiser's products, and how fast."""
-        model = self.bundle.model("unet")
+        model = self.bundle.model(self.bundle.denoiser)
         target = get_target(model.target)
         with scratch_folder(self.work, "probe") as folder:
             _, w = probe_factors()
@@ -172,7 +173,7 @@ class OnMachine:
 
     def _only(self, component: str) -> tuple[int, ...]:
         """Which of PyTorch's answers are compared; none named: all."""
-        if component not in ("unet", "controlnet"):
+        if role_of(component) not in ("denoiser", "control"):
             return () if self.calls > 1 else (0,)  # where a UNet call takes minutes, so does the rest
         return tuple(range(min(self.calls, len(self.probes.labels[component]))))
 
@@ -187,7 +188,7 @@ class OnMachine:
             name = row.arithmetic.name
             fits = ok[name]
             mix = {part: name if fits[part] else proven[part] for part in fits}
-            usable = fits["unet"] and all(ok[how][part] for part, how in mix.items())
+            usable = fits[self.bundle.denoiser] and all(ok[how][part] for part, how in mix.items())
             # what falls back is another row's arithmetic, unless it is how the bundle was proven
             own = not row.falls_back or name in proven.values()
             if not usable or not own or (recommended and not self.every_picture):

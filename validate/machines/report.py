@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...runtimes.arithmetic import Arithmetic, Computed
+from ...stages.artifacts import with_role
 from ..parity import finite_db
 from ..report import ComponentReport, OracleReport, PictureReport
 from ..tolerances import ImageTolerance
@@ -187,8 +188,8 @@ def recommendation(report: MachineReport) -> str:
         return "recommended: none"
     names = list(report.recommended.values())
     main = max(dict.fromkeys(names), key=names.count)
-    if "unet" in report.recommended:
-        main = report.recommended["unet"]
+    for denoiser in with_role("denoiser", report.recommended):
+        main = report.recommended[denoiser]
     apart = [f"{part} in {name}" for part, name in report.recommended.items() if name != main]
     kept = f", but {', '.join(apart)}" if apart else ""
     picture = "no picture drawn" if report.recommended_db is None else f"picture {report.recommended_db:.1f} dB"

@@ -12,6 +12,7 @@ from typing import Final
 
 from ...quantize.scheme import parse_scheme
 from ...runtimes.arithmetic import CPU, VULKAN, Computed, Device
+from ...stages.artifacts import role_of
 from ..tolerances import AUTO_IMAGE_DB, ImageTolerance, Tolerance, coarsest_scheme, image_tolerance, tolerance
 
 
@@ -26,7 +27,7 @@ class ArithmeticFloor:
 
     def of(self, component: str) -> float:
         """The floor for one component."""
-        return self.last_step_db if component == "unet" else self.component_db
+        return self.last_step_db if role_of(component) == "denoiser" else self.component_db
 
 
 # Measured on the demo, AArch64, worst of all probes: float16 stored 58 dB and more, float16 arithmetic 45 and more with

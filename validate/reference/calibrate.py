@@ -23,7 +23,11 @@ def draw_samples(checkpoint: Checkpoint, size: tuple[int, int], rounding: Roundi
     from .calibration import VAE_SIDE, calibration_plans, is_cheap
 
     plans = calibration_plans(checkpoint, size, rounding.prompts)
-    return replace(_drawn(checkpoint, size, plans, run), vae_side=0 if is_cheap(checkpoint, size) else VAE_SIDE)
+    return replace(
+        _drawn(checkpoint, size, plans, run),
+        vae_side=0 if is_cheap(checkpoint, size) else VAE_SIDE,
+        vae_pixels=checkpoint.vae_scale,
+    )
 
 
 def draw_for_tuning(checkpoint: Checkpoint, size: tuple[int, int], rounding: Rounding, run: Runner) -> Samples:
@@ -42,7 +46,7 @@ def _drawn(
 
     probes = [run(ReferenceProbes(checkpoint, size, plan, form=form)) for plan in plans]
     samples = Samples(tuple(each.folder for each in probes), tuple(each.digest for each in probes))
-    times = (float(feeds["timestep"]) for feeds in samples.feeds("unet") if "timestep" in feeds)
+    times = (float(feeds["timestep"]) for feeds in samples.feeds(checkpoint.denoiser.component) if "timestep" in feeds)
     return replace(samples, weights=step_weights(checkpoint.scheduler, times))
 
 

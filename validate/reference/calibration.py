@@ -51,7 +51,7 @@ def can_be_tuned(checkpoint: Checkpoint, size: tuple[int, int]) -> bool:
 def _work(checkpoint: Checkpoint, size: tuple[int, int]) -> int:
     """Parameters x latent positions of a UNet call."""
     scale = checkpoint.vae_scale
-    return checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale)
+    return checkpoint.denoiser.parameters * (size[0] // scale) * (size[1] // scale)
 
 
 def calibration_plans(

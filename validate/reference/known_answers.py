@@ -56,6 +56,6 @@ def known_answers(bundle: Bundle, checkpoint: Checkpoint, run: Runner) -> Known:
     probes = ask_pytorch(checkpoint, facts.size, run)
     stated = {name: bundle.plan(name) for name in bundle.components}
     plans = calibrated(stated, checkpoint, facts.size, recorded_rounding(bundle), run)
-    coarse = [name for name in bundle.components if facts.components[name].precision != "fp32"]  # type: ignore[index]
+    coarse = [name for name in bundle.components if facts.components[name].precision != "fp32"]
     rounded = {name: ask_rounded(probes, checkpoint.components[name], plans[name], run) for name in coarse}
     return Known(probes, plans, rounded)

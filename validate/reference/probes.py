@@ -67,7 +67,7 @@ def plan_for(checkpoint: Checkpoint, size: tuple[int, int]) -> ProbePlan:
         size: height and width of the pictures, in pixels.
     """
     scale = checkpoint.vae_scale
-    work = checkpoint.components["unet"].parameters * (size[0] // scale) * (size[1] // scale)
+    work = checkpoint.denoiser.parameters * (size[0] // scale) * (size[1] // scale)
     tokenizer = checkpoint.tokenizer
     variant = checkpoint.variant
     if variant.guidance_mode != "cfg":

@@ -57,7 +57,7 @@ class ReferenceProbes:
         conditions = self._encode(written)
         kept = self._kept(written)
         with ExitStack() as opened:
-            session = opened.enter_context(self._open("unet"))
+            session = opened.enter_context(self._open(self.checkpoint.denoiser.component))
             controlled = None
             if "controlnet" in self.checkpoint.components:
                 controlled = _Controlled(opened.enter_context(self._open("controlnet")), probe_control(self.size))
@@ -106,7 +106,7 @@ class ReferenceProbes:
 
     def _kept(self, written: _Written) -> Array | None:
         """For an inpainting model, what the VAE encoder makes of the part of the picture that stays."""
-        if self.checkpoint.components["unet"].config["in_channels"] != INPAINTING_CHANNELS:
+        if self.checkpoint.denoiser.config["in_channels"] != INPAINTING_CHANNELS:
             return None
         with self._open("vae_encoder") as session:
             feeds = {"sample": probe_canvas(self.size).kept}
@@ -155,7 +155,7 @@ class ReferenceProbes:
                 label = f"{prompt!r} step {step} (t = {float(t):g}) {branch}" if (step, branch) in plan.picked else ""
                 if controlled:
                     feeds |= controlled.ask(written, label, {**feeds, "sample": seen})
-                (output,) = written.ask(session, "unet", label, feeds).values()
+                (output,) = written.ask(session, self.checkpoint.denoiser.component, label, feeds).values()
                 noise[branch] = torch.from_numpy(output)
             guided = noise["conditional"]
             if "unconditional" in noise:

@@ -52,6 +52,7 @@ class TimestepError:
 class TimestepCurve:
     """The UNet along a trajectory, from the noisiest timestep to the last."""
 
+    component: str  # the denoiser
     points: tuple[TimestepError, ...]
     steps: int  # of the schedule, not all of which need be among the points
     scheduler: str = ""  # empty: the checkpoint's own
@@ -98,7 +99,7 @@ class TimestepCurve:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "component": "unet",
+            "component": self.component,
             "ok": self.ok,
             "problem": self.problem or None,
             "steps": self.steps,
@@ -124,6 +125,7 @@ def curve_plan(plan: ProbePlan) -> ProbePlan:
 
 def measure_timesteps(
     session: Session,
+    component: str,
     probes: Probes,
     answers: RoundedAnswers | None,
     time_embedding: Mapping[str, Any],
@@ -132,19 +134,20 @@ def measure_timesteps(
     """Ask the UNet in `session` every call of `probes`.
 
     Args:
+        component: its name.
         answers: PyTorch's with equally rounded weights, in the order of the probes; None for a model at float32.
         noise_shares: timestep -> share of noise in a latent's power, for those that are known.
     """
-    curve = TimestepCurve((), probes.plan.steps, probes.plan.scheduler)
+    curve = TimestepCurve(component, (), probes.plan.steps, probes.plan.scheduler)
     losses: dict[float, list[float]] = {}
     fidelities: dict[float, list[float]] = {}
     references: Iterator[Mapping[str, Array] | None] = answers.read() if answers else repeat(None)
     try:
-        for probe, reference in zip(probes.read("unet"), references, strict=answers is not None):
+        for probe, reference in zip(probes.read(component), references, strict=answers is not None):
             timestep = float(probe.feeds["timestep"])
             results = session.run(native_feeds(probe.feeds, session.inputs, time_embedding))
             for name, expected in probe.outputs.items():
-                where = f"unet, {probe.label}, {name}"
+                where = f"{component}, {probe.label}, {name}"
                 losses.setdefault(timestep, []).append(compare(expected, results[name], where=where).snr_db)
                 if reference is not None:
                     same = compare(reference[name], results[name], where=where).snr_db

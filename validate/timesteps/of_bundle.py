@@ -45,15 +45,17 @@ def timesteps_of(
     """
     from ..reference.pytorch import ReferenceProbes
 
-    size, unet, plan = bundle.manifest.size, checkpoint.components["unet"], plans["unet"]
+    size, unet = bundle.manifest.size, checkpoint.denoiser
+    plan = plans[unet.component]
     cheap = pictures_are_cheap(checkpoint, size)
     probes = run(ReferenceProbes(checkpoint, size, curve_plan(pictures))) if cheap else gate_probes
     answers = None if plan.label == "fp32" else ask_rounded(probes, unet, plan, run)
-    times = {float(probe.feeds["timestep"]) for probe in probes.read("unet")}
+    times = {float(probe.feeds["timestep"]) for probe in probes.read(unet.component)}
     label = f"{bundle.manifest.target.name} timesteps"
-    with progress.running(label), open_component("unet") as session:
+    with progress.running(label), open_component(unet.component) as session:
         curve = measure_timesteps(
             session,
+            unet.component,
             probes,
             answers,
             bundle.manifest.time_embedding.model_dump(),
@@ -70,7 +72,7 @@ def _activations(
     from ...quantize.ranges import ObserveInputs
     from ...quantize.samples import Samples
 
-    unet = checkpoint.components["unet"]
+    unet = checkpoint.denoiser
     coded = [
         path for path, shape in layer_shapes(unet).items() if plan.scheme(f"{path}.weight", shape).activation_bits == 8
     ]
@@ -78,7 +80,7 @@ def _activations(
         return None
     seen = run(ObserveInputs(unet, Samples((probes.folder,), (probes.digest,)))).by_timestep()
     target = get_target(bundle.manifest.target.name)
-    ranges = ranged({"unet": plan}, checkpoint, target, bundle.manifest.size, recorded_rounding(bundle), run)[
-        "unet"
+    ranges = ranged({unet.component: plan}, checkpoint, target, bundle.manifest.size, recorded_rounding(bundle), run)[
+        unet.component
     ].ranges
     return activation_bits({path: seen[path] for path in coded if path in seen}, ranges.read() if ranges else None)

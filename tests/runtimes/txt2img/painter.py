@@ -40,6 +40,7 @@ def models_of(
         scaling_factor=float(vae["scaling_factor"]),
         shift=0.0,
         size=SIZE,
+        denoiser="unet",
         time_embedding=time_embedding_facts(checkpoint.components["unet"].config),
         tokenizer_2=tokenizers[1] if len(tokenizers) > 1 else None,
         zeros_for_empty=reads_zeros_for_empty(checkpoint),

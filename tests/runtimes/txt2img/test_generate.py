@@ -63,6 +63,7 @@ def models(pipeline: Any, journal: list[str], tmp_path_factory: pytest.TempPathF
         scaling_factor=pipeline.vae.config.scaling_factor,
         shift=0.0,
         size=(64, 64),
+        denoiser="unet",
         time_embedding=time_embedding_facts(pipeline.unet.config),
     )
 

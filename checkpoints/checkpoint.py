@@ -107,7 +107,7 @@ def open_checkpoint(
         tokenizer=layout.tokenizer,
         sources=dict.fromkeys(sorted(places), ""),
         digest="",
-        variant=tell_variant(family.name, components[denoiser].config, scheduler, root, layout.prediction_why),
+        variant=tell_variant(family, components[denoiser].config, scheduler, root, layout.prediction_why),
         places=places,
         companions=given,
         adapters=adapters,

@@ -148,6 +148,9 @@ class Family:
     title: str
     components: Mapping[str, Part]  # of every checkpoint
     signature: Signature
+    guidance: float  # what diffusers' pipeline of the family guides with where nobody says otherwise
+    lcm_guidance: float = 8.5  # of a latent consistency model: LatentConsistencyModelPipeline's default
+    prediction: str | None = "epsilon"  # what its denoiser predicts where nothing states it; None: it must be stated
     pipeline: str = "StableDiffusionPipeline"  # diffusers' class that draws with it: the reference
     additions: Mapping[str, Part] = field(default_factory=dict)  # components that may be given beside a checkpoint
 

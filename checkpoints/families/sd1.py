@@ -17,6 +17,7 @@ SD1: Final = Family(
     name="sd1",
     title="Stable Diffusion 1.x",
     components=_COMPONENTS,
+    guidance=7.5,
     signature=Signature(
         parts=listed(_COMPONENTS),
         settings={

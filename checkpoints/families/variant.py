@@ -11,20 +11,18 @@ from typing import Any, Final
 
 from ...stages.artifacts import Checkpoint, GuidanceMode, Variant
 from ...stages.errors import CheckpointError
+from .family import Family
 
 INPAINTING_CHANNELS: Final = 9  # latents, a mask, and the latents of what is kept: RunwayML's inpainting UNet
 
 # Schedulers that only distilled models are sampled with.
 _FEW_STEP: Final = ("LCMScheduler", "TCDScheduler")
 _TURBO: Final = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
-# What each family's pipeline in diffusers guides with where nobody says otherwise.
-_GUIDANCE: Final = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
-_LCM_GUIDANCE: Final = {"sdxl": 8.0}  # latent-consistency/lcm-sdxl's card; 8.5 is LatentConsistencyModelPipeline's
 _LATENT: Final = ("epsilon", "v_prediction", "sample")
 
 
 def tell_variant(
-    family: str, unet: Mapping[str, Any], scheduler: Mapping[str, Any], place: Path, prediction_why: str = ""
+    family: Family, unet: Mapping[str, Any], scheduler: Mapping[str, Any], place: Path, prediction_why: str = ""
 ) -> Variant:
     """Tell the variant of a checkpoint.
 
@@ -61,13 +59,13 @@ def reads_zeros_for_empty(checkpoint: Checkpoint) -> bool:
 
 
 def _sampling(
-    family: str, unet: Mapping[str, Any], scheduler: Mapping[str, Any], prediction: str
+    family: Family, unet: Mapping[str, Any], scheduler: Mapping[str, Any], prediction: str
 ) -> tuple[str, str, GuidanceMode, float, int, str]:
     own = str(scheduler["_class_name"])
     width = unet.get("time_cond_proj_dim")
     if width is not None:
         why = f"unet.time_cond_proj_dim = {width}: it reads the guidance scale"
-        return "latent consistency model", why, "embedded", _LCM_GUIDANCE.get(family, 8.5), 4, "lcm-fp16"
+        return "latent consistency model", why, "embedded", family.lcm_guidance, 4, "lcm-fp16"
     if own in _FEW_STEP:
         why = f"its scheduler is {own}, and its UNet reads no guidance scale"
         return "few-step", why, "none", 1.0, 4, "few-step-fp16"
@@ -76,10 +74,10 @@ def _sampling(
     if own in _TURBO and trailing and plain:
         # Turbo and Lightning; an undistilled model with trailing steps was trained to zero terminal SNR
         return "turbo", f"its scheduler is {own} with timestep_spacing = 'trailing'", "none", 1.0, 4, "turbo-fp16"
-    return "base", "no sign of distillation", "cfg", _GUIDANCE[family], 20, f"{family}-fp16"
+    return "base", "no sign of distillation", "cfg", family.guidance, 20, f"{family.name}-fp16"
 
 
-def _prediction(family: str, scheduler: Mapping[str, Any], place: Path, why: str) -> tuple[str, str]:
+def _prediction(family: Family, scheduler: Mapping[str, Any], place: Path, why: str) -> tuple[str, str]:
     stated: Any = scheduler.get("prediction_type")
     if stated is not None:
         if stated not in _LATENT:
@@ -88,10 +86,13 @@ def _prediction(family: str, scheduler: Mapping[str, Any], place: Path, why: str
                 hint=f"one of: {', '.join(_LATENT)}",
             )
         return str(stated), why or "scheduler_config.json states it"
-    if family == "sd2":
+    if family.prediction is None:
         raise CheckpointError(
-            f"{place}: scheduler_config.json states no prediction_type, and Stable Diffusion 2 comes in two: "
+            f"{place}: scheduler_config.json states no prediction_type, and {family.title} comes in two: "
             "models for 768 pixels predict v, those for 512 the noise",
             hint='add "prediction_type": "v_prediction" or "epsilon" there, as the model card says',
         )
-    return "epsilon", "scheduler_config.json does not state it: noise, as all of this family did when that was left out"
+    return (
+        family.prediction,
+        "scheduler_config.json does not state it: as all of this family did when that was left out",
+    )

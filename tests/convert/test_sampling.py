@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from diffusette.checkpoints.checkpoint import open_checkpoint
+from diffusette.checkpoints.families import get_family
 from diffusette.checkpoints.families.variant import reads_zeros_for_empty, tell_variant
 from diffusette.convert.recipe import load_recipe, parse_recipe
 from diffusette.convert.sampling import Sampling, conditioning_entry, recipe_for, sampling_of
@@ -24,7 +25,7 @@ def open_kind(kind_folder: Callable[[str], Path]) -> OpenKind:
     def opened(name: str, **scheduler: Any) -> Any:
         found = open_checkpoint(kind_folder(name), survey=False)
         changed = {key: value for key, value in {**found.scheduler, **scheduler}.items() if value is not None}
-        variant = tell_variant(found.family, found.components["unet"].config, changed, found.root)
+        variant = tell_variant(get_family(found.family), found.components["unet"].config, changed, found.root)
         return dataclasses.replace(found, scheduler=changed, variant=variant)
 
     return opened

@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest
 PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup demo test test-full arm64 test-arm64 pin-arm64 check format docs wheel interop clean
+.PHONY: help setup demo test test-matrix test-full arm64 test-arm64 pin-arm64 check format docs wheel interop clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,8 +44,11 @@ demo: setup
 test: setup
 	$(PYTEST) $(PARALLEL)
 
-test-full: setup
-	$(PYTEST) $(PARALLEL)
+# Every kind and layout of checkpoint on every target.
+test-matrix: setup
+	$(PYTEST) $(PARALLEL) -m "matrix and not full" tests/matrix
+
+test-full: test test-matrix
 	$(RUN) pytest -m full
 
 arm64: setup

@@ -191,12 +191,25 @@ def forecasts() -> str:
     return text + "\n"
 
 
+def rooms() -> str:
+    """Which rooms each room imports, as the code has it: every arrow points down, or a test fails."""
+    walk = of_tests("test_imports")
+    below: dict[str, set[str]] = {room: set() for room in walk.ROOMS}
+    for found in walk.IMPORTS:
+        here, there = walk.room_of(found.importer), walk.room_of(found.imported)
+        if found.own and there in below and there != here:
+            below[here].add(there)
+    lines = [f"{room:<11} -> {' '.join(other for other in walk.ROOMS if other in below[room])}" for room in walk.ROOMS]
+    return "```\n" + "\n".join(line.removesuffix("-> ").rstrip() for line in lines) + "\n```\n"
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "adapters": adapters,
     "cli": commands,
     "forecasts": forecasts,
     "kinds": kinds,
     "layouts": layouts,
+    "rooms": rooms,
     "targets": targets,
     "tolerances": tolerances,
     "arithmetics": arithmetics,

@@ -22,6 +22,8 @@ from diffusette.validate.reference.probes import probe_control
 from ..kinds import CONTROLLED, tiny_controlnet
 from .cells import SIZE, Rows, check_cell, note, one_process
 
+pytestmark = pytest.mark.matrix
+
 CELLS: Final = [(kind, target) for kind in CONTROLLED for target in TARGETS]
 
 
@@ -31,7 +33,6 @@ def rows(cells_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Rows(cells_cache, tmp_path_factory.mktemp("rows"), goldens=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "target"), CELLS)
 def test_a_checkpoint_with_a_controlnet_converts_validates_and_follows_pictures(
     kind: str, target: str, rows: Rows, kind_folder: Callable[[str], Path]

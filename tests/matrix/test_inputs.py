@@ -20,6 +20,8 @@ from diffusette.validate.tolerances import image_tolerance
 from ..inputs import INPUTS, WORD
 from .cells import DOCS, SIZE, Rows, check_cell, note, one_process
 
+pytestmark = pytest.mark.matrix
+
 CELLS: Final = [(name, target) for name in INPUTS for target in TARGETS]
 
 
@@ -37,7 +39,6 @@ def bundle_of(rows: Rows, name: str, target: str) -> Bundle:
     return rows.bundle(name, target, make, SIZE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), CELLS)
 def test_an_input_converts_validates_and_draws(name: str, target: str, rows: Rows) -> None:
     bundle = bundle_of(rows, name, target)
@@ -48,7 +49,6 @@ def test_an_input_converts_validates_and_draws(name: str, target: str, rows: Row
         assert all(share > 0.001 for share in moved.values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_an_lcm_lora_leaves_nothing_to_say(target: str, rows: Rows) -> None:
     manifest = bundle_of(rows, "lcm-lora", target).manifest
@@ -56,7 +56,6 @@ def test_an_lcm_lora_leaves_nothing_to_say(target: str, rows: Rows) -> None:
     assert (manifest.schedule.default["scheduler"], manifest.schedule.default["steps"]) == ("lcm", 4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_new_words_draw_what_diffusers_draws_with_them(target: str, rows: Rows) -> None:
     import torch

@@ -21,6 +21,8 @@ from diffusette.validate.reference.probes import probe_control
 from ..kinds import CONTROLLED, KINDS, tiny_controlnet
 from .cells import SIZE, Rows, check_cell, one_process
 
+pytestmark = pytest.mark.matrix
+
 SEARCHED: Final = "--bits 6"  # of models so small that scales, biases and norms leave 5.2 to 5.4 at the least
 CELLS: Final = [
     (kind, scheme, target)
@@ -42,7 +44,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
 
 @pytest.mark.parametrize(
     ("kind", "scheme", "target"),
-    [pytest.param(*cell, marks=pytest.mark.slow if cell[:2] in OFTEN else pytest.mark.full) for cell in CELLS],
+    [pytest.param(*cell, marks=() if cell[:2] in OFTEN else pytest.mark.full) for cell in CELLS],
 )
 def test_integers_serve_every_kind_on_every_runtime(
     kind: str, scheme: str, target: str, rows: Rows, kind_folder: Callable[[str], Path]

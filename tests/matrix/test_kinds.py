@@ -18,6 +18,8 @@ from diffusette.validate.compare import compare_bundles
 from ..kinds import CONTROLLED, KINDS
 from .cells import DOCS, Rows, check_cell, note, one_process
 
+pytestmark = pytest.mark.matrix
+
 CELLS: Final = [(kind, target) for kind in KINDS for target in TARGETS]
 STEERED: Final = [(kind, target) for kind in CONTROLLED for target in TARGETS]  # in test_controlnet_cells
 
@@ -28,7 +30,6 @@ def rows(cells_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Rows(cells_cache, tmp_path_factory.mktemp("rows"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "target"), CELLS)
 def test_a_checkpoint_converts_validates_and_draws_with_no_hint_but_its_path(
     kind: str, target: str, rows: Rows, kind_folder: Callable[[str], Path]
@@ -48,7 +49,6 @@ OWN_MODULES: Final = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "target"), OWN_MODULES)
 def test_layers_of_a_kind_are_all_looked_into_and_none_is_wrong(
     kind: str, target: str, rows: Rows, kind_folder: Callable[[str], Path]
@@ -62,7 +62,6 @@ def test_layers_of_a_kind_are_all_looked_into_and_none_is_wrong(
         assert modules <= seen[component]
 
 
-@pytest.mark.slow
 def test_two_runtimes_of_sdxl_take_the_same_by_pytorchs_names(rows: Rows, kind_folder: Callable[[str], Path]) -> None:
     a, b = (rows.bundle("sdxl", target, lambda _: (kind_folder("sdxl"), ALONE)) for target in ("mnn", "ort"))
     found, remarks = compare_bundles(a, b, speed=False, threads=1, progress=Silent())

@@ -22,6 +22,8 @@ from diffusette.validate.reference.probes import probe_canvas
 from ..kinds import kind_pipeline, tiny_controlnet, tiny_decoder
 from .cells import lean_recipe, one_process, runtimes
 
+pytestmark = pytest.mark.matrix
+
 SIZE = (32, 64)  # 8 x 16 latents
 
 

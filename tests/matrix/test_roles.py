@@ -25,6 +25,8 @@ from diffusette.validate.check import check_bundle
 from ..kinds import write_kind
 from .cells import one_process, runtimes
 
+pytestmark = pytest.mark.matrix
+
 DENOISER = "denoising_network"
 
 

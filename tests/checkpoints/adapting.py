@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.checkpoints.weights import Weights
 from diffusette.export.modules import load
 from diffusette.stages.artifacts import Checkpoint, Companions
+from diffusette.validate.parity import compare
 
 CONV = "down_blocks.0.resnets.0.conv1"
 FLAT = "lora_unet_" + CONV.replace(".", "_")
@@ -21,8 +21,7 @@ FLOOR_DB = 100.0  # float32 sums in another order; a wrong scale or a missed mod
 
 
 def snr_db(reference: torch.Tensor, found: torch.Tensor) -> float:
-    noise = float(((reference - found).double() ** 2).sum())
-    return 10 * float(np.log10(float((reference.double() ** 2).sum()) / noise)) if noise else float("inf")
+    return compare(reference.numpy(), found.numpy(), where="test").snr_db
 
 
 def feeds(unet: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.checkpoints.safetensors_file import read_header
-from diffusette.convert.recipe import parameters_of
 from diffusette.quantize.islands import ScanWeights, with_islands
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.stored_weights import StoredWeights
@@ -87,9 +86,8 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> ComponentSource:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, heavy: ComponentSource) -> Workshop:
-    checkpoint = open_checkpoint("demo")
-    parts = {**checkpoint.components, "text_encoder": heavy}
-    return Workshop(tmp_path_factory.mktemp("islands"), dataclasses.replace(checkpoint, components=parts))
+    parts = {**open_checkpoint("demo").components, "text_encoder": heavy}
+    return Workshop(tmp_path_factory.mktemp("islands"), parts)
 
 
 @pytest.mark.parametrize("target", [OrtTarget(), NcnnTarget()], ids=["ort", "ncnn"])
@@ -103,7 +101,7 @@ def test_weights_that_overflow_are_found_and_the_model_still_answers(
     hot = shop.run(ScanActivations(heavy, probes)).read()
     assert weights[VALUES] > 65504
     assert hot["encoder.layers.1.self_attn.v_proj"] > 65504
-    shapes = parameters_of(shop.checkpoint)["text_encoder"]
+    shapes = StoredWeights(heavy, Plan("fp32"), None).shapes()
     with pytest.raises(ModelError, match=VALUES):
         StoredWeights(heavy, Plan("fp16"), None).read(VALUES)
     plan, remarks = with_islands(Plan("fp16"), shapes, weights, hot, mixes=target.mixes_floats)

@@ -46,7 +46,7 @@ def target_named(name: str) -> Target:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("contract"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("contract"), demo_checkpoint.components)
 
 
 def isolated(model: TargetModel, monkeypatch: pytest.MonkeyPatch) -> IsolatedSession:

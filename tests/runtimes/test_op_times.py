@@ -24,7 +24,7 @@ CONVOLUTION = {"ort": "Conv", "ncnn": "Convolution", "mnn": "Convolution"}
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("ops"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("ops"), demo_checkpoint.components)
 
 
 # torch.jit, which ncnn's graphs come by, is deprecated
@@ -48,7 +48,7 @@ def test_what_is_timed_is_what_a_session_computes(name: str, shop: Workshop) -> 
     assert sum(op.ms for op in times.ops) > 0
 
     assert isinstance(target, Tapped)
-    nodes = target.wiring(model, shop.checkpoint.components["vae_decoder"], SIZE, shop.run).nodes
+    nodes = target.wiring(model, shop.sources["vae_decoder"], SIZE, shop.run).nodes
     modules = {tensor: node.module for node in nodes for tensor in node.outputs}
     named = {op.module or modules.get(op.tensor, "") for op in times.ops if op.op == CONVOLUTION[name]}
     assert {"decoder.conv_in", "decoder.up_blocks.0.resnets.0.conv2", "decoder.mid_block.resnets.0.conv1"} <= named

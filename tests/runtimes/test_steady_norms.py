@@ -12,6 +12,8 @@ from diffusette.runtimes.ort.free_batch import free_batch
 from diffusette.runtimes.steady_norms import LARGE, steady_norms
 from numpy.typing import NDArray
 
+from .workshop import snr_db
+
 Array = NDArray[Any]
 GROUPS = 2
 
@@ -32,10 +34,6 @@ def norm_of(count: int, scale: float = 1.0) -> onnx.ModelProto:
 def answer(model: onnx.ModelProto, x: Array) -> Array:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])
-
-
-def snr_db(reference: Array, candidate: Array) -> float:
-    return float(10 * np.log10((reference**2).sum() / ((reference - candidate) ** 2).sum()))
 
 
 def exact(x: Array) -> Array:

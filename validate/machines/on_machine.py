@@ -97,24 +97,27 @@ class OnMachine:
         proven: Mapping[str, str],
     ) -> list[ArithmeticRow]:
         """All of `names`, or of those `there`, and what is proven; of a brief table, as many as decide."""
-        wanted = {*(names or [each.name for each in there]), *proven.values()}
-        if not self.operations:
-            return [self._row(each) for each in choices if each.name in wanted]
-        if not names:
-            wanted = {*proven.values(), *(each.name for each in there if each.is_default)}
+        brief = bool(self.operations) and not names
+        usual = (each.name for each in there if each.is_default or not brief)
+        wanted = {*(names or usual), *proven.values()}
         rows = [self._row(each) for each in self._announced([each for each in choices if each.name in wanted])]
-        for each in sorted(there, key=lambda each: each.rank):
-            recommended = self._recommend(list(rows), proven)[1]
-            if names or any(
-                row.arithmetic.rank <= each.rank for row in rows if row.arithmetic.name in recommended.values()
-            ):
-                break  # nothing faster is left to try
-            if each.name not in wanted and not falls_back(each.expects, self._probe(each).computed):
+        faster = sorted((each for each in there if brief and each.name not in wanted), key=lambda each: each.rank)
+        for each in faster:
+            if self._fastest(rows, proven) <= each.rank:
+                break
+            if not falls_back(each.expects, self._probe(each).computed):
                 rows += [self._row(each) for each in self._announced([each])]
         return sorted(rows, key=lambda row: choices.index(row.arithmetic))
 
+    def _fastest(self, rows: list[ArithmeticRow], proven: Mapping[str, str]) -> int:
+        """Rank of the fastest arithmetic that `rows` recommend."""
+        recommended = self._recommend(list(rows), proven)[1].values()
+        return min((row.arithmetic.rank for row in rows if row.arithmetic.name in recommended), default=99)
+
     def _announced(self, arithmetics: list[Arithmetic]) -> list[Arithmetic]:
-        """The same; `say` is told how long they will take, by the speed that each one's probe was multiplied at."""
+        """The same; where that is minutes, `say` is told, by the speed that each one's probe was multiplied at."""
+        if not self.operations:
+            return arithmetics
         minutes = {each.name: self._minutes(self._probe(each).operations_per_second) for each in arithmetics}
         parts = " and ".join(f"{about:.0f} minutes in {name}" for name, about in minutes.items())
         self.say(f"forecast for {self.machine.name}: about {parts}, less what the cache has")

@@ -34,20 +34,20 @@ BRANCHED = Plan("w4g64r8_afp", (("conv_in", "w8cr4_afp"), ("conv_out", "fp16")))
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("mnn-coded"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("mnn-coded"), demo_checkpoint.components)
 
 
 def build(shop: Workshop, component: str, plan: Plan) -> TargetModel:
-    return MnnTarget().build(shop.checkpoint.components[component], SIZE, plan, shop.run)
+    return MnnTarget().build(shop.sources[component], SIZE, plan, shop.run)
 
 
 def stored(shop: Workshop, component: str, plan: Plan) -> StoredWeights:
-    source = shop.checkpoint.components[component]
+    source = shop.sources[component]
     return StoredWeights(source, plan, quantized_weights(source, plan, shop.run))
 
 
 def output(shop: Workshop, model: TargetModel) -> Array:
-    source = shop.checkpoint.components[model.component]
+    source = shop.sources[model.component]
     facts = time_embedding_facts(source.config) if model.component == "unet" else {}
     with MnnSession(model, threads=1) as session:
         (result,) = session.run(native_feeds(shop.feeds(model.component), session.inputs, facts)).values()
@@ -56,7 +56,7 @@ def output(shop: Workshop, model: TargetModel) -> Array:
 
 def rounded_output(shop: Workshop, component: str, plan: Plan) -> Array:
     """PyTorch with the dequantised weights of the same codes."""
-    source = shop.checkpoint.components[component]
+    source = shop.sources[component]
     with TorchSession(TorchModel(source, SIZE, plan, quantized_weights(source, plan, shop.run))) as session:
         (result,) = session.run(shop.feeds(component)).values()
     return result
@@ -109,8 +109,8 @@ def test_rounded_and_float_activations_do_not_mix(shop: Workshop) -> None:
 
 def test_the_same_component_gives_the_same_bytes(shop: Workshop, tmp_path: Path) -> None:
     model = build(shop, "vae_encoder", Plan("w8c_afp"))
-    source = shop.checkpoint.components["vae_encoder"]
-    again = MnnTarget().build(source, SIZE, Plan("w8c_afp"), Workshop(tmp_path, shop.checkpoint).run)
+    source = shop.sources["vae_encoder"]
+    again = MnnTarget().build(source, SIZE, Plan("w8c_afp"), Workshop(tmp_path, shop.sources).run)
     for file in model.files:
         assert (model.folder / file).read_bytes() == (again.folder / file).read_bytes()
 
@@ -147,14 +147,14 @@ def test_a_weight_under_another_name_is_refused(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """q_proj and k_proj have one shape: only their values tell them apart."""
-    plan, source = Plan("w8c_afp"), shop.checkpoint.components["text_encoder"]
+    plan, source = Plan("w8c_afp"), shop.sources["text_encoder"]
 
     def swapped(*arguments: Any) -> dict[str, str]:
         owners = weight_file.owners_of(*arguments)
         return {name: parameter.replace("q_proj", "k_proj") for name, parameter in owners.items()}
 
     monkeypatch.setattr(coded, "owners_of", swapped)
-    fresh = Workshop(tmp_path, shop.checkpoint)
+    fresh = Workshop(tmp_path, shop.sources)
     with pytest.raises(ToolCrashed, match=r"does not hold .*k_proj\.weight"):
         MnnTarget().build(source, SIZE, plan, fresh.run)
 

@@ -23,11 +23,11 @@ OPENER = "diffusette.runtimes.registry:open_model"
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("mnn-memory-low"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("mnn-memory-low"), demo_checkpoint.components)
 
 
 def build(shop: Workshop, component: str, plan: Plan) -> TargetModel:
-    return MnnTarget().build(shop.checkpoint.components[component], SIZE, plan, shop.run)
+    return MnnTarget().build(shop.sources[component], SIZE, plan, shop.run)
 
 
 def fitted(scheme: str) -> Plan:
@@ -35,7 +35,7 @@ def fitted(scheme: str) -> Plan:
 
 
 def output(shop: Workshop, model: TargetModel, arithmetic: str) -> Array:
-    source = shop.checkpoint.components[model.component]
+    source = shop.sources[model.component]
     facts = time_embedding_facts(source.config) if model.component == "unet" else {}
     with open_isolated(OPENER, Opening(model, arithmetic), threads=1) as session:
         (result,) = session.run(native_feeds(shop.feeds(model.component), session.inputs, facts)).values()

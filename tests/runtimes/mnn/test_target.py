@@ -5,75 +5,43 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pytest
 from diffusette.checkpoints.families.sd1 import SD1
-from diffusette.export import contract, modules
 from diffusette.quantize.plan import Plan
-from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
+from diffusette.runtimes.inputs import native_feeds
 from diffusette.runtimes.mnn.mnn_file import MnnFile
 from diffusette.runtimes.mnn.session import MnnSession
 from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.stages import extras
 from diffusette.stages.artifacts import Checkpoint, TargetModel, TensorSpec
 from diffusette.stages.errors import FeedError, MissingTool, ModelError
-from numpy.typing import NDArray
+
+from ..workshop import SIZE, Array, snr_db
+from ..workshop import Workshop as Shop
 
 COMPONENTS: Final = tuple(SD1.components)  # of the demo
-Array = NDArray[Any]
-SIZE: Final = (64, 64)
 # Seen: 119 to 130 dB at both precisions. Float32 round-off; Winograd alone would bring the VAE to 71.
 FLOOR_DB: Final = 100.0
 
 
-class Workshop:
-    """Stages run in this process, equal ones once, in folders of their own."""
+class Workshop(Shop):
+    """Of MNN."""
 
-    def __init__(self, root: Path, checkpoint: Checkpoint) -> None:
-        self.root = root
-        self.checkpoint = checkpoint
-        self.done: dict[str, Any] = {}
-        self.model = cache(self.build)
-        self.module = cache(lambda component: modules.load(checkpoint.components[component]))
-
-    def run(self, stage: Any) -> Any:
-        if repr(stage) not in self.done:
-            self.done[repr(stage)] = self.run_again(stage)
-        return self.done[repr(stage)]
-
-    def run_again(self, stage: Any) -> Any:
-        into = self.root / f"{len(list(self.root.iterdir()))}-{stage.name}"
-        into.mkdir()
-        return dataclasses.replace(stage.run(into), digest=into.name)
-
-    def build(self, component: str, precision: str) -> TargetModel:
-        return MnnTarget().build(self.checkpoint.components[component], SIZE, Plan(precision), self.run)
-
-    def feeds(self, component: str) -> dict[str, Array]:
-        generator = np.random.default_rng(11)
-        feeds: dict[str, Array] = {}
-        for spec in contract.input_specs(self.checkpoint.components[component], SIZE):
-            if spec.dtype == "int64":
-                feeds[spec.name] = generator.integers(0, 600, spec.shape)
-            elif spec.name == "timestep":
-                feeds[spec.name] = np.array(481, np.float32)
-            else:
-                feeds[spec.name] = generator.standard_normal(spec.shape).astype(np.float32)
-        return feeds
+    def model(self, component: str, precision: str) -> TargetModel:
+        return self.build(MnnTarget(), component, precision)
 
     def native(self, component: str) -> dict[str, Array]:
-        config = self.checkpoint.components[component].config
-        facts = time_embedding_facts(config) if component == "unet" else {}
-        return native_feeds(self.feeds(component), self.model(component, "fp32").inputs, facts)
+        inputs = self.model(component, "fp32").inputs
+        return native_feeds(self.feeds(component), inputs, self.facts(component))
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("mnn"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("mnn"), demo_checkpoint.components)
 
 
 def torch_output(module: Any, feeds: Mapping[str, Array], *, round_weights: bool) -> Array:
@@ -89,11 +57,6 @@ def torch_output(module: Any, feeds: Mapping[str, Array], *, round_weights: bool
                 weight.copy_(weight.half().float())
         output: Array = module(*(torch.tensor(array) for array in feeds.values())).numpy()
     return output
-
-
-def snr_db(reference: Array, candidate: Array) -> float:
-    reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
-    return float(10 * np.log10(np.sum(reference**2) / np.sum((reference - candidate) ** 2)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -140,7 +103,7 @@ def test_the_same_component_gives_the_same_bytes_without_a_path_in_them(workshop
     from diffusette.runtimes.mnn.convert import BuildMnn
 
     first = workshop.model("vae_encoder", precision)
-    onnx = onnx_model(workshop.checkpoint.components["vae_encoder"], SIZE, Plan(precision), workshop.run)
+    onnx = onnx_model(workshop.sources["vae_encoder"], SIZE, Plan(precision), workshop.run)
     again = workshop.run_again(BuildMnn(onnx))
     content = (first.folder / first.files[0]).read_bytes()
     assert (again.folder / again.files[0]).read_bytes() == content

@@ -1,71 +1,38 @@
-"""ncnn models of the embedded demo checkpoint for tests: built in this process, each once."""
+"""ncnn models of a checkpoint for tests, and what they and PyTorch compute."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-from diffusette.export import contract, modules
 from diffusette.quantize.plan import Plan
 from diffusette.quantize.quantized import quantized_weights
-from diffusette.runtimes.inputs import native_feeds, time_embedding_facts
+from diffusette.runtimes.inputs import native_feeds
 from diffusette.runtimes.ncnn.lower import native_inputs
 from diffusette.runtimes.ncnn.session import NcnnSession
 from diffusette.runtimes.ncnn.target import NcnnTarget
 from diffusette.runtimes.ncnn.trace import TracedNcnn, trace_of
-from diffusette.stages.artifacts import ComponentSource, TargetModel
-from diffusette.stages.stage import digest_of
+from diffusette.stages.artifacts import TargetModel
 from diffusette.validate.reference.torch_session import TorchModel, TorchSession
-from numpy.typing import NDArray
 
-SIZE: Final = (64, 64)
-Array = NDArray[Any]
+from ..workshop import SIZE, Array, snr_db
+from ..workshop import Workshop as Shop
+
+__all__ = ["SIZE", "Array", "Workshop", "ncnn_output", "rounded_output", "snr_db", "torch_output"]
 
 
-class Workshop:
-    """Runs stages in this process, equal ones once a test session."""
-
-    def __init__(self, root: Path, sources: Mapping[str, ComponentSource]) -> None:
-        self.root = root
-        self.sources = sources
-        self._done: dict[Path, Any] = {}
-        self.module = cache(lambda component: modules.load(self.sources[component]))
-
-    def run(self, stage: Any) -> Any:
-        into = self.root / digest_of(stage)
-        if not into.is_dir():
-            into.mkdir()
-            self._done[into] = dataclasses.replace(stage.run(into), digest=into.name)
-        return self._done[into]
+class Workshop(Shop):
+    """Of ncnn."""
 
     def traced(self, component: str, size: tuple[int, int] = SIZE) -> TracedNcnn:
         traced: TracedNcnn = self.run(trace_of(self.sources[component], size))
         return traced
 
     def model(self, component: str, precision: str, size: tuple[int, int] = SIZE) -> TargetModel:
-        return NcnnTarget().build(self.sources[component], size, Plan(precision), self.run)
-
-    def feeds(self, component: str, size: tuple[int, int] = SIZE) -> dict[str, Array]:
-        """Feeds of PyTorch's module: unit Gaussians, a timestep amid the schedule, token ids."""
-        generator = np.random.default_rng(7)
-        feeds: dict[str, Array] = {}
-        for spec in contract.input_specs(self.sources[component], size):
-            if spec.dtype == "int64":
-                feeds[spec.name] = generator.integers(0, 600, spec.shape)
-            elif spec.name == "timestep":
-                feeds[spec.name] = np.array(481, np.float32)
-            else:
-                feeds[spec.name] = generator.standard_normal(spec.shape).astype(np.float32)
-        return feeds
+        return self.build(NcnnTarget(), component, precision, size)
 
     def native(self, component: str, feeds: Mapping[str, Array], size: tuple[int, int] = SIZE) -> dict[str, Array]:
-        source = self.sources[component]
-        facts = time_embedding_facts(source.config) if component == "unet" else {}
-        return native_feeds(feeds, native_inputs(source, size), facts)
+        return native_feeds(feeds, native_inputs(self.sources[component], size), self.facts(component))
 
 
 def torch_output(module: Any, feeds: Mapping[str, Array]) -> Array:
@@ -80,11 +47,6 @@ def ncnn_output(model: TargetModel, feeds: Mapping[str, Array]) -> Array:
     with NcnnSession(model, threads=2) as session:
         (output,) = session.run(feeds).values()
     return output
-
-
-def snr_db(reference: Array, candidate: Array) -> float:
-    r, c = reference.astype(np.float64), candidate.astype(np.float64)
-    return float(10 * np.log10((r**2).sum() / ((r - c) ** 2).sum()))
 
 
 def rounded_output(

@@ -35,11 +35,11 @@ MIX = Plan("w8c_afp", (("decoder.conv_in", "fp16"), ("decoder.mid_block.resnets.
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("coded"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("coded"), demo_checkpoint.components)
 
 
 def built(shop: Workshop, component: str, plan: Plan) -> TargetModel:
-    model = OrtTarget().build(shop.checkpoint.components[component], SIZE, plan, shop.run)
+    model = OrtTarget().build(shop.sources[component], SIZE, plan, shop.run)
     assert isinstance(model, TargetModel)
     return model
 
@@ -48,7 +48,7 @@ def rounded_torch(shop: Workshop, component: str, plan: Plan) -> Array:
     """What PyTorch answers with the weights that `plan` leaves."""
     import torch
 
-    source = shop.checkpoint.components[component]
+    source = shop.sources[component]
     module = modules.load(source)
     round_weights(module, StoredWeights(source, plan, quantized_weights(source, plan, shop.run)))
     with torch.inference_mode():
@@ -92,7 +92,7 @@ def test_it_computes_what_pytorch_computes_with_the_same_codes(component: str, p
 @pytest.mark.parametrize("scheme", ["w8c_afp", "w4g64_afp", "w4g64r8_afp"])
 def test_bits_are_those_of_the_plan_and_the_file_holds_nothing_else(scheme: str, shop: Workshop) -> None:
     model, plan = built(shop, "vae_decoder", Plan(scheme)), Plan(scheme)
-    source = shop.checkpoint.components["vae_decoder"]
+    source = shop.sources["vae_decoder"]
     shapes = StoredWeights(source, plan, quantized_weights(source, plan, shop.run)).shapes()
     assert model.bits_per_weight == pytest.approx(plan.bits_per_weight(shapes), abs=1e-3)
     data = (model.folder / "vae_decoder/model.onnx_data").stat().st_size
@@ -157,7 +157,7 @@ def test_activations_of_eight_bits_are_rounded_once_a_layer_and_summed_exactly(c
     import torch
 
     plan, feeds = Plan("w8c_a8"), shop.feeds(component)
-    model, source = built(shop, component, plan), shop.checkpoint.components[component]
+    model, source = built(shop, component, plan), shop.sources[component]
     module = modules.load(source)
     round_weights(module, StoredWeights(source, plan, quantized_weights(source, plan, shop.run)))
     for layer in module.modules():
@@ -227,7 +227,7 @@ def test_static_activations_are_rounded_over_the_calibrated_ranges(shop: Worksho
     import torch
 
     component = "text_encoder"
-    feeds, source = shop.feeds(component), shop.checkpoint.components[component]
+    feeds, source = shop.feeds(component), shop.sources[component]
     np.savez(tmp_path / f"{component}-000.npz", allow_pickle=False, **{f"feed.{n}": a for n, a in feeds.items()})
     found = layer_ranges(source, Samples((tmp_path,), ("own",)), "minmax", shop.run)
     plan = replace(Plan("w8c_a8"), ranges=found)

@@ -30,7 +30,7 @@ STORED_DB: Final = 60.0
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("halves"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("halves"), demo_checkpoint.components)
 
 
 def graph_of(model: TargetModel) -> Any:
@@ -129,7 +129,7 @@ def test_layers_at_the_resolution_of_the_latent_stay_float32(shop: Workshop) -> 
 
 def test_rules_keep_modules_in_float32_beside_the_scheme(shop: Workshop) -> None:
     plan = Plan(SCHEME, (("decoder.conv_in.weight", "fp16"), ("decoder.mid_block.attentions.0.to_q.weight", "fp32")))
-    model = OrtTarget().build(shop.checkpoint.components["vae_decoder"], SIZE, plan, shop.run)
+    model = OrtTarget().build(shop.sources["vae_decoder"], SIZE, plan, shop.run)
     assert model.precision == "fp16_a16+fp16+fp32"
     graph = graph_of(model)
     kind = kinds(graph)
@@ -184,12 +184,10 @@ def test_it_has_no_ort_form_and_says_why(shop: Workshop) -> None:
 @pytest.mark.parametrize("name", ["ncnn", "mnn"])
 def test_targets_that_choose_it_by_options_refuse_the_scheme(name: str, shop: Workshop) -> None:
     with pytest.raises(UnsupportedPrecision, match=SCHEME) as caught:
-        get_target(name).build(shop.checkpoint.components["unet"], SIZE, Plan(SCHEME), shop.run)
+        get_target(name).build(shop.sources["unet"], SIZE, Plan(SCHEME), shop.run)
     assert "runs on --target ort" in caught.value.hint
 
 
 def test_it_does_not_stand_beside_integers(shop: Workshop) -> None:
     with pytest.raises(UnsupportedPrecision, match="beside integer codes"):
-        OrtTarget().build(
-            shop.checkpoint.components["unet"], SIZE, Plan("w8c_afp", (("conv_in.weight", SCHEME),)), shop.run
-        )
+        OrtTarget().build(shop.sources["unet"], SIZE, Plan("w8c_afp", (("conv_in.weight", SCHEME),)), shop.run)

@@ -35,7 +35,7 @@ HALF_DB: Final = 45.0
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("ort"), demo_checkpoint)
+    return Workshop(tmp_path_factory.mktemp("ort"), demo_checkpoint.components)
 
 
 def built(shop: Workshop, component: str, precision: str = "fp32", form: str = "onnx") -> TargetModel:
@@ -83,7 +83,7 @@ def test_the_onnx_form_takes_any_batch(component: str, shop: Workshop) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     opened = onnxruntime.InferenceSession(file, options)
-    first, second = shop.feeds(component, 1), shop.feeds(component, 2)
+    first, second = shop.feeds(component, seed=1), shop.feeds(component, seed=2)
     both = {name: np.concatenate([a, second[name]]) if a.ndim else a for name, a in first.items()}
     (together,) = opened.run(None, both)
     for row, feeds in enumerate((first, second)):

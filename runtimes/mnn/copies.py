@@ -236,6 +236,8 @@ def _put_constants(graph: ir.Graph, values: Mapping[Use, Array]) -> Iterator[tup
 def _put(graph: ir.Graph, name: str, tensor: Any) -> None:
     import onnx_ir as ir
 
+    if name not in graph.initializers:  # an attention over one place: its softmax is 1, and nothing reads a query
+        raise NotAlikeError(f"nothing in the graph reads the weight {name}")
     value = graph.initializers[name]
     value.const_value, value.shape = tensor, ir.Shape(tensor.shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -11,12 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import rfc8785
-
-from ..stages.artifacts import ALONE, Checkpoint, Companions, ComponentSource, StoredTensor, sole
+from ..stages.artifacts import ALONE, Checkpoint, Companions, ComponentSource, sole
 from ..stages.errors import CheckpointError
-from ..stages.hashing import sha256_of_file
-from ..stages.plain_file import read_plain
 from . import controlnet, tiny_decoder
 from .adapters.apply import adapted_scheduler, apply_adapters, remarks_on
 from .config import architecture, pixels_per_latent, vae_pixels_per_latent, with_pixels_per_latent
@@ -27,12 +22,10 @@ from .families.variant import tell_variant
 from .folder_layout import read_folder
 from .layout import Layout, PartWeights
 from .loose_file import is_single_file, refuse_loose
-from .pickled_file import is_pickled
 from .single_file.tokenizer import size_of
-from .survey import Survey, refuse_non_finite
-from .survey import survey as survey_file
+from .surveyed import surveyed
 from .tiny_decoder import read_tiny_decoder
-from .weights import Weights, current_names
+from .weights import current_names
 
 DEMO: Final = "demo"
 DEMO_FOLDER: Final = Path(__file__).resolve().parent.parent / "demo"
@@ -236,72 +229,3 @@ def _completed_scheduler(layout: Layout) -> dict[str, Any]:
                 hint="take scheduler_config.json from where the checkpoint was whole",
             ) from None
     return architecture(config)
-
-
-def surveyed(checkpoint: Checkpoint, memo: Path | None) -> Checkpoint:
-    """`checkpoint` with every file hashed and all weights known to be finite.
-
-    Args:
-        memo: as of `open_checkpoint`.
-    Raises:
-        CheckpointError: a file cannot be read, or a weight is NaN or infinite.
-    """
-    weights = {file for source in checkpoint.components.values() for file in source.files}
-    sources: dict[str, str] = {}
-    surveys: dict[Path, Survey] = {}
-    adapters = {checkpoint.places[adapter.place] for adapter in checkpoint.adapters}
-    for label, place in checkpoint.places.items():
-        if place in adapters:  # its factors are digested with the weights that they change
-            sources[label] = sha256_of_file(place)
-        elif place in weights:
-            surveys[place] = survey_file(place, tensors=_listed(checkpoint, place), memo=memo)
-            refuse_non_finite(place, surveys[place])
-            sources[label] = surveys[place].sha256
-        else:
-            sources[label] = _hash_small(place)
-    components = {
-        name: replace(source, digest=_digest_component(source, checkpoint.root, surveys))
-        for name, source in checkpoint.components.items()
-    }
-    facts = {
-        "family": checkpoint.family,
-        "components": {name: source.digest for name, source in components.items()},
-        "scheduler": checkpoint.scheduler,
-        "tokenizer": {
-            name: digest for name, digest in sources.items() if name.startswith(("tokenizer/", "tokenizer_2/"))
-        },
-        "pipeline": checkpoint.pipeline,
-        "settings": checkpoint.settings,
-    }
-    return replace(checkpoint, components=components, sources=sources, digest=_digest(facts, checkpoint.root))
-
-
-def _listed(checkpoint: Checkpoint, place: Path) -> list[StoredTensor] | None:
-    """The tensors of a file that has no safetensors header."""
-    if place.is_file() and not is_pickled(place):
-        return None
-    return [tensor for source in checkpoint.components.values() for tensor in source.tensors if tensor.file == place]
-
-
-def _hash_small(file: Path) -> str:
-    try:
-        return hashlib.sha256(read_plain(file)).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}", hint="check its rights") from error
-
-
-def _digest_component(source: ComponentSource, root: Path, surveys: Mapping[Path, Survey]) -> str:
-    """By content: names, dtypes and values of the tensors as mapped, and the configuration; not by file or family."""
-    facts = {
-        "component": source.component,
-        "config": source.config,
-        "weights": Weights(source).content({file: found.tensors for file, found in surveys.items()}),
-    }
-    return _digest(facts, root)
-
-
-def _digest(facts: Mapping[str, Any], root: Path) -> str:
-    try:
-        return hashlib.sha256(rfc8785.dumps(dict(facts))).hexdigest()
-    except rfc8785.CanonicalizationError as error:
-        raise CheckpointError(f"{root}: a config holds a value that JSON cannot carry exactly: {error}") from error

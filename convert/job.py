@@ -62,7 +62,8 @@ def resolve(request: Request, cache: Cache, progress: Progress) -> Job:
     Raises:
         DiffusetteError: see `errors`; nothing at `output` has changed then.
     """
-    from ..checkpoints.checkpoint import open_checkpoint, surveyed
+    from ..checkpoints.checkpoint import open_checkpoint
+    from ..checkpoints.surveyed import surveyed
     from .forecast import forecast, refuse_if_too_small
 
     headers = open_checkpoint(request.checkpoint, companions=request.companions, survey=False)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
-from diffusette.checkpoints import checkpoint as checkpoint_module
+from diffusette.checkpoints import surveyed as surveyed_module
 
 from ..ldm import Tensors, ldm_tensors, original_pipeline, write_ldm
 
@@ -20,7 +20,7 @@ def no_weights_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("tensor data was read")
 
-    monkeypatch.setattr(checkpoint_module, "survey_file", fail)
+    monkeypatch.setattr(surveyed_module, "survey_file", fail)
     monkeypatch.setattr(np, "fromfile", fail)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,8 @@ class TorchNoise:
             raise UsageError(f"seed {seed} does not fit in 64 bits", hint="use 0 to 18446744073709551615")
         self._engine = np.random.MT19937()
         # numpy seeds as torch does behind its legacy interface only, which NEP 19 has frozen
-        self._engine.state = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
+        seeded: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
+        self._engine.state = seeded
         self._spare: float | None = None  # the second half of a scalar Box-Muller pair
 
     def normal(self, shape: Sequence[int]) -> NDArray[np.float32]:

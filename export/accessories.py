@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..stages.errors import CheckpointError, UsageError
+from ..stages.stage import Stage
 from .compiled_schedule import CompiledSchedule
 
 
@@ -33,20 +34,14 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
-class WriteTokenizer:
+class WriteTokenizer(
+    Stage[Tokenizer], name="tokenizer", version=1, tools=("transformers", "tokenizers"), aside=("folder",)
+):
     """The checkpoint's tokenizer folder -> tokenizer.json."""
 
     folder: Path
     sources: Mapping[str, str]  # file name -> sha256
     added: tuple[str, ...] = ()  # tokens behind all others
-
-    name: ClassVar[str] = "tokenizer"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("transformers", "tokenizers")
-    output: ClassVar[type] = Tokenizer
-
-    def key(self) -> Mapping[str, object]:
-        return {"sources": dict(self.sources), "added": list(self.added)}
 
     def run(self, into: Path) -> Tokenizer:
         from ..checkpoints.tokenizer import write_tokenizer
@@ -91,7 +86,7 @@ class Schedules:
 
 
 @dataclass(frozen=True)
-class CompileSchedules:
+class CompileSchedules(Stage[Schedules], name="schedules", version=1, tools=("diffusers", "torch", "numpy")):
     """A scheduler's configuration -> coefficient tables for each wanted (scheduler, steps).
 
     The first of `wanted` is the bundle's default and must compile; another that cannot be compiled for this
@@ -102,11 +97,6 @@ class CompileSchedules:
     wanted: tuple[tuple[str, int], ...]  # "checkpoint" stands for the scheduler that the checkpoint names
     pipeline: str = "StableDiffusionPipeline"  # diffusers' class that holds the scheduler
     timesteps: tuple[int, ...] = ()  # of the default schedule, where a recipe names them
-
-    name: ClassVar[str] = "schedules"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("diffusers", "torch", "numpy")
-    output: ClassVar[type] = Schedules
 
     def key(self) -> Mapping[str, object]:
         config = {name: value for name, value in self.config.items() if name != "_diffusers_version"}

@@ -11,13 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import rfc8785
 
 from ..checkpoints.config import architecture
 from ..stages.artifacts import ComponentSource, TensorSpec
 from ..stages.errors import ExportError
+from ..stages.stage import Stage
 
 OPSET: Final = 18  # newest that ONNX Runtime and MNN both run without rewriting: docs/decisions/0006
 
@@ -68,18 +69,15 @@ def write_slots(slots: tuple[WeightSlot, ...], folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class ExportGraph:
+class ExportGraph(
+    Stage[Graph], name="export", version=1, tools=("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
+):
     """PyTorch -> ONNX structure. The key holds the architecture and the size, never the weights."""
 
     component: str
     family: str
     config: Mapping[str, Any]
     size: tuple[int, int]  # height, width in pixels
-
-    name: ClassVar[str] = "export"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir")
-    output: ClassVar[type] = Graph
 
     def key(self) -> Mapping[str, object]:
         return {"component": self.component, "config": architecture(self.config), "size": list(self.size)}

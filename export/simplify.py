@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..stages.errors import ExportError
+from ..stages.stage import Stage
 from .graph import Graph
 
 
 @dataclass(frozen=True)
-class SimplifyGraph:
+class SimplifyGraph(Stage[Graph], name="simplify", version=1, tools=("onnxsim", "onnx")):
     """Graph -> the same Graph with fewer nodes."""
 
     graph: Graph
-
-    name: ClassVar[str] = "simplify"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("onnxsim", "onnx")
-    output: ClassVar[type] = Graph
-
-    def key(self) -> Mapping[str, object]:
-        return {"graph": self.graph.digest}
 
     def run(self, into: Path) -> Graph:
         import onnx

@@ -6,31 +6,23 @@ docs/decisions/0080.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..export.graph import Graph, WeightSlot, write_slots
 from ..stages.errors import ExportError
+from ..stages.stage import Stage
 from .low_rank import DOWN, UP
 
 
 @dataclass(frozen=True)
-class BranchGraph:
+class BranchGraph(Stage[Graph], name="branch", version=1, tools=("onnx",)):
     """Graph -> the same Graph with a branch beside each layer of `ranks`; outputs and modules keep their names."""
 
     graph: Graph
     ranks: tuple[tuple[str, int], ...]  # parameter, rank of its branch
-
-    name: ClassVar[str] = "branch"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("onnx",)
-    output: ClassVar[type] = Graph
-
-    def key(self) -> Mapping[str, object]:
-        return {"graph": self.graph.digest, "ranks": [list(each) for each in self.ranks]}
 
     def run(self, into: Path) -> Graph:
         import onnx

@@ -10,7 +10,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from ..checkpoints.safetensors_file import read_header, read_tensor
 from ..checkpoints.weights import Weights
 from ..stages.artifacts import ComponentSource, StoredTensor
 from ..stages.errors import ModelError
-from ..stages.stage import Runner
+from ..stages.stage import Runner, Stage
 from .codes import Codes, round_to_nearest
 from .codes_file import CODES, FILE, SCALES, QuantizedWeights, read_codes, tensors_of, write_codes
 from .low_rank import DOWN, UP
@@ -54,7 +54,13 @@ class RoundedLayers:
 
 
 @dataclass(frozen=True)
-class RoundLayers:
+class RoundLayers(
+    Stage[RoundedLayers],
+    name="round",
+    version=2,
+    tools=("torch", "diffusers", "transformers", "numpy"),
+    aside=("form",),
+):
     """Round some layers of a component to what changes their output least along the samples.
 
     At each of `schemes`; with `own`, every layer at its own of them.
@@ -66,21 +72,6 @@ class RoundLayers:
     schemes: tuple[str, ...]
     own: tuple[str, ...] = ()  # of each layer, in their order
     form: str = ""  # which chunk of how many, for people
-
-    name: ClassVar[str] = "round"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
-    output: ClassVar[type] = RoundedLayers
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "component": self.source.component,
-            "source": self.source.digest,
-            "samples": self.samples.digest,
-            "layers": list(self.layers),
-            "schemes": list(self.schemes),
-            "own": list(self.own),
-        }
 
     def run(self, into: Path) -> RoundedLayers:
         from safetensors.numpy import save_file
@@ -116,25 +107,12 @@ class RoundLayers:
 
 
 @dataclass(frozen=True)
-class PickCodes:
+class PickCodes(Stage[QuantizedWeights], name="quantize", version=1, tools=("numpy",)):
     """Of each layer, the codes of the scheme that the plan gives it; token embeddings are rounded to the nearest."""
 
     source: ComponentSource
     plan: Plan
     rounded: tuple[RoundedLayers, ...]
-
-    name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = QuantizedWeights
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
-
-    def key(self) -> Mapping[str, object]:
-        layers = [each.digest for each in self.rounded]
-        return {"component": self.source.component, "source": self.source.digest, "plan": self.plan.key(), "of": layers}
 
     def run(self, into: Path) -> QuantizedWeights:
         weights = Weights(self.source)

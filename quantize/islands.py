@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 
 from ..checkpoints.weights import Weights
 from ..stages.artifacts import ComponentSource
 from ..stages.errors import ModelError
+from ..stages.stage import Stage
 from .cast import FLOAT16_MAX
 from .plan import Plan, Shapes
 from .scheme import KEEP
@@ -53,18 +54,10 @@ def write_peaks(peaks: Mapping[str, float], folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class ScanWeights:
+class ScanWeights(Stage[Peaks], name="scan", version=1, tools=("numpy",)):
     """The largest absolute value of every parameter of two or more dimensions; one is in memory at a time."""
 
     source: ComponentSource
-
-    name: ClassVar[str] = "scan"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = Peaks
-
-    def key(self) -> Mapping[str, object]:
-        return {"component": self.source.component, "source": self.source.digest}
 
     def run(self, into: Path) -> Peaks:
         weights, peaks = Weights(self.source), {}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from ..checkpoints.weights import Weights
 from ..export.graph import ExportGraph, Graph, WeightSlot
 from ..export.simplify import SimplifyGraph
 from ..stages.artifacts import ComponentSource, OnnxModel
-from ..stages.stage import Runner
+from ..stages.stage import Runner, Stage
 from .branches import BranchGraph
 from .codes_file import QuantizedWeights
 from .low_rank import UP
@@ -24,7 +23,7 @@ _INLINE_BELOW: Final = 1024  # bytes; smaller tensors stay in the protobuf, as o
 
 
 @dataclass(frozen=True)
-class WriteOnnx:
+class WriteOnnx(Stage[OnnxModel], name="weights", version=2, tools=("onnx", "numpy")):
     """Stream a component's weights into its graph.
 
     Where the plan stores float16, weights that had two or more dimensions in PyTorch are float16 in the file and cast
@@ -36,19 +35,6 @@ class WriteOnnx:
     source: ComponentSource
     plan: Plan
     quantized: QuantizedWeights | None = None  # codes of a plan that has any: their values are written as float32
-
-    name: ClassVar[str] = "weights"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ("onnx", "numpy")
-    output: ClassVar[type] = OnnxModel
-
-    def key(self) -> Mapping[str, object]:
-        codes = self.quantized.digest if self.quantized else None
-        return {"graph": self.graph.digest, "source": self.source.digest, "plan": self.plan.key(), "codes": codes}
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
 
     def run(self, into: Path) -> OnnxModel:
         import onnx
@@ -74,7 +60,7 @@ class WriteOnnx:
             model.graph.node.insert(number, node)
         onnx.save(model, str(into / "model.onnx"))
         onnx.checker.check_model(str(into / "model.onnx"))
-        return OnnxModel(into, self.graph.component, self.precision, self.graph.inputs, self.graph.outputs)
+        return OnnxModel(into, self.graph.component, self.plan.label, self.graph.inputs, self.graph.outputs)
 
     def _tensor(self, slot: WeightSlot, weights: Any, data: Any) -> tuple[Any, list[Any]]:
         import numpy as np

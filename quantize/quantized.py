@@ -5,39 +5,27 @@ Targets pack these codes in their own format, and PyTorch's rounded reference co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from numpy.typing import NDArray
 
 from ..checkpoints.weights import Weights
 from ..stages.artifacts import ComponentSource
-from ..stages.stage import Runner
+from ..stages.stage import Runner, Stage
 from .codes import round_to_nearest
 from .codes_file import FILE, QuantizedWeights, tensors_of, write_codes
 from .plan import Plan
 
 
 @dataclass(frozen=True)
-class QuantizeWeights:
+class QuantizeWeights(Stage[QuantizedWeights], name="quantize", version=1, tools=("numpy",)):
     """Round a component's weights to the codes of `plan`; one tensor is in memory at a time."""
 
     source: ComponentSource
     plan: Plan
-
-    name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = QuantizedWeights
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
-
-    def key(self) -> Mapping[str, object]:
-        return {"component": self.source.component, "source": self.source.digest, "plan": self.plan.key()}
 
     def run(self, into: Path) -> QuantizedWeights:
         weights = Weights(self.source)

@@ -7,16 +7,16 @@ histograms. A stage observes the samples of a few prompts, so that an interrupte
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 
 from ..stages.artifacts import ComponentSource
 from ..stages.errors import ModelError
-from ..stages.stage import Runner
+from ..stages.stage import Runner, Stage
 from .histogram import Histogram, Method
 from .layer_ranges import FILE, LayerRanges, Range, Side
 from .samples import Samples
@@ -52,24 +52,18 @@ class ObservedInputs:
 
 
 @dataclass(frozen=True)
-class ObserveInputs:
+class ObserveInputs(
+    Stage[ObservedInputs],
+    name="observe",
+    version=2,
+    tools=("torch", "diffusers", "transformers", "numpy"),
+    aside=("form",),
+):
     """Run a component along its samples and count what enters every linear layer and convolution."""
 
     source: ComponentSource
     samples: Samples
     form: str = ""  # which part of the samples of how many, for people
-
-    name: ClassVar[str] = "observe"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
-    output: ClassVar[type] = ObservedInputs
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "component": self.source.component,
-            "source": self.source.digest,
-            "samples": list(self.samples.digests),
-        }
 
     def run(self, into: Path) -> ObservedInputs:
         import torch
@@ -122,21 +116,12 @@ class ObserveInputs:
 
 
 @dataclass(frozen=True)
-class ChooseRanges:
+class ChooseRanges(Stage[LayerRanges], name="ranges", version=1, tools=("numpy", "onnxruntime")):
     """One range for every layer's input and every convolution's output, from all that was observed."""
 
     component: str
     observed: tuple[ObservedInputs, ...]
     method: Method
-
-    name: ClassVar[str] = "ranges"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
-    output: ClassVar[type] = LayerRanges
-
-    def key(self) -> Mapping[str, object]:
-        observed = [each.digest for each in self.observed]
-        return {"component": self.component, "observed": observed, "method": self.method}
 
     def run(self, into: Path) -> LayerRanges:
         entries: dict[str, dict[str, list[float]]] = {}

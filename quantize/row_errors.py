@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints.weights import Weights
 from ..stages.artifacts import ComponentSource
+from ..stages.stage import Stage
 from .calibrated import ERRORS, LAYERS, RoundedLayers, bare, layer_shapes, stored_schemes
 from .codes import round_to_nearest
 from .samples import Samples
@@ -36,7 +37,9 @@ _WORK: Final = 2**24  # numbers of a weight that are rounded at once: 64 MiB in 
 
 
 @dataclass(frozen=True)
-class EstimateErrors:
+class EstimateErrors(
+    Stage[RoundedLayers], name="estimate-errors", version=1, tools=("torch", "diffusers", "transformers", "numpy")
+):
     """E|D x|^2 of each output channel of every layer at each of `schemes`, over `ROWS` of its inputs.
 
     The result has errors and no codes: `CodePicker` rounds such layers to the nearest.
@@ -47,20 +50,8 @@ class EstimateErrors:
     schemes: tuple[str, ...]
     calls: int  # samples that the inputs are taken from
 
-    name: ClassVar[str] = "estimate-errors"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
-    output: ClassVar[type] = RoundedLayers
-
     def key(self) -> Mapping[str, object]:
-        return {
-            "component": self.source.component,
-            "source": self.source.digest,
-            "samples": self.samples.digest,
-            "schemes": list(self.schemes),
-            "calls": self.calls,
-            "rows": ROWS,
-        }
+        return {**super().key(), "rows": ROWS}
 
     def run(self, into: Path) -> RoundedLayers:
         from safetensors.numpy import save_file

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..checkpoints.safetensors_file import read_header, read_tensor
 from ..stages.artifacts import ComponentSource
 from ..stages.errors import ModelError
+from ..stages.stage import Stage
 from .calibrated import CodePicker, RoundedLayers, bare, stored_schemes
 from .samples import Samples
 
@@ -48,25 +49,12 @@ class Gains:
 
 
 @dataclass(frozen=True)
-class MeasureGains:
+class MeasureGains(Stage[Gains], name="sensitivity", version=1, tools=("torch", "diffusers", "transformers")):
     """One backward pass for each of `calls` samples; blocks are recomputed rather than kept, to bound memory."""
 
     source: ComponentSource
     samples: Samples
     calls: int
-
-    name: ClassVar[str] = "sensitivity"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = Gains
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "component": self.source.component,
-            "source": self.source.digest,
-            "samples": self.samples.digest,
-            "calls": self.calls,
-        }
 
     def run(self, into: Path) -> Gains:
         import torch
@@ -139,7 +127,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class TryLayers:
+class TryLayers(Stage[Tried], name="try-layers", version=1, tools=("torch", "diffusers", "transformers")):
     """Round `parameters` at `scheme`, one at a time, and run the component on `calls` samples."""
 
     source: ComponentSource
@@ -148,22 +136,6 @@ class TryLayers:
     parameters: tuple[str, ...]
     scheme: str
     calls: int
-
-    name: ClassVar[str] = "try-layers"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = Tried
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "component": self.source.component,
-            "source": self.source.digest,
-            "samples": self.samples.digest,
-            "rounded": [each.digest for each in self.rounded],
-            "parameters": list(self.parameters),
-            "scheme": self.scheme,
-            "calls": self.calls,
-        }
 
     def run(self, into: Path) -> Tried:
         import torch

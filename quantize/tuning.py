@@ -15,14 +15,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..stages.artifacts import ComponentSource
 from ..stages.hashing import sha256_of_file
-from ..stages.stage import Runner
+from ..stages.stage import Runner, Stage
 from .calibrated import bare, calibrated_weights
 from .codes import Codes
 from .codes_file import FILE, QuantizedWeights, tensors_of, write_codes
@@ -63,22 +63,13 @@ class TunedWeights:
 
 
 @dataclass(frozen=True)
-class TuneScales:
+class TuneScales(Stage[TunedWeights], name="tune", version=1, tools=("torch", "diffusers", "transformers", "numpy")):
     """Fit the scales of `quantized`, the codes of `source` at `plan`, to what `source` answers along `samples`."""
 
     source: ComponentSource
     plan: Plan
     samples: Samples
     quantized: QuantizedWeights
-
-    name: ClassVar[str] = "tune"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "numpy")
-    output: ClassVar[type] = TunedWeights
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
 
     def key(self) -> Mapping[str, object]:
         return {

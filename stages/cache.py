@@ -77,15 +77,8 @@ class Cache:
         Raises:
             ModelError: the system refuses it.
         """
-        from filelock import FileLock
-
-        lock = FileLock(self.root / "locks" / digest)
-        with self._reached():
-            lock.acquire()
-        try:
+        with self._flock(f"locks/{digest}", fcntl.LOCK_EX):
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def used(self, alone: bool = False) -> Iterator[None]:

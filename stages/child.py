@@ -48,7 +48,7 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
     from .publish import scratch_folder
     from .strict import adapter
 
-    kind = type(stage)
+    kind: type = type(stage)
     started = time.monotonic()
     with scratch_folder(work, stage.name) as folder:
         (folder / "cwd").mkdir()
@@ -56,7 +56,7 @@ def run_in_child(stage: Stage[Any], into: Path, work: Path, watch: Watch) -> tup
         request.write_bytes(adapter(kind).dump_json(stage))
         (folder / "reply.part").write_bytes(bytes(_REPLY_BYTES))  # room for the last word, even on a full disk
         target = f"{kind.__module__}:{kind.__qualname__}"
-        peaks = _supervise(target, folder, into, watch, warm="torch" in kind.tools)
+        peaks = _supervise(target, folder, into, watch, warm="torch" in stage.tools)
         reply = json.loads((folder / "reply.json").read_bytes())
     if "error" in reply:
         error: type[DiffusetteError] = getattr(errors, reply["error"], DiffusetteError)

@@ -123,17 +123,17 @@ def flush(path: Path) -> None:
     if path.is_dir():
         for folder, _, files in os.walk(path):
             for file in files:
-                _fsync(Path(folder, file))
-            _fsync(Path(folder))
+                fsync(Path(folder, file))
+            fsync(Path(folder))
     else:
-        _fsync(path)
+        fsync(path)
 
 
-def _fsync(path: Path) -> None:
-    if path.is_symlink() or (os.name == "nt" and path.is_dir()):  # Windows cannot open a folder
+def fsync(path: Path) -> None:
+    """Force one file or the entries of one folder to the disk: a rename is durable only then (fsync(2), notes)."""
+    if path.is_symlink():
         return
-    # Not O_RDONLY for files: Windows flushes only what is open for writing.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() or not os.access(path, os.W_OK) else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

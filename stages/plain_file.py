@@ -23,7 +23,7 @@ def open_plain(file: Path) -> BinaryIO:
         OSError: the system refuses it, or it is a pipe, a device, a socket or a folder.
     """
     # O_NONBLOCK: a pipe opens at once, and is then told apart; it means nothing for plain files, open(2)
-    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

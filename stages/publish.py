@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import psutil
 
-from .disk import explained, flush, require_room
+from .disk import explained, flush, fsync, require_room
 from .errors import UsageError
 
 Existing = Literal["keep", "refuse", "replace"]
@@ -66,7 +66,7 @@ def published(folder: Path, *, existing: Existing = "keep", needed: int = 0) -> 
             yield scratch
             flush(scratch)
             _install(scratch, folder, existing)
-            flush_parent(folder)
+            fsync(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # what stays is swept later; the block's own error matters more
 
@@ -88,7 +88,7 @@ def written(file: Path, *, needed: int = 0) -> Iterator[Path]:
             yield scratch
             flush(scratch)
             scratch.replace(file)
-            flush_parent(file)
+            fsync(file.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -127,17 +127,6 @@ def sweep(parent: Path) -> tuple[str, ...]:
     return tuple(dealt_with)
 
 
-def flush_parent(path: Path) -> None:
-    """Force the folder entry of `path` to the disk: a rename is durable only then (fsync(2), notes)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _install(scratch: Path, folder: Path, existing: Existing) -> None:
     if existing == "replace" and _occupied(folder):
         _swap(scratch, folder)
@@ -159,7 +148,7 @@ def _swap(scratch: Path, folder: Path) -> None:
     except BaseException:
         aside.rename(folder)
         raise
-    flush_parent(folder)
+    fsync(folder.parent)
     rubbish = _beside(folder, "scratch")  # a half-deleted folder must not be one that `sweep` would put back
     aside.rename(rubbish)
     if rubbish.is_dir():

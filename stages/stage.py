@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args
 
 from .hashing import sha256_of_json
 
@@ -15,27 +15,69 @@ Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)
 
 
-class Stage(Protocol[Out_co]):
-    """A frozen dataclass whose fields are its inputs (JSON-able values, paths, artifacts of earlier stages)."""
+class Stage(Generic[Out_co]):
+    """A frozen dataclass whose fields are its inputs (JSON-able values, paths, artifacts of earlier stages).
+
+    `Out_co` is the frozen dataclass that `run` returns; it has `folder: Path` and `digest: str`. A class says
+
+        @dataclass(frozen=True)
+        class Simplify(Stage[Graph], name="simplify", version=1, tools=("onnx",)):
+
+    Args:
+        version: +1 whenever equal inputs may give other bytes.
+        tools: distributions whose versions decide the output.
+        aside: fields that do not.
+    """
 
     name: ClassVar[str]
-    version: ClassVar[int]  # +1 whenever equal inputs may give other bytes
-    tools: ClassVar[tuple[str, ...]]  # distributions whose versions decide the output
-    output: ClassVar[type]  # the frozen dataclass that `run` returns; has `folder: Path` and `digest: str`
+    version: ClassVar[int]
+    tools: ClassVar[tuple[str, ...]]
+    aside: ClassVar[tuple[str, ...]]
+    output: ClassVar[type]
+
+    def __init_subclass__(
+        cls, *, name: str = "", version: int = 0, tools: tuple[str, ...] = (), aside: tuple[str, ...] = ()
+    ) -> None:
+        super().__init_subclass__()
+        if name:  # else it is another stage, changed a little
+            cls.name, cls.version, cls.tools, cls.aside = name, version, tools, aside
+            (cls.output,) = get_args(cls.__orig_bases__[0])  # type: ignore[attr-defined]
 
     def key(self) -> Mapping[str, object]:
         """All that decides the output, JSON-able: digests of inputs rather than their paths."""
-        ...
+        names = (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return {name: _keyed(getattr(self, name)) for name in names if name not in self.aside}
 
     def run(self, into: Path) -> Out_co:
         """Do the work, write under `into` only, return the artifact with `folder=into`. Runs in a child process."""
-        ...
+        raise NotImplementedError
 
 
 class Runner(Protocol):
     """`run(stage)`: the stage's artifact, from the cache or fresh."""
 
     def __call__(self, stage: Stage[Out]) -> Out: ...
+
+
+def _keyed(value: Any) -> Any:
+    """What a key has of a field.
+
+    Raises:
+        TypeError: it says nothing of a content, as a path does.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _keyed(each) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_keyed(each) for each in value]
+    if hasattr(value, "key"):
+        return value.key()
+    if hasattr(value, "digest"):
+        return [value.digest, getattr(value, "component", "")]  # the halves of a VAE share their files
+    if dataclasses.is_dataclass(value):
+        return {field.name: _keyed(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise TypeError(f"{value!r} cannot be part of a key")
 
 
 def digest_of(stage: Stage[Any]) -> str:
@@ -55,8 +97,8 @@ def label_of(stage: Stage[Any]) -> str:
     form, runtime = getattr(stage, "form", ""), getattr(stage, "runtime", "")
     if form and runtime:
         form = f".{form}"  # of the runtime's files, known by how their names end
-    more = (runtime, getattr(stage, "precision", ""), form)
-    return " ".join(word for word in (_component_of(stage), stage.name, *more) if word)
+    precision = getattr(stage, "precision", "") or getattr(getattr(stage, "plan", None), "label", "")
+    return " ".join(word for word in (_component_of(stage), stage.name, runtime, precision, form) if word)
 
 
 def place_of(stage: Stage[Any]) -> str:

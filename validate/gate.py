@@ -112,8 +112,7 @@ def beside_rounding(
     if report.ok or report.problem or not rounded:
         return report
     codes = {part: quantized_weights(checkpoint.components[part], plan, run) for part, plan in rounded.items()}
-    bare = replace(probes.plan, picked=(), texts=())
-    drawn = run(RoundedPictures(checkpoint, probes.size, bare, probes, rounded, codes))
+    drawn = run(RoundedPictures(checkpoint, probes, rounded, codes))
     return replace(report, rounded_db=min(drawn.psnr_db))
 
 

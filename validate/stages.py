@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ..export.compiled_schedule import CompiledSchedule
 from ..stages.artifacts import TargetModel, sole, with_role
+from ..stages.stage import Stage
 from .gates import Drawn, check_components, check_pictures, unanswered, undrawn
 from .reference.probes import Picture, ProbePlan, Probes, RoundedAnswers, pictures_for
 from .report import ComponentReport, ImageReport
@@ -28,7 +29,7 @@ class GatedComponent:
 
 
 @dataclass(frozen=True)
-class GateComponent:
+class GateComponent(Stage[GatedComponent]):
     """Run a model over its probes in this (child) process."""
 
     model: TargetModel
@@ -105,7 +106,7 @@ class GatedPictures:
 
 
 @dataclass(frozen=True)
-class GatePictures:
+class GatePictures(Stage[GatedPictures]):
     """Draw the plan's pictures with a target's models alone and compare them with PyTorch's."""
 
     models: Mapping[str, TargetModel]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ...stages.artifacts import ComponentSource
 from ...stages.errors import CheckpointError
+from ...stages.stage import Stage
 from ..weights import Weights
 
 
@@ -36,18 +35,10 @@ class Movement:
 
 
 @dataclass(frozen=True)
-class MeasureMovement:
+class MeasureMovement(Stage[Movement], name="adapters", version=1, tools=("torch", "peft")):
     """Merge every adapted parameter of `source` once, and compare it with what it was."""
 
     source: ComponentSource
-
-    name: ClassVar[str] = "adapters"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "peft")
-    output: ClassVar[type] = Movement
-
-    def key(self) -> Mapping[str, object]:
-        return {"source": self.source.digest}
 
     def run(self, into: Path) -> Movement:
         """Measure.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
 from ...quantize.samples import Samples
 from ...stages.artifacts import Checkpoint
+from ...stages.stage import Stage
 from ...validate.reference.probes import ProbePlan, read_arrays
-from ...validate.reference.pytorch import ReferenceProbes
+from ...validate.reference.pytorch import Reference
 from ...validate.reference.torch_session import TorchModel, TorchSession
 
 _FLIPPED: Final = 15.0
@@ -50,7 +51,9 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class TryMixture:
+class TryMixture(
+    Stage[Mixture], name="try", version=3, tools=("torch", "diffusers", "transformers", "tokenizers"), aside=("form",)
+):
     """Run every component of `plans` on `calls` of its samples, then draw the pictures of `picture` where it is given.
 
     Components without a plan stay as they are: so a component is tried alone.
@@ -66,31 +69,12 @@ class TryMixture:
     form: str = ""  # for people
     tuned: Mapping[str, QuantizedWeights] = field(default_factory=dict)  # by component: in place of `rounded`
 
-    name: ClassVar[str] = "try"
-    version: ClassVar[int] = 3
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "tokenizers")
-    output: ClassVar[type] = Mixture
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "checkpoint": self.checkpoint.digest,
-            "size": self.size,
-            "samples": self.samples.digest,
-            "plans": {part: plan.key() for part, plan in self.plans.items()},
-            "rounded": {part: [each.digest for each in self.rounded[part]] for part in self.plans},
-            **({"tuned": {part: each.digest for part, each in self.tuned.items()}} if self.tuned else {}),
-            "calls": self.calls,
-            "picture": asdict(self.picture) if self.picture else None,
-        }
-
     def run(self, into: Path) -> Mixture:
         found = {part: self._snr(part) for part in self.plans}
         if self.picture is None:
             return Mixture(into, found, (), 0.0)
-        drawn = _Rounded(self.checkpoint, self.size, replace(self.picture, picked=()), self)
-        pictures = [each.image for each in drawn.run(into).pictures()]
-        for file in into.glob("*.npz"):
-            file.unlink()  # they can be had again, and there are many mixtures
+        drawn = Reference(self.checkpoint, self.size, self.picture, self.open).pictures(into)
+        pictures = [each.image for each in drawn]
         truth = [read_arrays(self.samples.folders[0] / f"picture-{i:03}.npz")["image"] for i in range(len(pictures))]
         errors = [max(float(((a - b) ** 2).mean()), 1e-20) for a, b in zip(pictures, truth, strict=True)]
         psnr = tuple(float(-10 * np.log10(error)) for error in errors)
@@ -130,13 +114,3 @@ class TryMixture:
                 elif not scheme.is_float:
                     weight.copy_(torch.from_numpy(picker.codes(name, scheme).dequantised()))
         return session
-
-
-@dataclass(frozen=True)
-class _Rounded(ReferenceProbes):
-    """The reference's own drawing, by components that a mixture opens."""
-
-    mixture: TryMixture
-
-    def _open(self, component: str) -> TorchSession:
-        return self.mixture.open(component)

@@ -6,7 +6,7 @@ it is not in the registry's table. docs/adding-a-target.md walks through this fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -18,7 +18,7 @@ from ...stages.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetMo
 from ...stages.disk import copy_file
 from ...stages.errors import BundleError, ToolCrashed, UnsupportedPrecision
 from ...stages.extras import require_converter, require_modules
-from ...stages.stage import Runner
+from ...stages.stage import Runner, Stage
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..protocol import Array, Closing, Feeds, Session
@@ -87,18 +87,10 @@ class ExampleTarget:
 
 
 @dataclass(frozen=True)
-class BuildExample:
+class BuildExample(Stage[TargetModel], name="build-example", version=1, tools=()):
     """Canonical ONNX -> the form this runtime loads. A stage: cached by `key`, run in a child process."""
 
     onnx: OnnxModel
-
-    name: ClassVar[str] = "build-example"
-    version: ClassVar[int] = 1  # +1 whenever the code below would write other bytes
-    tools: ClassVar[tuple[str, ...]] = ()  # distributions whose versions decide the bytes: a real converter's
-    output: ClassVar[type] = TargetModel
-
-    def key(self) -> Mapping[str, object]:
-        return {"onnx": self.onnx.digest}
 
     def run(self, into: Path) -> TargetModel:
         # A real target converts here. Whatever it calls: read the status, check the files, never trust silence.

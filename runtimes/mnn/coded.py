@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import ApartWeights
 from ...stages.artifacts import ComponentSource, OnnxModel, TargetModel
+from ...stages.stage import Stage
 from .convert import checked_model
 from .graph import write_mnn_graph
 from .mnn_file import MnnFile
@@ -24,7 +24,7 @@ _FLAGS: Final = ("--weightQuantBits", "8", "--weightQuantAsymmetric", "0", "--sa
 
 
 @dataclass(frozen=True)
-class BuildCodedMnn:
+class BuildCodedMnn(Stage[TargetModel], name="mnn", version=3, tools=("MNN", "onnx-ir", "flatbuffers")):
     """Canonical ONNX of dequantised weights -> `<component>.mnn`, and `<component>.mnn.weight` with a plan's codes.
 
     The converter quantises too, and its codes are thrown away once they have shown that names were matched rightly.
@@ -35,19 +35,6 @@ class BuildCodedMnn:
     plan: Plan
     quantized: QuantizedWeights
     notes: tuple[str, ...] = ()
-
-    name: ClassVar[str] = "mnn"
-    version: ClassVar[int] = 3
-    tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx-ir", "flatbuffers")
-    output: ClassVar[type] = TargetModel
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
-
-    def key(self) -> Mapping[str, object]:
-        key = {"onnx": self.onnx.digest, "plan": self.plan.key(), "codes": self.quantized.digest}
-        return {**key, **({"notes": list(self.notes)} if self.notes else {})}
 
     def run(self, into: Path) -> TargetModel:
         import onnx_ir as ir

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...stages.artifacts import OnnxModel, TargetModel, TensorSpec
 from ...stages.errors import ToolCrashed
+from ...stages.stage import Stage
 from .. import registry
 from ..isolation import open_isolated
 from .graph import MnnGraph, write_mnn_graph
@@ -25,7 +25,7 @@ BITS: Final = {"fp32": 32.0, "fp16": 16.0}
 
 
 @dataclass(frozen=True)
-class BuildMnn:
+class BuildMnn(Stage[TargetModel], name="mnn", version=2, tools=("MNN", "onnx-ir", "flatbuffers")):
     """Canonical ONNX -> `<component>.mnn`, and `<component>.mnn.weight` for a large one, at the precision of the ONNX.
 
     "fp16" is the storage of weights; MNN decides at load time whether to compute in float16.
@@ -34,17 +34,9 @@ class BuildMnn:
     onnx: OnnxModel
     notes: tuple[str, ...] = ()
 
-    name: ClassVar[str] = "mnn"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx-ir", "flatbuffers")
-    output: ClassVar[type] = TargetModel
-
     @property
     def precision(self) -> str:
         return self.onnx.precision
-
-    def key(self) -> Mapping[str, object]:
-        return {"onnx": self.onnx.digest, **({"notes": list(self.notes)} if self.notes else {})}
 
     def run(self, into: Path) -> TargetModel:
         file = into / f"{self.onnx.component}.mnn"

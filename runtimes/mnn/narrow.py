@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 from ...export.graph import ExportGraph, Graph
 from ...export.simplify import SimplifyGraph
@@ -22,7 +22,7 @@ from ...quantize.plan import Plan
 from ...stages.artifacts import ComponentSource, TensorSpec, role_of
 from ...stages.errors import ModelError, NoRoom, ToolCrashed
 from ...stages.last_words import FULL_DISK
-from ...stages.stage import Runner
+from ...stages.stage import Runner, Stage
 from ..narrowing import NotAlikeError, Width, narrow_copy
 from .convert import EXTERNAL_ABOVE
 from .copies import Copies, Copy
@@ -58,7 +58,7 @@ class LearnedMnn:
 
 
 @dataclass(frozen=True)
-class LearnMnn:
+class LearnMnn(Stage[LearnedMnn], name="mnn-form", version=4, tools=("MNN", "onnx", "onnx-ir", "flatbuffers")):
     """Convert two narrow copies of `graph`; `narrow` is the same architecture, exported narrower."""
 
     graph: Graph
@@ -68,20 +68,6 @@ class LearnMnn:
     whole: bool  # see `NarrowCopy`
     aliases: Mapping[int, int]
     form: str  # a key of _FLAGS
-
-    name: ClassVar[str] = "mnn-form"
-    version: ClassVar[int] = 4
-    tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx", "onnx-ir", "flatbuffers")
-    output: ClassVar[type] = LearnedMnn
-
-    def key(self) -> Mapping[str, object]:
-        key = {"graph": self.graph.digest, "narrow": self.narrow.digest, "form": self.form}
-        return {
-            **key,
-            "widths": [self.width, self.narrow_width],
-            "whole": self.whole,
-            "aliases": sorted(self.aliases.items()),
-        }
 
     def run(self, into: Path) -> LearnedMnn:
         scratch = into / "scratch"

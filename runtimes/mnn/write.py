@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import ApartWeights, StoredWeights
 from ...stages.artifacts import ComponentSource, TargetModel
+from ...stages.stage import Stage
 from .coded import setting_note
 from .codes import encode
 from .convert import BITS, checked_model
@@ -31,27 +31,13 @@ _SMALLEST: Final = np.finfo(np.float32).tiny  # below it MNN's converter writes 
 
 
 @dataclass(frozen=True)
-class WriteMnn:
+class WriteMnn(Stage[TargetModel], name="mnn", version=2, tools=("MNN", "numpy", "flatbuffers")):
     """`<component>.mnn` and `<component>.mnn.weight`, to the byte those of `BuildMnn` and `BuildCodedMnn`."""
 
     learned: LearnedMnn
     source: ComponentSource
     plan: Plan
     quantized: QuantizedWeights | None = None
-
-    name: ClassVar[str] = "mnn"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ("MNN", "numpy", "flatbuffers")
-    output: ClassVar[type] = TargetModel
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
-
-    def key(self) -> Mapping[str, object]:
-        codes = self.quantized.digest if self.quantized else None
-        inputs = {"learned": self.learned.digest, "source": self.source.digest, "codes": codes}
-        return {**inputs, "plan": self.plan.key()}
 
     def run(self, into: Path) -> TargetModel:
         file = into / f"{self.source.component}.mnn"
@@ -69,9 +55,9 @@ class WriteMnn:
         MnnFile(file).stamp()
         built, form = MnnFile(file), self.learned
         numbers = sum(prod(shape) for shape in stored.shapes().values())
-        bits = BITS[self.precision] if self.plan.is_float else round(8 * built.weight_bytes / numbers, 3)
+        bits = BITS[self.plan.label] if self.plan.is_float else round(8 * built.weight_bytes / numbers, 3)
         notes = () if self.plan.is_float else (setting_note(self.plan),)
-        return checked_model(built, form.component, self.precision, form.inputs, form.outputs, bits, notes)
+        return checked_model(built, form.component, self.plan.label, form.inputs, form.outputs, bits, notes)
 
 
 def _filled(

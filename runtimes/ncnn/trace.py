@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from ...export import contract
 from ...stages.artifacts import ComponentSource, TensorSpec, role_of
 from ...stages.errors import ExportError
+from ...stages.stage import Stage
 from .. import narrowing
 from . import layout, narrow, param, pnnx
 from .lower import architecture, lowered, native_inputs, shapes_and_heads, without_weights
@@ -50,7 +51,9 @@ class TracedNcnn:
 
 
 @dataclass(frozen=True)
-class TraceNcnn:
+class TraceNcnn(
+    Stage[TracedNcnn], name="pnnx", version=2, tools=("torch", "diffusers", "transformers", "pnnx", "ncnn")
+):
     """Trace a component's module with fingerprints for weights, let pnnx convert it, and find them again.
 
     pnnx runs the model at every size in `sizes`. What differs between two becomes an expression in the graph, so
@@ -60,14 +63,6 @@ class TraceNcnn:
     component: str
     config: Mapping[str, Any]  # from `lower.architecture`
     sizes: tuple[tuple[int, int], ...]  # one or two of (height, width) in pixels, from `small_sizes`
-
-    name: ClassVar[str] = "pnnx"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
-    output: ClassVar[type] = TracedNcnn
-
-    def key(self) -> Mapping[str, object]:
-        return {"component": self.component, "config": dict(self.config), "sizes": [list(size) for size in self.sizes]}
 
     def run(self, into: Path) -> TracedNcnn:
         from pydantic import TypeAdapter

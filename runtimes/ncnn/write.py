@@ -17,6 +17,7 @@ from ...quantize.plan import Plan
 from ...quantize.stored_weights import StoredWeights
 from ...stages.artifacts import ComponentSource, TargetModel, role_of
 from ...stages.errors import ExportError
+from ...stages.stage import Stage
 from . import layout
 from .codes import INPUT_MULTIPLIER, encode
 from .layout import Blob
@@ -35,7 +36,7 @@ _CHUNK: Final = 1 << 22  # elements cast and written at once: 16 MiB of float32
 
 
 @dataclass(frozen=True)
-class WriteNcnn:
+class WriteNcnn(Stage[TargetModel], name="weights", version=11, tools=("numpy",)):
     """Stream the weights of `source` into the layout of `traced`.
 
     At "fp16", weights that have two or more dimensions in PyTorch are rounded to float16, as on every target, and
@@ -49,21 +50,10 @@ class WriteNcnn:
     plan: Plan
     quantized: QuantizedWeights | None = None
 
-    name: ClassVar[str] = "weights"
     runtime: ClassVar[str] = "ncnn"  # the ONNX targets have a stage of that name too
-    version: ClassVar[int] = 11
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = TargetModel
 
     def key(self) -> Mapping[str, object]:
-        codes = self.quantized.digest if self.quantized else None
-        inputs = {"traced": self.traced.digest, "source": self.source.digest, "codes": codes}
-        ranges = self.plan.ranges.digest if self.plan.ranges else None
-        return {**inputs, "ranges": ranges, "size": list(self.size), "plan": self.plan.key()}
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
+        return {**super().key(), "ranges": self.plan.ranges.digest if self.plan.ranges else None}
 
     def run(self, into: Path) -> TargetModel:
         component = self.source.component
@@ -91,7 +81,7 @@ class WriteNcnn:
             into,
             component,
             "ncnn",
-            self.precision,
+            self.plan.label,
             (param.name, weights.name),
             inputs,
             output_specs(self.source, self.size),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from ...stages.artifacts import OnnxModel, TargetModel
 from ...stages.disk import copy_file
 from ...stages.onnx_file import read_onnx
+from ...stages.stage import Stage
 from ..steady_norms import steady_norms
 from .external_data import data_files, read_graph, weight_bits
 from .free_batch import free_batch
-from .halves import HALVES, Modules, halve
+from .halves import Modules, halve
 from .mobile import why_absent, write_ort
 from .optimum_outputs import add_second_names
 
@@ -25,7 +25,7 @@ HALF_NOTE: Final = (
 
 
 @dataclass(frozen=True)
-class BuildOrt:
+class BuildOrt(Stage[TargetModel], name="build-ort", version=4, tools=("onnx", "onnx-ir", "onnxruntime")):
     """`<component>/model.onnx` with a free batch and `model.onnx_data` beside it; `<component>/model.ort`.
 
     The `.ort` form keeps the batch of 1, so that a phone can plan its memory ahead. Weights are copied as a file:
@@ -37,18 +37,9 @@ class BuildOrt:
     forms: tuple[str, ...] = FORMS  # the first that exists is what a session loads
     modules: Modules | None = None  # whose products are computed in float16; None: no module's
 
-    name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 4
-    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime")
-    output: ClassVar[type] = TargetModel
-
     @property
     def precision(self) -> str:
         return self.onnx.precision
-
-    def key(self) -> Mapping[str, object]:
-        halves = {"halves": HALVES, **self.modules.key()} if self.modules else {}
-        return {"onnx": self.onnx.digest, "forms": list(self.forms), **halves}
 
     def run(self, into: Path) -> TargetModel:
         import onnx

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ...quantize.onnx_model import DATA_FILE
 from ...quantize.plan import Plan
 from ...quantize.stored_weights import StoredWeights
 from ...stages.artifacts import ComponentSource, TargetModel
+from ...stages.stage import Stage
 from ..steady_norms import steady_norms
 from .build import FORMS, write_batched
 from .mobile import why_absent, write_ort
@@ -29,7 +30,7 @@ _ALIGNMENT: Final = 64  # bytes: a cache line. 4096, which float weights have, w
 
 
 @dataclass(frozen=True)
-class BuildCoded:
+class BuildCoded(Stage[TargetModel], name="build-ort", version=7, tools=("onnx", "onnx-ir", "onnxruntime", "numpy")):
     """`<component>/model.onnx` with `model.onnx_data`, and `model.ort`, of a plan that has integer codes.
 
     The graph is made ready (steady sums, free batch) with placeholders for weights, then each weight is replaced by
@@ -42,24 +43,8 @@ class BuildCoded:
     quantized: QuantizedWeights | None
     forms: tuple[str, ...] = FORMS
 
-    name: ClassVar[str] = "build-ort"
-    version: ClassVar[int] = 7
-    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxruntime", "numpy")
-    output: ClassVar[type] = TargetModel
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
-
     def key(self) -> Mapping[str, object]:
-        return {
-            "graph": self.graph.digest,
-            "source": self.source.digest,
-            "plan": self.plan.key(),
-            "codes": self.quantized.digest if self.quantized else None,
-            "ranges": self.plan.ranges.digest if self.plan.ranges else None,
-            "forms": list(self.forms),
-        }
+        return {**super().key(), "ranges": self.plan.ranges.digest if self.plan.ranges else None}
 
     def run(self, into: Path) -> TargetModel:
         import onnx

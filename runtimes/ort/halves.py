@@ -51,9 +51,9 @@ class Modules:
     halved: tuple[str, ...]
     kept: tuple[str, ...]
 
-    def key(self) -> dict[str, list[str]]:
+    def key(self) -> dict[str, object]:
         """For the key of a stage."""
-        return {"halved": list(self.halved), "kept": list(self.kept)}
+        return {"rules": HALVES, "halved": list(self.halved), "kept": list(self.kept)}
 
     def keeps(self, module: str) -> bool:
         """Whether `module` stays float32: it is kept, or all weights in it, or around it if it has none, are."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,9 @@ class TorchNoise:
         if seed not in SEEDS:
             raise UsageError(f"seed {seed} does not fit in 64 bits", hint="use 0 to 18446744073709551615")
         self._engine = np.random.MT19937()
-        self._engine.state = {
-            "bit_generator": "MT19937",
-            "state": {"key": _init_genrand(seed & 0xFFFFFFFF), "pos": 624},
-        }
+        # numpy seeds as torch does behind its legacy interface only, which NEP 19 has frozen
+        seeded: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
+        self._engine.state = seeded
         self._spare: float | None = None  # the second half of a scalar Box-Muller pair
 
     def normal(self, shape: Sequence[int]) -> NDArray[np.float32]:
@@ -73,14 +72,6 @@ class TorchNoise:
         radius = math.sqrt(-2.0 * math.log1p(-level))
         self._spare = radius * math.sin(2.0 * math.pi * angle)
         return radius * math.cos(2.0 * math.pi * angle)
-
-
-def _init_genrand(seed: int) -> NDArray[np.uint32]:
-    """The 624 words that mt19937 starts from; numpy has it only behind its legacy interface."""
-    key = [seed]
-    for index in range(1, 624):
-        key.append((1812433253 * (key[-1] ^ key[-1] >> 30) + index) & 0xFFFFFFFF)
-    return np.array(key, np.uint32)
 
 
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from diffusette.convert.forecast import Forecast, StageForecast
 from diffusette.convert.ledger import Compared, Ledger, Taken, compared
 from diffusette.stages.cache import Cache
+from diffusette.stages.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,12 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Gate(Stage[Artifact], name="gate", version=1, tools=()):
     """A stage as the gates are: its name alone does not tell which target it is of."""
 
     precision: str
     component: str = "unet"
     runtime: str = "ncnn"
-    name: ClassVar[str] = "gate"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ()
-    output: ClassVar[type] = Artifact
 
     def key(self) -> dict[str, object]:
         return {}

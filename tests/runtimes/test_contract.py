@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Checkpoint) 
 
 def isolated(model: TargetModel, monkeypatch: pytest.MonkeyPatch) -> IsolatedSession:
     if model.target == TEMPLATE:
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         return open_isolated("example_opener:open_model", model, threads=1)
     return open_isolated("diffusette.runtimes.registry:open_model", model, threads=1)
 

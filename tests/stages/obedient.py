@@ -7,12 +7,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from diffusette.stages.errors import ModelError
+from diffusette.stages.stage import Stage
 
 
 class OddModel(ModelError):
@@ -27,19 +26,11 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Write:
+class Write(Stage[Written], name="write", version=1, tools=("numpy",), aside=("log",)):
     """A stage that does what `text` tells it."""
 
     text: str
     log: Path  # not part of the key: where runs are counted
-
-    name: ClassVar[str] = "write"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = Written
-
-    def key(self) -> Mapping[str, object]:
-        return {"text": self.text}
 
     def run(self, into: Path) -> Written:
         with self.log.open("a") as log:
@@ -95,20 +86,12 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
-class Imitate:
+class Imitate(Stage[Circumstances], name="imitate", version=1, tools=("torch",), aside=("note",)):
     """A stage that says that it needs torch, and does what `what` tells it."""
 
     what: str
     number: int
     note: str = ""  # a file to write process ids to
-
-    name: ClassVar[str] = "imitate"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch",)
-    output: ClassVar[type] = Circumstances
-
-    def key(self) -> Mapping[str, object]:
-        return {"what": self.what, "number": self.number}
 
     def run(self, into: Path) -> Circumstances:
         if self.what == "error":

@@ -20,7 +20,7 @@ WORDS: Final = 4  # stages that each process of the crowd wants
 
 def start(what: str, cache: Path, logs: Path, seconds: float = 0) -> subprocess.Popen[str]:
     argv = [sys.executable, "-P", str(HERE / "crowd.py"), what, str(cache), str(logs), str(seconds)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         argv, env=environment, text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, start_new_session=True
     )

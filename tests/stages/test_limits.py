@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from obedient import Write  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def children_find_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent / 'runtimes'}")
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent / 'runtimes'}", prepend=os.pathsep)
 
 
 def refusal(text: str, tmp_path: Path) -> DiffusetteError:

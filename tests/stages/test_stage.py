@@ -26,7 +26,7 @@ from obedient import Write  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def children_find_obedient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", HERE)
+    monkeypatch.setenv("PYTHONPATH", HERE, prepend=os.pathsep)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux fork
 
 @pytest.fixture(autouse=True)
 def children_find_obedient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", HERE)
+    monkeypatch.setenv("PYTHONPATH", HERE, prepend=os.pathsep)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_server_and_stage_die_with_the_process_that_asked(cache: Cache, tmp_path
         "from obedient import Imitate\n"
         f"run_stage(Imitate('sleep', 0, {str(tmp_path / 'pid')!r}), Cache(Path({str(cache.root)!r})), Silent())"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": HERE})
+    parent = subprocess.Popen([sys.executable, "-c", code])
     for _ in range(1200):
         if (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text().count(" ") == 1:
             break

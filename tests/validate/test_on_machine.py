@@ -39,7 +39,7 @@ class Emulated:
         if not isinstance(stage, MeasureOnMachine):
             return ComputedIn(Path(), self.computed.get(stage.arithmetic, "float32"), operations_per_second=1e9)
         name = stage.arithmetic.name
-        if stage.component == "unet":
+        if stage.model.component == "unet":
             self.measured.append(name)
         if name in self.dead:
             raise ToolCrashed("ncnn unet on arm64: signal SIGSEGV (11): vfmaq")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ...stages.errors import BundleError, UsageError
 from ...stages.hashing import sha256_of_json
 from ...stages.progress import Progress
 from ...stages.publish import scratch_folder
+from ...stages.stage import Stage
 from ..gate import calls_are_cheap
 from ..machines.stages import open_on
 from ..reference.probes import pictures_for, probe_canvas
@@ -68,16 +69,11 @@ class DrawnGoldens:
 
 
 @dataclass(frozen=True)
-class DrawGoldens:
+class DrawGoldens(Stage[DrawnGoldens], name="goldens", version=5, tools=("numpy", "tokenizers")):
     """Draw with a bundle that nobody sees yet, in this (child) process."""
 
     bundle: Path  # a folder with a manifest and the files it names
     facts: str  # digest of that manifest: files, schedules, runtime, guidance
-
-    name: ClassVar[str] = "goldens"
-    version: ClassVar[int] = 5
-    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers")
-    output: ClassVar[type] = DrawnGoldens
 
     def key(self) -> Mapping[str, object]:
         limits = self._limits.model_dump(mode="json")

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ...checkpoints.config import architecture
 from ...stages.artifacts import ComponentSource
+from ...stages.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,16 +47,11 @@ class Points:
 
 
 @dataclass(frozen=True)
-class FindPoints:
+class FindPoints(Stage[Points], name="points", version=1, tools=("torch", "diffusers", "transformers")):
     """Find the points of an architecture, without weights."""
 
     source: ComponentSource
     size: tuple[int, int]  # height, width in pixels
-
-    name: ClassVar[str] = "points"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = Points
 
     def key(self) -> Mapping[str, object]:
         config = architecture(self.source.config)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ...stages.artifacts import TargetModel
+from ...stages.stage import Stage
 from ..reference.probes import read_arrays
 from .examine import Findings, Subject, examine, read_points
 from .pieces import Piece
@@ -24,7 +24,7 @@ class Examined:
 
 
 @dataclass(frozen=True)
-class ExaminePieces:
+class ExaminePieces(Stage[Examined], name="layers", version=1, tools=("numpy",)):
     """Run some neighbouring pieces. Never cached: it is about what lies on the disk."""
 
     model: TargetModel
@@ -38,14 +38,6 @@ class ExaminePieces:
     flat: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]]
     threads: int
-
-    name: ClassVar[str] = "layers"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = Examined
-
-    def key(self) -> Mapping[str, object]:
-        raise NotImplementedError("partial runs are not cached")
 
     def run(self, into: Path) -> Examined:
         from ...runtimes.registry import get_target

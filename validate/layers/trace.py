@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
 from ...runtimes.protocol import Feeds
 from ...stages.artifacts import ComponentSource
+from ...stages.stage import Stage
 from ..reference.probes import Probes
 from ..reference.torch_session import TorchModel, TorchSession
 from .points import hooks
@@ -32,7 +33,13 @@ class TracedPoints:
 
 
 @dataclass(frozen=True)
-class TracePoints:
+class TracePoints(
+    Stage[TracedPoints],
+    name="trace",
+    version=1,
+    tools=("torch", "diffusers", "transformers"),
+    aside=("events", "threads"),
+):
     """Run PyTorch once over one probe and save what is `wanted`."""
 
     probes: Probes
@@ -43,26 +50,6 @@ class TracePoints:
     events: tuple[int, ...]  # from `find_points`
     wanted: tuple[int, ...]
     threads: int = 2
-
-    name: ClassVar[str] = "trace"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = TracedPoints
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "source": self.source.digest,
-            "component": self.source.component,
-            "plan": self.plan.key(),
-            "quantized": self.quantized.digest if self.quantized else None,
-            "probes": self.probes.digest,
-            "probe": self.probe,
-            "wanted": list(self.wanted),
-        }
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
 
     def run(self, into: Path) -> TracedPoints:
         import torch
@@ -104,26 +91,15 @@ class Peaks:
 
 
 @dataclass(frozen=True)
-class MeasurePeaks:
+class MeasurePeaks(
+    Stage[Peaks], name="peaks", version=1, tools=("torch", "diffusers", "transformers"), aside=("events",)
+):
     """Run PyTorch in float32 over all probes, which lie along denoising trajectories, and keep each point's peak."""
 
     probes: Probes
     source: ComponentSource
     events: tuple[int, ...]
     points: int
-
-    name: ClassVar[str] = "peaks"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = Peaks
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "source": self.source.digest,
-            "component": self.source.component,
-            "probes": self.probes.digest,
-            "points": self.points,
-        }
 
     def run(self, into: Path) -> Peaks:
         largest, at = np.zeros(self.points), np.zeros(self.points, int)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ...runtimes.machines.machine import Machine
 from ...runtimes.protocol import Array
 from ...runtimes.txt2img.generate import draw
 from ...stages.hashing import sha256_of_json
+from ...stages.stage import Stage
 from ..gates import Drawn, compare_pictures
 from ..reference.probes import Probes, pictures_for
 from ..report import PictureReport
@@ -46,7 +47,13 @@ class PictureOnMachine:
 
 
 @dataclass(frozen=True)
-class DrawOnMachine:
+class DrawOnMachine(
+    Stage[PictureOnMachine],
+    name="picture on machine",
+    version=1,
+    tools=("numpy", "tokenizers", "scikit-image"),
+    aside=("bundle", "machine"),
+):
     """Draw the picture of one prompt of a plan and compare it, step by step and in pixels.
 
     Args:
@@ -65,22 +72,6 @@ class DrawOnMachine:
     probes: Probes
     index: int = 0
     threads: int = 2
-
-    name: ClassVar[str] = "picture on machine"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy", "tokenizers", "scikit-image")
-    output: ClassVar[type] = PictureOnMachine
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "bundle": self.facts,
-            "schedule": self.schedule.to_json(),
-            "arithmetics": dict(self.arithmetics),
-            "machine": asdict(self.key_of_machine),
-            "probes": self.probes.digest,
-            "index": self.index,
-            "threads": self.threads,
-        }
 
     def run(self, into: Path) -> PictureOnMachine:
         bundle = open_bundle(self.bundle)

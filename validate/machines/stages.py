@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ...runtimes.arithmetic import PROBE_ROWS, Arithmetic, Computed, Opening
 from ...runtimes.isolation import IsolatedSession, open_isolated
 from ...runtimes.machines.machine import Machine
 from ...stages.artifacts import TargetModel
+from ...stages.stage import Stage
 from ..gates import measure
 from ..reference.probes import Probes, RoundedAnswers
 from ..report import ComponentReport
@@ -58,7 +59,7 @@ class ComputedIn:
 
 
 @dataclass(frozen=True)
-class ProbeArithmetic:
+class ProbeArithmetic(Stage[ComputedIn], name="probe", version=3, tools=("numpy",), aside=("machine", "threads")):
     """Let the runtime multiply two matrices, and tell from the sums in what numbers it added.
 
     All factors are multiples of 1/8 in -1..1, so that they and their products are exact even in bfloat16; the sums of
@@ -72,14 +73,6 @@ class ProbeArithmetic:
     machine: Machine
     key_of_machine: MachineKey
     threads: int = 2
-
-    name: ClassVar[str] = "probe"
-    version: ClassVar[int] = 3
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = ComputedIn
-
-    def key(self) -> Mapping[str, object]:
-        return {"model": self.model.digest, "arithmetic": self.arithmetic, "machine": asdict(self.key_of_machine)}
 
     def run(self, into: Path) -> ComputedIn:
         x, w = probe_factors()
@@ -133,7 +126,7 @@ class MeasuredOnMachine:
 
 
 @dataclass(frozen=True)
-class MeasureOnMachine:
+class MeasureOnMachine(Stage[MeasuredOnMachine], name="on machine", version=1, tools=("numpy",), aside=("machine",)):
     """Run a model on a machine in one arithmetic over some of its probes.
 
     Args:
@@ -151,32 +144,10 @@ class MeasureOnMachine:
     only: tuple[int, ...] = ()
     threads: int = 2
 
-    name: ClassVar[str] = "on machine"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = MeasuredOnMachine
-
-    @property
-    def component(self) -> str:
-        return self.model.component
-
     def key(self) -> Mapping[str, object]:
         bare = self.unanswered()
-        return {
-            "model": self.model.digest,
-            "form": self.form,
-            "arithmetic": asdict(self.arithmetic),
-            "machine": asdict(self.key_of_machine),
-            "probes": self.probes.digest,
-            "rounded": self.rounded.digest if self.rounded else None,
-            "time_embedding": dict(self.time_embedding),
-            "only": list(self.only),
-            "tolerances": [
-                asdict(bare.tolerance),
-                asdict(bare.fidelity_tolerance) if bare.fidelity_tolerance else None,
-            ],
-            "threads": self.threads,
-        }
+        fidelity = asdict(bare.fidelity_tolerance) if bare.fidelity_tolerance else None
+        return {**super().key(), "tolerances": [asdict(bare.tolerance), fidelity]}
 
     def run(self, into: Path) -> MeasuredOnMachine:
         with open_on(self.machine, self.model, self.arithmetic.name, self.threads) as session:

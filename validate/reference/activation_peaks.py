@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ...quantize.islands import Peaks, write_peaks
 from ...stages.artifacts import ComponentSource
+from ...stages.stage import Stage
 from .probes import Probes
 from .torch_session import TorchModel, TorchSession
 
 
 @dataclass(frozen=True)
-class ScanActivations:
+class ScanActivations(Stage[Peaks], name="scan-activations", version=1, tools=("torch", "diffusers", "transformers")):
     """Run the probes through PyTorch and keep, of each module without children, the peak of its output."""
 
     source: ComponentSource
     probes: Probes
-
-    name: ClassVar[str] = "scan-activations"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = Peaks
-
-    @property
-    def component(self) -> str:
-        return self.source.component
-
-    def key(self) -> Mapping[str, object]:
-        return {"component": self.component, "source": self.source.digest, "probes": self.probes.digest}
 
     def run(self, into: Path) -> Peaks:
         peaks: dict[str, float] = {}
@@ -47,7 +35,7 @@ class ScanActivations:
             for name, module in bare.named_modules():
                 if not any(True for _ in module.children()):
                     module.register_forward_hook(watch(name))
-            for probe in self.probes.read(self.component):
+            for probe in self.probes.read(self.source.component):
                 session.run(probe.feeds)
         write_peaks(peaks, into)
-        return Peaks(into, self.component)
+        return Peaks(into, self.source.component)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ...checkpoints import network
 from ...export import contract, modules
 from ...stages.artifacts import ComponentSource
+from ...stages.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,23 +22,14 @@ class Operations:
 
 
 @dataclass(frozen=True)
-class CountOperations:
+class CountOperations(Stage[Operations], name="operations", version=1, tools=("torch", "diffusers", "transformers")):
     """Let PyTorch count the operations of one call at `size`, (height, width) in pixels; no weight is read."""
 
     source: ComponentSource
     size: tuple[int, int]
 
-    name: ClassVar[str] = "operations"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = Operations
-
-    @property
-    def component(self) -> str:
-        return self.source.component
-
     def key(self) -> Mapping[str, object]:
-        return {"component": self.component, "config": dict(self.source.config), "size": self.size}
+        return {"component": self.source.component, "config": dict(self.source.config), "size": self.size}
 
     def run(self, into: Path) -> Operations:
         import torch

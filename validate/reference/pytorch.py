@@ -6,11 +6,12 @@ The two stages run in a child process; torch and diffusers are imported inside t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -28,29 +29,47 @@ from ...runtimes.txt2img.control import Control, picture_feeds, residual_feeds
 from ...runtimes.txt2img.guidance import guidance_embedding
 from ...stages.artifacts import Checkpoint, ComponentSource
 from ...stages.errors import ModelError
-from .probes import ProbePlan, Probes, RoundedAnswers, probe_canvas, probe_control
+from ...stages.stage import Stage
+from .probes import Picture, ProbePlan, Probes, RoundedAnswers, probe_canvas, probe_control
 from .prompts import EMPTY
 from .torch_session import TorchModel, TorchSession, settle_threads
 
 
 @dataclass(frozen=True)
-class ReferenceProbes:
+class ReferenceProbes(
+    Stage[Probes],
+    name="reference-probes",
+    version=4,
+    tools=("torch", "diffusers", "transformers", "tokenizers"),
+    aside=("form",),
+):
     """Ask PyTorch what `plan` wants to know: text encoders, then UNet (and ControlNet, beside it), then VAE."""
 
     checkpoint: Checkpoint
     size: tuple[int, int]
     plan: ProbePlan
-    form: str = field(default="", kw_only=True)  # what for, for people
-
-    name: ClassVar[str] = "reference-probes"
-    version: ClassVar[int] = 4
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "tokenizers")
-    output: ClassVar[type] = Probes
-
-    def key(self) -> Mapping[str, object]:
-        return {"checkpoint": self.checkpoint.digest, "size": self.size, "plan": asdict(self.plan)}
+    form: str = ""  # what for, for people
 
     def run(self, into: Path) -> Probes:
+        return Reference(self.checkpoint, self.size, self.plan).draw(into)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """PyTorch's own drawing; `opener` loads a component by name where its weights are not the checkpoint's."""
+
+    checkpoint: Checkpoint
+    size: tuple[int, int]
+    plan: ProbePlan
+    opener: Callable[[str], TorchSession] | None = None
+
+    def pictures(self, into: Path) -> tuple[Picture, ...]:
+        """What is drawn, without probes. Files lie below `into` meanwhile."""
+        with TemporaryDirectory(dir=into) as folder:
+            return tuple(replace(self, plan=replace(self.plan, picked=(), texts=())).draw(Path(folder)).pictures())
+
+    def draw(self, into: Path) -> Probes:
+        """Draw every prompt of the plan, and write what it asks for to `into`."""
         settle_threads()
         written = _Written(into)
         plan = self.plan
@@ -82,7 +101,8 @@ class ReferenceProbes:
         return Probes(into, plan, self.size, labels)
 
     def _open(self, component: str) -> TorchSession:
-        return TorchSession(TorchModel(self.checkpoint.components[component], self.size))
+        own = TorchModel(self.checkpoint.components[component], self.size)
+        return self.opener(component) if self.opener else TorchSession(own)
 
     def _encode(self, written: _Written) -> dict[str, dict[str, Array]]:
         """The UNet's feeds for every prompt, from one text encoder after the other."""
@@ -215,7 +235,9 @@ class _Written:
 
 
 @dataclass(frozen=True)
-class RoundedReference:
+class RoundedReference(
+    Stage[RoundedAnswers], name="rounded-reference", version=3, tools=("torch", "diffusers", "transformers")
+):
     """Ask PyTorch the same questions after rounding the component's weights as `plan` says.
 
     Weights of a float16 checkpoint are float16 already: what PyTorch answered with them is not asked for again.
@@ -226,24 +248,6 @@ class RoundedReference:
     plan: Plan
     quantized: QuantizedWeights | None  # what `quantized_weights` gives for them
 
-    name: ClassVar[str] = "rounded-reference"
-    version: ClassVar[int] = 3
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
-    output: ClassVar[type] = RoundedAnswers
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "probes": self.probes.digest,
-            "component": self.source.component,
-            "source": self.source.digest,
-            "plan": self.plan.key(),
-            "quantized": self.quantized.digest if self.quantized else None,
-        }
-
-    @property
-    def precision(self) -> str:
-        return self.plan.label
-
     def run(self, into: Path) -> RoundedAnswers:
         settle_threads()
         count = 0
@@ -251,11 +255,11 @@ class RoundedReference:
         if not any(stored.is_rounded(name) for name in stored.names()):
             for count, probe in enumerate(self.probes.read(self.source.component), start=1):
                 np.savez(into / f"{count - 1:03}.npz", allow_pickle=False, **probe.outputs)
-            return RoundedAnswers(into, self.source.component, self.precision, count)
+            return RoundedAnswers(into, self.source.component, self.plan.label, count)
         with TorchSession(TorchModel(self.source, self.probes.size, self.plan, self.quantized)) as session:
             for count, probe in enumerate(self.probes.read(self.source.component), start=1):
                 np.savez(into / f"{count - 1:03}.npz", allow_pickle=False, **session.run(probe.feeds))
-        return RoundedAnswers(into, self.source.component, self.precision, count)
+        return RoundedAnswers(into, self.source.component, self.plan.label, count)
 
 
 def _scaling_factor(session: TorchSession) -> float:

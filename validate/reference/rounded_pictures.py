@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ...quantize.codes_file import QuantizedWeights
 from ...quantize.plan import Plan
+from ...stages.artifacts import Checkpoint
+from ...stages.stage import Stage
 from ..parity import compare, finite_db
 from .probes import Probes
-from .pytorch import ReferenceProbes
+from .pytorch import Reference
 from .torch_session import TorchModel, TorchSession
 
 
@@ -25,40 +26,28 @@ class PictureRatios:
 
 
 @dataclass(frozen=True)
-class RoundedPictures(ReferenceProbes):
-    """Draw the pictures of `probes` again, every component with the weights of its plan.
+class RoundedPictures(
+    Stage[PictureRatios], name="rounded-pictures", version=1, tools=("torch", "diffusers", "transformers", "tokenizers")
+):
+    """Draw the pictures of `probes` again, every component with the weights of its plan."""
 
-    The inherited `plan` is that of `probes`, with nothing picked.
-    """
-
+    checkpoint: Checkpoint
     probes: Probes
     plans: Mapping[str, Plan]
     quantized: Mapping[str, QuantizedWeights | None]  # what `quantized_weights` gives for each
 
-    name: ClassVar[str] = "rounded-pictures"
-    version: ClassVar[int] = 1
-    output: ClassVar[type] = PictureRatios
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "checkpoint": self.checkpoint.digest,
-            "probes": self.probes.digest,
-            "plans": {part: plan.key() for part, plan in self.plans.items()},
-            "quantized": {part: each.digest if each else None for part, each in self.quantized.items()},
-        }
-
-    def run(self, into: Path) -> PictureRatios:  # type: ignore[override]
-        drawn = super().run(into)
-        ratios = tuple(
-            finite_db(compare(truth.image, ours.image, peak=1.0, where=f"picture of {truth.prompt!r}").psnr_db)
-            for truth, ours in zip(self.probes.pictures(), drawn.pictures(), strict=True)
+    def run(self, into: Path) -> PictureRatios:
+        drawn = Reference(self.checkpoint, self.probes.size, self.probes.plan, self._open).pictures(into)
+        return PictureRatios(
+            into,
+            tuple(
+                finite_db(compare(truth.image, ours.image, peak=1.0, where=f"picture of {truth.prompt!r}").psnr_db)
+                for truth, ours in zip(self.probes.pictures(), drawn, strict=True)
+            ),
         )
-        for file in into.glob("*.npz"):
-            file.unlink()  # only the ratios are asked for
-        return PictureRatios(into, ratios)
 
     def _open(self, component: str) -> TorchSession:
+        source, size = self.checkpoint.components[component], self.probes.size
         if component not in self.plans:
-            return super()._open(component)
-        source, plan = self.checkpoint.components[component], self.plans[component]
-        return TorchSession(TorchModel(source, self.size, plan, self.quantized[component]))
+            return TorchSession(TorchModel(source, size))
+        return TorchSession(TorchModel(source, size, self.plans[component], self.quantized[component]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ...runtimes.op_times import OpTime
 from ...stages.artifacts import TargetModel
+from ...stages.stage import Stage
 from ..reference.probes import read_arrays
 
 if TYPE_CHECKING:
@@ -60,21 +61,13 @@ class OpProfile:
 
 
 @dataclass(frozen=True)
-class TimeOps:
+class TimeOps(Stage[OpProfile], name="ops", version=1, tools=("numpy",)):
     """Time the operations of one model. Never cached: it is about this machine in this minute."""
 
     model: TargetModel
     feeds: Path  # npz, as the runtime takes them
     threads: int
     runs: int
-
-    name: ClassVar[str] = "ops"
-    version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    output: ClassVar[type] = OpProfile
-
-    def key(self) -> Mapping[str, object]:
-        raise NotImplementedError("measurements are not cached")
 
     def run(self, into: Path) -> OpProfile:
         from ...runtimes.op_times import OpTimed

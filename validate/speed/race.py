@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cache
 from math import comb
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 
 from ...runtimes.inputs import native_feeds
 from ...runtimes.isolation import open_isolated
 from ...stages.artifacts import TargetModel
+from ...stages.stage import Stage
 from ..reference.probes import Probes
 from ..stages import in_form
 from .latency import SETTLE
@@ -68,7 +69,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class MeasureSpeed:
+class MeasureSpeed(Stage[Speed], name="speed", version=4, tools=()):
     """Race a model against the same runtime's float32, each in a process of its own."""
 
     model: TargetModel
@@ -80,11 +81,6 @@ class MeasureSpeed:
     threads: int
     form: str = ""
 
-    name: ClassVar[str] = "speed"
-    version: ClassVar[int] = 4
-    tools: ClassVar[tuple[str, ...]] = ()
-    output: ClassVar[type] = Speed
-
     @property
     def runtime(self) -> str:
         return self.model.target
@@ -92,17 +88,6 @@ class MeasureSpeed:
     @property
     def precision(self) -> str:
         return self.model.precision
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "model": self.model.digest,
-            "plain": self.plain.digest,
-            "probes": self.probes.digest,
-            "runtime": self.runtime_version,
-            "machine": self.machine,
-            "threads": self.threads,
-            "form": self.form,
-        }
 
     def run(self, into: Path) -> Speed:
         # Of two threads one waits for the other, wherever that one is; one alone may be calm where two are not. Calls

@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from ...runtimes.inputs import native_feeds
 from ...runtimes.isolation import open_isolated
 from ...stages.artifacts import TargetModel
+from ...stages.stage import Stage
 from ..reference.probes import Probes
 from .latency import SETTLE
 from .race import CALM, OPENER
@@ -30,7 +31,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class MeasureTimes:
+class MeasureTimes(Stage[Times], name="times", version=2, tools=()):
     """Run `models`, each in a process of its own, on the first probe of their component. All are open at once."""
 
     models: tuple[TargetModel, ...]
@@ -39,20 +40,6 @@ class MeasureTimes:
     runtime_version: str
     machine: str
     threads: int
-
-    name: ClassVar[str] = "times"
-    version: ClassVar[int] = 2
-    tools: ClassVar[tuple[str, ...]] = ()
-    output: ClassVar[type] = Times
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            "models": [model.digest for model in self.models],
-            "probes": self.probes.digest,
-            "runtime": self.runtime_version,
-            "machine": self.machine,
-            "threads": self.threads,
-        }
 
     def run(self, into: Path) -> Times:
         probe = next(self.probes.read(self.models[0].component))

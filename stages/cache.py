@@ -99,8 +99,10 @@ class Cache:
 
     @contextmanager
     def _flock(self, name: str, how: int) -> Iterator[None]:
+        place = self.root / name
         with self._reached():
-            file = (self.root / name).open("ab")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = place.open("ab")
         with file:  # closing it unlocks it, and so does the end of the process, however it comes
             with self._reached():
                 try:

@@ -1,4 +1,4 @@
-"""What each scheme costs on each target: size, loss, memory to build and to run, speed. For docs/quantization.md.
+"""What each scheme costs on each target: size, loss, memory to build and to run, speed. For docs/measurements.md.
 
     python benchmarks/schemes.py CHECKPOINT RESULTS.json --target ncnn --target mnn --scheme w8c_afp ... [--size HxW]
 

@@ -22,7 +22,7 @@ from .stray_weights import stray_weights
 if TYPE_CHECKING:
     from ..quantize.plan import Plan
 
-_HINT: Final = "copy the bundle again from where it was whole, or convert the checkpoint again"
+_HINT: Final = "copy the bundle again from an intact copy, or convert the checkpoint again"
 # Not part of a bundle, and put into every folder by the systems that bundles are copied through.
 _LITTER: Final = (".DS_Store", "Thumbs.db", "desktop.ini")
 

@@ -43,7 +43,7 @@ MANIFEST: Final = "manifest.json"
 MAX_BYTES: Final = 8 * 2**20
 """A manifest of the demo has some 30 kB; megabytes are an attack or a mistake."""
 
-_HINT: Final = "convert the checkpoint again, or copy the bundle again from where it was whole"
+_HINT: Final = "convert the checkpoint again, or copy the bundle again from an intact copy"
 
 
 Gate = Literal["passed", "failed", "skipped by --no-gate"]

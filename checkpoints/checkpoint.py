@@ -226,6 +226,6 @@ def _completed_scheduler(layout: Layout) -> dict[str, Any]:
         except ValueError:
             raise CheckpointError(
                 f"{file}: {key!r} is {repr(value)[:80]}, a finite number is needed",
-                hint="take scheduler_config.json from where the checkpoint was whole",
+                hint="take scheduler_config.json from an intact copy of the checkpoint",
             ) from None
     return architecture(config)

@@ -86,7 +86,7 @@ def _refuse_tensors(file: Path, tensors: Mapping[str, StoredTensor]) -> NoReturn
     shapes = {tensor.name: tensor.shape for tensor in tensors.values()}
     refuse_unsupported(Headers(tensors={"": shapes}), str(file))
     shown = ", ".join(list(shapes)[:3])
-    raise CheckpointError(f"{file}: {len(shapes)} tensors of no model known here ({shown}, ...)", hint=FOLDER)
+    raise CheckpointError(f"{file}: {len(shapes)} tensors of no known model ({shown}, ...)", hint=FOLDER)
 
 
 def _looks_like_safetensors(file: Path) -> bool:

@@ -50,9 +50,9 @@ def run(argv: list[str]) -> int:
         return _ended(error.exit_code)
     except (KeyboardInterrupt, Abort):
         return _ended(INTERRUPTED)
-    except SystemExit as ended:  # typer's answer when nobody reads stderr any more
+    except SystemExit as ended:  # typer raises it when stderr is closed
         return ended.code if isinstance(ended.code, int) else 1
-    except Exception as error:  # noqa: BLE001 - what nobody foresaw is a bug of ours, and is told as one
+    except Exception as error:  # noqa: BLE001 - an unforeseen exception is a bug of ours, and is reported as one
         import traceback
 
         traceback.print_exc()
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> int:
 
 
 def _ended(code: int) -> int:
-    """`code`, with a word for people when Ctrl-C was the reason: typer makes an exit code of it."""
+    """`code`; after Ctrl-C, which typer turns into an exit code, with a line on stderr."""
     if code == INTERRUPTED:
         print("stopped; finished stages are kept, run the same command again to continue", file=sys.stderr)
     return code

@@ -39,7 +39,7 @@ app.command("check-goldens", short_help="Replay a bundle's golden vectors.")(che
 app.command("targets", short_help="List the runtimes, and what each can run.")(targets.targets)
 app.add_typer(recipe.app, name="recipe", help="List, show or check recipes.")
 app.add_typer(cache.app, name="cache", help="List, verify or prune the cache of finished work.")
-app.add_typer(machine.app, name="machine", help="Set up or list the processors that parity can be run on.")
+app.add_typer(machine.app, name="machine", help="Set up or list the processors that bundles can be run on.")
 app.command("demo", short_help="The whole tour, with the embedded checkpoint.")(demo.demo)
 
 

@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @app.command("ls")
 def ls(as_json: Json = False) -> int:
-    """List finished stages, the longest unused first."""
+    """List finished stages, the least recently used first."""
     from ..stages.cache import SHORT, Cache
     from .terminal import print_json, size_text
 
@@ -34,7 +34,7 @@ def ls(as_json: Json = False) -> int:
 
 @app.command("verify")
 def verify(as_json: Json = False) -> int:
-    """Read every byte of the cache; remove damaged stages, so that they are built again. Exits with 6 if any was."""
+    """Read every byte of the cache and remove damaged stages, which are then built again. Exits with 6 if any was."""
     from ..stages.cache import SHORT, Cache
     from ..stages.errors import BundleError
     from .terminal import print_json
@@ -65,7 +65,7 @@ def prune(
     ] = "0",
     as_json: Json = False,
 ) -> int:
-    """Delete the longest unused stages until at most --keep remains; without it, all of them."""
+    """Delete the least recently used stages until at most --keep remains; without --keep, all of them."""
     from ..stages.cache import Cache
     from .terminal import print_json, size_text
 

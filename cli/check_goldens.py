@@ -21,7 +21,7 @@ def check_goldens(
         typer.Option(
             "--machine",
             metavar="NAME",
-            help="Compute on another processor: arm64 or arm64:PROCESSOR, emulated; vulkan; native.",
+            help="Run the models on another processor: arm64 or arm64:PROCESSOR (emulated), vulkan or native.",
         ),
     ] = None,
     arithmetic: Annotated[
@@ -29,7 +29,7 @@ def check_goldens(
         typer.Option(
             "--arithmetic",
             metavar="NAME",
-            help="Compute every component in this one, such as fp16. [default: what each is proven in]",
+            help="The arithmetic of every component, such as fp16. [default: the one it was proven in]",
         ),
     ] = None,
     threads: Threads = 2,
@@ -37,8 +37,8 @@ def check_goldens(
 ) -> int:
     """Replay the golden vectors of BUNDLE with its own runtime: token ids, noise, every step, the picture.
 
-    What lies between the models is checked with golden answers of the models, to float32's rounding; then the models,
-    within the limits of the arithmetic that they compute in. Exits with 5 when something lies past its limit, and
+    First the code between the models is checked, to float32's rounding: golden answers stand in for the models. Then
+    the models are checked, within the limits of their arithmetic. Exits with 5 when a value is past its limit, and
     names the first; with 6 when a file is damaged.
     """
     from ..bundle.bundle import open_bundle

@@ -12,26 +12,27 @@ from .options import Json, Threads
 
 def compare(
     first: Annotated[Path, typer.Argument(help="A bundle's folder; its answers are the reference.", metavar="A")],
-    second: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+    second: Annotated[Path, typer.Argument(help="The bundle to compare with it.", metavar="B")],
     image: Annotated[
         bool | None,
-        typer.Option("--image/--no-image", help="Draw pictures with both. [default: where that takes seconds]"),
+        typer.Option("--image/--no-image", help="Draw pictures with both. [default: if it takes only seconds]"),
     ] = None,
     speed: Annotated[
         bool | None,
-        typer.Option("--speed/--no-speed", help="Time both, taking turns. [default: where that takes seconds]"),
+        typer.Option("--speed/--no-speed", help="Time both, in turns. [default: if it takes only seconds]"),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page to send: one file, works offline.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the report as one HTML file that works offline."),
     ] = None,
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:
-    """Give two bundles the same inputs: two runtimes, two precisions, before and after an upgrade.
+    """Compare two bundles on the same inputs: two runtimes, two precisions, before and after an upgrade.
 
-    Inputs come from the pictures that A draws, so neither PyTorch nor the checkpoint is needed. Exits with 5 when they
-    lie further apart than two bundles can that each pass their own gate. Bundles of different checkpoints are compared
-    with a warning, and without a verdict.
+    Inputs come from the pictures that A draws, so neither PyTorch nor the checkpoint is needed. Exits with 5 when the
+    bundles differ more than two bundles can that both pass their gates. For bundles of different checkpoints there is
+    a warning and no verdict.
     """
     from ..bundle.bundle import open_bundle
     from ..stages.extras import require_converter

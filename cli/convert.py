@@ -39,7 +39,10 @@ def convert(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", metavar="OUT", help="Folder of the bundle; several targets get a folder each in it."
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Folder of the bundle; with several targets, one folder in it for each.",
         ),
     ],
     recipe: Annotated[
@@ -59,22 +62,32 @@ def convert(
     ] = None,
     bits: Annotated[
         float | None,
-        typer.Option("--bits", metavar="B", help="Search for each layer's scheme: bits a weight, for example 4.5."),
+        typer.Option(
+            "--bits",
+            metavar="B",
+            help="Search for a scheme for each layer, given the average bits a weight, e.g. 4.5.",
+        ),
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", metavar="SIZE", help="Search: the size of all weights together, for example 300MB."),
+        typer.Option(
+            "--budget", metavar="SIZE", help="Such a search, given the size of all weights together, e.g. 300MB."
+        ),
     ] = None,
     min_snr: Annotated[
         float | None,
-        typer.Option("--min-snr", metavar="DB", help="Search: the least signal-to-noise ratio of a component, in dB."),
+        typer.Option(
+            "--min-snr",
+            metavar="DB",
+            help="Such a search, given the least signal-to-noise ratio of every component, in dB.",
+        ),
     ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(
             "--size",
             metavar="HxW",
-            help="HEIGHTxWIDTH of the pictures; several make a folder OUT/HEIGHTxWIDTH each. "
+            help="HEIGHTxWIDTH of the pictures; repeat for several, each in its folder OUT/HEIGHTxWIDTH. "
             "[default: the checkpoint's own]",
         ),
     ] = None,
@@ -87,20 +100,22 @@ def convert(
     prediction: Prediction = None,
     ema: Ema = False,
     goldens: Annotated[
-        bool, typer.Option("--goldens", help="Put golden vectors into the bundles, for check-goldens and for ports.")
+        bool,
+        typer.Option("--goldens", help="Put golden vectors into the bundles: for check-goldens, and to test a port."),
     ] = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Do not compare with PyTorch; the manifest says so.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are already there.")] = False,
     ignore_forecast: Annotated[
-        bool, typer.Option("--ignore-forecast", help="Start even if memory or disk will not do by the forecast.")
+        bool,
+        typer.Option("--ignore-forecast", help="Start even if the forecast says that memory or disk is too small."),
     ] = False,
     record_memory: Annotated[
         bool,
         typer.Option(
             "--record-memory",
-            help="Put measured memory into the manifests too: their bytes then differ from run to run.",
+            help="Write measured memory into the manifests, whose bytes then differ from run to run.",
         ),
     ] = False,
     machine: MachineOption = None,

@@ -15,7 +15,7 @@ def demo(
     prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What the three runtimes draw.")] = (
         "a large red star in the center, on a blue background"
     ),
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the noise.")] = 7,
 ) -> int:
     """Convert the embedded checkpoint for every runtime, compare, profile, and draw one picture with each."""
     from ..bundle.bundle import open_bundle
@@ -50,7 +50,7 @@ def demo(
 
 
 def _refuse_others_bundle(place: Path) -> None:
-    """The demo runs again over its own bundles, and over nobody else's."""
+    """Raise UsageError if `place` holds a bundle of another checkpoint; the demo replaces its own bundles only."""
     from ..bundle.bundle import open_bundle
     from ..bundle.manifest import MANIFEST
     from ..stages.errors import UsageError

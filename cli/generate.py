@@ -17,11 +17,16 @@ def generate(
         "picture.png"
     ),
     negative: Annotated[str, typer.Option("--negative", metavar="TEXT", help="What to steer away from.")] = "",
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="[default: the bundle's]")] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", metavar="G", help="1 or less: none. [default: the bundle's]")
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Steps of the schedule. [default: the bundle's]")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise; as torch's CPU generator.")] = 0,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", metavar="G", help="Guidance scale; 1 or less turns it off. [default: the bundle's]"),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Seed of the noise, as PyTorch's CPU generator takes it.")
+    ] = 0,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -33,7 +38,7 @@ def generate(
     image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Picture to start from.")] = None,
     mask: Annotated[
         Path | None,
-        typer.Option("--mask", metavar="FILE", help="For inpainting models: white is drawn anew, black stays."),
+        typer.Option("--mask", metavar="FILE", help="For inpainting models: white is redrawn, black is kept."),
     ] = None,
     strength: Annotated[
         float | None,
@@ -43,11 +48,13 @@ def generate(
     ] = None,
     control: Annotated[
         Path | None,
-        typer.Option("--control", metavar="FILE", help="For a bundle with a ControlNet: the picture to draw along."),
+        typer.Option("--control", metavar="FILE", help="For a bundle with a ControlNet: the control picture."),
     ] = None,
     control_scale: Annotated[
         float | None,
-        typer.Option("--control-scale", metavar="S", help="How strongly --control steers; 0: not at all. [default: 1]"),
+        typer.Option(
+            "--control-scale", metavar="S", help="How strongly --control steers; 0 turns it off. [default: 1]"
+        ),
     ] = None,
     threads: Threads = 2,
     as_json: Json = False,

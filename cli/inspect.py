@@ -29,7 +29,8 @@ def inspect(
         ),
     ],
     target: Annotated[
-        list[str] | None, typer.Option("--target", metavar="NAME", help="Forecast for these. [default: all]")
+        list[str] | None,
+        typer.Option("--target", metavar="NAME", help="Forecast for this target; repeat for several. [default: all]"),
     ] = None,
     precision: Annotated[
         str | None,
@@ -99,7 +100,7 @@ def _show_checkpoint(facts: dict[str, Any]) -> None:
 
 
 def _show_stages(stages: list[dict[str, Any]], components: tuple[str, ...]) -> None:
-    """A line a stage, a column a component; stages of no component stand in the first."""
+    """A line for each stage, a column for each component; stages that belong to none are in the first."""
     from rich.table import Table
 
     from .terminal import print_table, size_text

@@ -1,4 +1,4 @@
-"""diffusette machine setup|list: processors that parity can be run on."""
+"""diffusette machine setup|list: processors that bundles can be run on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def setup(
         bool, typer.Option("--locked", help="Refuse packages that Debian has replaced since they were pinned.")
     ] = False,
 ) -> int:
-    """Fetch what an emulated machine is made of: 200 MB, a minute. Needs apt and pip, and no rights of root.
+    """Download the files of an emulated machine: 200 MB, a minute. Needs apt and pip, but not root.
 
     The folder is that of DIFFUSETTE_MACHINES, or the user's data folder.
     """

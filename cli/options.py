@@ -20,29 +20,33 @@ MachineOption = Annotated[
     typer.Option(
         "--machine",
         metavar="NAME",
-        help="Run it on another processor: arm64 or arm64:PROCESSOR, emulated; vulkan; native. Repeat for several.",
+        help="Run the models on another processor: arm64 or arm64:PROCESSOR (emulated), vulkan or native; repeat.",
     ),
 ]
 
 VaeDecoder = Annotated[
     Path | None,
-    typer.Option("--vae-decoder", metavar="PATH", help="A tiny decoder in the VAE's place: TAESD's or TAEXL's folder."),
+    typer.Option(
+        "--vae-decoder", metavar="PATH", help="The folder of a tiny decoder (TAESD, TAEXL) that replaces the VAE's."
+    ),
 ]
 Controlnet = Annotated[
     list[Path] | None,
     typer.Option(
-        "--controlnet", metavar="PATH", help="A ControlNet, a folder or a file: the bundle draws along pictures."
+        "--controlnet",
+        metavar="PATH",
+        help="A ControlNet, as a folder or a file; the bundle then takes a control picture.",
     ),
 ]
 Vae = Annotated[
-    Path | None, typer.Option("--vae", metavar="PATH", help="A VAE from elsewhere: a folder, or a safetensors file.")
+    Path | None, typer.Option("--vae", metavar="PATH", help="A VAE to use instead: a folder or a safetensors file.")
 ]
 TokenizerFolder = Annotated[
     Path | None,
     typer.Option(
         "--tokenizer",
         metavar="FOLDER",
-        help="Its tokenizer's folder. [default: the checkpoint's; for a single file, CLIP's]",
+        help="The folder of the tokenizer. [default: the checkpoint's; for a single file, CLIP's]",
     ),
 ]
 Config = Annotated[
@@ -55,7 +59,9 @@ Config = Annotated[
 ]
 Prediction = Annotated[
     str | None,
-    typer.Option("--prediction", metavar="KIND", help="For a single file that does not say: epsilon or v_prediction."),
+    typer.Option(
+        "--prediction", metavar="KIND", help="What a single file predicts, if it does not say: epsilon or v_prediction."
+    ),
 ]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of a single file that holds both.")]
 

@@ -27,11 +27,12 @@ from .options import (
 def profile(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
     runs: Annotated[
-        int, typer.Option("--runs", metavar="N", min=1, help="Timed runs a component, after one to warm up.")
+        int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of each component, after one to warm up.")
     ] = 5,
     threads: Threads = 2,
     versus: Annotated[
-        str | None, typer.Option("--vs", metavar="torch", help="torch: run PyTorch eager between the runs.")
+        str | None,
+        typer.Option("--vs", metavar="torch", help="torch: also time PyTorch eager, in turns with the runtime."),
     ] = None,
     ops: Annotated[bool, typer.Option("--ops", help="Also time every operation of the runtime's graph.")] = False,
     reference: Annotated[

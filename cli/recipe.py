@@ -53,7 +53,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check that a recipe can be followed. Exits with 2 and the place when it cannot."""
+    """Check a recipe. Exits with 2 when it is wrong, and says where."""
     from ..convert.recipe import load_recipe, parameters_of
     from .terminal import print_json
 

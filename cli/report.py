@@ -1,4 +1,4 @@
-"""Reports as people read them in a terminal."""
+"""Reports as tables and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def show_sizes(several: SizedConversions) -> None:
-    """Each size's conversion, then what they share."""
+    """The conversion of each size, then what the sizes share."""
     for conversion in several.conversions.values():
         show_conversion(conversion)
-    stdout().print(f"{size_text(several.shared_bytes)} of equal files lie on the disk once", markup=False)
+    stdout().print(f"{size_text(several.shared_bytes)} of equal files are stored only once", markup=False)
 
 
 def show_conversion(conversion: Conversion) -> None:
-    """A parity table a target, then where each bundle lies."""
+    """For each target its parity table, then the path of each bundle."""
     console = stdout()
     if conversion.found:
         show_menu(conversion.found)
@@ -63,7 +63,7 @@ def show_conversion(conversion: Conversion) -> None:
 
 
 def _speed_lines(bundle: Bundle) -> Iterator[str]:
-    """What integers cost or won in time, a line a component."""
+    """How long integers take against float32, one line for each component."""
     for name, speed in bundle.manifest.speed.items():
         forms = "".join(f", .{form} {ratio:.2f}x" for form, ratio in speed.forms.items())
         precision = bundle.manifest.components[name].precision
@@ -71,7 +71,7 @@ def _speed_lines(bundle: Bundle) -> Iterator[str]:
 
 
 def show_menu(found: Found) -> None:
-    """What each size would cost, and where the recipe and the plot lie."""
+    """What each size would cost, and the paths of the recipe and the plot."""
     from rich.table import Table
 
     console = stdout()
@@ -94,10 +94,12 @@ def show_menu(found: Found) -> None:
     print_table(table)
     if found.tuned:
         gains = ", ".join(f"{part} {a:.1f} -> {b:.1f}" for part, (a, b) in found.tuned.held_out_db.items())
-        console.print("tuned: the chosen one with its scales fitted to whole components, as it is built;")
-        console.print(f"on calls that nothing was fitted to: {gains} dB", markup=False)
+        console.print("tuned: the chosen mixture with its scales fitted to whole components, which is what is built;")
+        console.print(f"before and after, over calls that nothing was fitted to: {gains} dB", markup=False)
     if not all(row.measured for row in found.menu):
-        console.print("~ from the losses of layers alone, not run; nearest rounding, GPTQ comes with the build")
+        console.print(
+            "~ added up from the losses of single layers, not run; rounded to the nearest, GPTQ follows with the build"
+        )
     for file in found.files:
         console.print(file, markup=False)
     console.print()
@@ -123,7 +125,7 @@ def show_parity(report: ParityReport) -> None:
 
 
 def show_machines(reports: Sequence[MachineReport]) -> None:
-    """A table a machine, what to choose there, and why rows failed."""
+    """For each machine a table, what to choose there, and why rows failed."""
     from ..validate.machines.report import machine_table, recommendation
 
     console = stdout()
@@ -137,12 +139,12 @@ def show_machines(reports: Sequence[MachineReport]) -> None:
         console.print(f"* an app that sets no option gets this one; compared: {counts}", markup=False, style="dim")
         console.print(recommendation(report), markup=False)
         if report.oracle:
-            console.print(f"{report.oracle.line}, in what is recommended", markup=False)
+            console.print(f"{report.oracle.line}, in the recommended arithmetic", markup=False)
         console.print()
 
 
 def show_profile(report: ProfileReport, *, explained: bool = True) -> None:
-    """The table, with a caption where it is `explained`: how it was measured. With operations, a table a component."""
+    """The table, and if `explained` how it was measured; with operations, one more table for each component."""
     from ..validate.speed.latency import profile_table
     from ..validate.speed.op_profile import OPS_METHOD, ops_table
 
@@ -156,7 +158,7 @@ def show_profile(report: ProfileReport, *, explained: bool = True) -> None:
 
 
 def show_comparison(found: Comparison) -> None:
-    """The table, what the manifests say differently, then a line for each part that lies too far apart."""
+    """The table, what the manifests say differently, then a line for each part that differs too much."""
     from ..validate.contrast import contrast_table
 
     console = stdout()

@@ -175,7 +175,7 @@ def _size(mib: float) -> str:
 
 
 def size_text(number: float) -> str:
-    """Bytes for people, in powers of 1000: 1.72 GB."""
+    """A number of bytes as text, in powers of 1000: 1.72 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000 or unit == "GB":
             break

@@ -47,52 +47,63 @@ def validate(
     prediction: Prediction = None,
     ema: Ema = False,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Also run every module by itself, and name those that go wrong.")
+        bool, typer.Option("--layers", help="Also run every module by itself, and name those that are wrong.")
     ] = False,
     image: Annotated[
         bool | None,
         typer.Option(
             "--image/--no-image",
-            help="Also draw whole pictures, and say what error the UNet makes at each timestep. "
-            "[default: pictures where they take seconds]",
+            help="Also draw whole pictures, and measure the UNet's error at each timestep. "
+            "[default: only pictures, if they take seconds]",
         ),
     ] = None,
     prompts: Annotated[
         int | None,
         typer.Option(
-            "--prompts", metavar="N", min=1, help="With --image or --machine on the demo: captions for the oracle."
+            "--prompts",
+            metavar="N",
+            min=1,
+            help="For the demo, with --image or --machine: captions that the oracle grades.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Pictures of each prompt.")] = 1,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            "--scheduler", metavar="NAME", help="Of the pictures, such as euler_a. [default: the checkpoint's]"
+            "--scheduler",
+            metavar="NAME",
+            help="Scheduler of the pictures, such as euler_a. [default: the checkpoint's]",
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, help="Of the pictures, as the bundle has them.")
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, help="Steps of the pictures; the bundle must have that schedule."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page to send: one file, works offline.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the report as one HTML file that works offline."),
     ] = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option(
             "--beside",
             metavar="BUNDLE",
-            help="With --layers --html: another runtime's bundle, for the map; repeat for several.",
+            help="With --layers --html: a bundle for another runtime, as a column of the map; repeat for several.",
         ),
     ] = None,
     speed: Annotated[
         bool | None,
-        typer.Option("--speed/--no-speed", help="Time it for the page. [default: where that takes seconds]"),
+        typer.Option(
+            "--speed/--no-speed", help="Time the components for the page. [default: if it takes only seconds]"
+        ),
     ] = None,
     machine: MachineOption = None,
     arithmetic: Annotated[
         list[str] | None,
         typer.Option(
-            "--arithmetic", metavar="NAME", help="With --machine: only this one, such as fp16; repeat. [default: all]"
+            "--arithmetic",
+            metavar="NAME",
+            help="With --machine: only this arithmetic, such as fp16; repeat for several. [default: all]",
         ),
     ] = None,
     calls: Annotated[
@@ -102,10 +113,11 @@ def validate(
     threads: Threads = 2,
     as_json: Json = False,
 ) -> int:
-    """Run every component of BUNDLE on inputs from PyTorch's own denoising trajectory and compare.
+    """Run every component of BUNDLE on inputs from PyTorch's denoising trajectory, and compare with PyTorch.
 
-    Exits with 5 when one drifted past its tolerance, the worst first; with 6 when a file is damaged. On another machine
-    than the one that converted, give with --reference what was given then: --adapter, --vae and so on.
+    Exits with 5 when a component drifted past its tolerance, and lists the worst first; with 6 when a file is damaged.
+    On a machine other than the one that converted, give --reference and the options of the conversion (--adapter, --vae
+    and so on).
     """
     from ..bundle.bundle import open_bundle
     from ..validate.check import PictureChoice, check_bundle, layers_of

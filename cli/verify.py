@@ -30,7 +30,7 @@ def verify(
         raise BundleError(
             f"{bundle}: {len(found.bad)} of {found.checked} files are damaged\n"
             + "\n".join(f"  {file}" for file in found.bad),
-            hint="copy the bundle again from where it was whole, or convert the checkpoint again",
+            hint="copy the bundle again from an intact copy, or convert the checkpoint again",
         )
     else:
         print(f"{bundle}: {found.checked} files, {size_text(found.bytes)}, all as the manifest says")

@@ -44,11 +44,11 @@ def choose(work: TargetBuild) -> Built:
             say(f"auto: {label} does not pass its gates: {parity.failures()[0]}")
             continue
         if parity.image and parity.image.psnr_db < AUTO_IMAGE_DB and not last:
-            worst = f"{parity.image.psnr_db:.1f} dB in the worst picture, {AUTO_IMAGE_DB:g} are asked for"
-            say(f"auto: {label} passes its gates, but may be seen: {worst}")
+            worst = f"{parity.image.psnr_db:.1f} dB in the worst picture, {AUTO_IMAGE_DB:g} are required"
+            say(f"auto: {label} passes its gates, but its error may be visible: {worst}")
             continue
-        alike = ", which is no more than two loads of one model differ by" if 1 < ratio <= SLOWER else ""
-        say(f"auto: {label} it is; a picture takes {ratio:.2f}x of fp32's time here{alike}")
+        alike = "; two loads of one model differ by as much" if 1 < ratio <= SLOWER else ""
+        say(f"auto: {label} is chosen; a picture takes {ratio:.2f}x of fp32's time here{alike}")
         return Built(settled, plans, models, parity, entries(speeds))
     raise AssertionError("float32 is always a candidate")
 

@@ -47,7 +47,7 @@ def convert(request: Request, *, cache: Cache | None = None, progress: Progress 
         beside = () if job.is_automatic else compared(job.forecast, taken)  # what `auto` tries nobody knows beforehand
         _remember_memory(converted, beside, cache)
     if gone := cache.keep_to_cap():
-        progress.say(f"{len(gone)} of the longest unused stages left the cache, which {CAP} limits")
+        progress.say(f"{len(gone)} least recently used stages were removed from the cache, which {CAP} limits")
     took = time.monotonic() - started
     stages = tuple(progress.stages)
     return Conversion(converted, job.forecast, took, progress.peak_mib, stages, shared.moved, job.found, beside, taken)

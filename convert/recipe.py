@@ -164,7 +164,7 @@ def _with_prompts(recipe: Recipe, folder: Path) -> Recipe:
     except OSError as error:
         raise RecipeError(
             f"{where}: prompts_file {name!r} cannot be read: {error.strerror}",
-            hint=f"a text file with a prompt a line, at {file}; without the key, bundled prompts serve",
+            hint=f"a text file with a prompt a line, at {file}; without the key, bundled prompts are used",
         ) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{where}: {name!r} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from None

@@ -126,7 +126,7 @@ def refuse_idle_branch(
     layers = {name: shape for name, shape in shapes.items() if not EMBEDDING.search(name)} or shapes
     name, largest = max(layers.items(), key=lambda item: min(item[1][0], prod(item[1][1:])))
     raise RecipeError(
-        f"{where}: {scheme!r}: no layer that it is for can have a branch of rank {rank}; "
+        f"{where}: {scheme!r}: no layer that it matches can have a branch of rank {rank}; "
         f"the largest, {name}, is {largest[0]} x {prod(largest[1:])}",
         hint="a rank below both sides of a linear layer or convolution, such as 16; embeddings have no branch",
     )

@@ -186,7 +186,7 @@ def forecasts() -> str:
         height, width = run["size"]
         text += f"\n**{NAMES[run['shapes']]}, {height} x {width}, {run['precision']}**\n\n"
         parts = ("", *source.components)
-        head = ["stage", "of none", *(f"`{part}`" for part in source.components)]
+        head = ["stage", "whole checkpoint", *(f"`{part}`" for part in source.components)]
         text += table(head, ([row, *(cells.get(part, "") for part in parts)] for row, cells in rows.items()))
     return text + "\n"
 

@@ -20,7 +20,8 @@ LINK: Final = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 CODE: Final = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # A file or folder of the repository between backquotes: `validate/tolerances.py`. NAME stands for one to come.
 NAMED: Final = re.compile(
-    r"`((?:benchmarks|cli|docs|export|pipeline|quantize|recipes|runtimes|tests|validate)/(?!\S*NAME)[\w./-]+)`"
+    r"`((?:benchmarks|bundle|checkpoints|cli|demo|docs|export|quantize|recipes|runtimes|stages|tests|validate)/"
+    r"(?!\S*NAME)[\w./-]+)`"
 )
 COMMAND: Final = re.compile(r"\bdiffusette (check-goldens|recipe check|[a-z]+)((?: [^`\n#]*)?)")
 OPTION: Final = re.compile(r"--[a-z][a-z-]*")

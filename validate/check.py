@@ -89,7 +89,7 @@ def check_bundle(
             report = replace(report, layers=found)
         if image is None and not cheap:
             remarks.append(
-                "no pictures were drawn, which takes long for a model of this size: ask for them with --image"
+                "no pictures were drawn, because that takes long for a model of this size: ask for them with --image"
             )
         if not pictures:
             return report, remarks

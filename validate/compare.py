@@ -68,12 +68,12 @@ def compare_bundles(
     gated = first.manifest.provenance.checkpoint == second.manifest.provenance.checkpoint
     remarks = []
     if not gated:
-        remarks.append("the bundles were made from different checkpoints: nothing promises that they agree")
+        remarks.append("the bundles were made from different checkpoints: they need not agree")
     schedule, common = _schedule(first, second, cheap)
     if not common:
         remarks.append("no pictures are compared: the bundles have no schedule in common")
     elif image is None and not cheap:
-        remarks.append("no pictures were drawn with both, which takes long: ask for them with --image")
+        remarks.append("no pictures were drawn, because that takes long: ask for them with --image")
     plan, guidance = _plan(first, schedule, cheap), _guidance(first.manifest)
     a, b = opener(first, threads), opener(second, threads)
     label_a, label_b = _labels(first, second)
@@ -197,7 +197,7 @@ def _quantize(manifest: Manifest) -> object:
 
 def _picture_limit(first: Manifest, second: Manifest, gated: bool) -> ImageTolerance:
     if not gated:
-        return ImageTolerance(0.0, "different checkpoints: nothing is promised")
+        return ImageTolerance(0.0, "different checkpoints: they need not agree")
     limits = []
     for manifest in (first, second):
         coarsest = min(manifest.components.values(), key=lambda entry: entry.bits_per_weight).precision

@@ -64,7 +64,7 @@ class ComponentReport:
             got = f"{self.fidelity.snr_db:.1f} dB" if self.fidelity else "nothing"
             return (
                 f"{got} from PyTorch with weights rounded to {self.precision}, "
-                f"{self.fidelity_tolerance.min_snr_db:g} dB needed: more than rounding went wrong"
+                f"{self.fidelity_tolerance.min_snr_db:g} dB needed: rounding does not explain it"
             )
         return "ok"
 

@@ -92,7 +92,7 @@ def in_form(model: TargetModel, form: str) -> TargetModel:
 
 
 def worst_form(reports: Iterable[ComponentReport]) -> ComponentReport:
-    """Of one component's reports, a report a form, the one that is nearest to failing."""
+    """The report with the smallest margin, among those of a component's forms."""
     return min(reports, key=lambda report: report.margin_db)
 
 

@@ -194,7 +194,7 @@ LAYER_TOLERANCE: Final = Tolerance(
 
 HALF_LAYER_TOLERANCE: Final = Tolerance(
     60.0,
-    "it is handed and hands on float16, which leaves 69 dB and more on the demo where sums are float32, as on x86; "
+    "its inputs and outputs are float16, which leaves 69 dB and more on the demo where sums are float32, as on x86; "
     "a weight matrix that is off by 10 % leaves 20 dB",
 )
 """The same in a model that computes in float16 (`fp16_a16`)."""

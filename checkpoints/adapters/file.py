@@ -101,7 +101,8 @@ def read_adapter(place: Path) -> AdapterFile:
     if strangers and not embeddings:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise CheckpointError(
-            f"--adapter {weights}: {len(strangers)} of {len(stored)} tensors are of no adapter known here: {shown}",
+            f"--adapter {weights}: {len(strangers)} of {len(stored)} tensors "
+            f"belong to no known kind of adapter: {shown}",
             hint="LoRA, DoRA, LoHa, LoKr, OFT, BOFT and embeddings of words are merged",
         )
     return AdapterFile(

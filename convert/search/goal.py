@@ -36,7 +36,7 @@ class Goal:
             raise UsageError("--bits, --budget and --min-snr exclude each other", hint="choose one of them")
         if not 0 < given[0] < inf:
             name = "--bits" if self.bits is not None else "--budget" if self.budget is not None else "--min-snr"
-            why = "is no number to reach" if given[0] > 0 or given[0] != given[0] else _TOO_LITTLE[name]
+            why = "is not a number that can be reached" if given[0] > 0 or given[0] != given[0] else _TOO_LITTLE[name]
             raise UsageError(f"{name} {given[0]:g} {why}", hint=f"for example {_EXAMPLES[name]}")
 
     def __str__(self) -> str:

@@ -50,10 +50,10 @@ def candidates(runtimes: tuple[Target, ...]) -> tuple[str, ...]:
 
 
 def refuse_goal(goal: Goal, shapes: Mapping[str, Shapes], schemes: tuple[str, ...], target: str) -> None:
-    """Refuse, before anything is measured, a size that no choice of schemes can have, and a ratio that float32 has not.
+    """Raise, before anything is measured, if no choice of schemes has this size, or float32 itself not this SNR.
 
     Raises:
-        UsageError: it says what the least is, or the most.
+        UsageError: it names the smallest or the largest that can be had.
     """
     from ...quantize.losses import bits_only
     from ...quantize.search import frontier
@@ -74,7 +74,7 @@ def refuse_goal(goal: Goal, shapes: Mapping[str, Shapes], schemes: tuple[str, ..
         enough = floor(100 * most / table.total) / 100, floor(most / 8e4) / 100
         finest = schemes[-1]
         raise UsageError(
-            f"{goal} is more than there is to choose on {target}: the most, {finest} everywhere, is "
+            f"{goal} exceeds the largest choice on {target}: the most, {finest} everywhere, is "
             f"{most / table.total:.2f} bits a weight, {most / 8e6:.2f} MB of weights",
             hint=f"--precision {finest} or fp32 needs no search; or --bits {enough[0]:.2f} or "
             f"--budget {enough[1]:.2f}MB, or less",
@@ -173,11 +173,11 @@ def _until_snr(bench: Bench, wanted: float) -> Chosen:
 
 
 def _refuse_beyond(wanted: float, best: Mapping[str, float], slack: float = 0.0) -> None:
-    """Refuse a ratio that a component has not at its best.
+    """Raise if `wanted` exceeds the SNR that a component has at its best.
 
     Args:
         best: component -> dB with every layer at its best.
-        slack: dB that it may have nevertheless.
+        slack: dB by which it may exceed that.
     Raises:
         UsageError: it says what can be had.
     """

@@ -32,7 +32,10 @@ PROCESSORS: Final = {
     "neoverse-n1": ("neoverse-n1", "float16 arithmetic and dot products; servers"),
     "cortex-a72": ("cortex-a72", "neither; Raspberry Pi 4, phones until 2017"),
     "cortex-a53": ("cortex-a53", "neither; small cores and boards"),
-    "max": ("max,sve=off,sme=off", "all that QEMU knows, bfloat16 and 8-bit matrix products among it, but SVE and SME"),
+    "max": (
+        "max,sve=off,sme=off",
+        "all that QEMU knows, bfloat16 and 8-bit matrix products included, without SVE and SME",
+    ),
 }
 DEFAULT: Final = "cortex-a76"
 

@@ -141,7 +141,7 @@ class Apt:
         files = tuple(self._folder / each.file for each in offered)
         for file, each in zip(files, offered, strict=True):
             if not file.is_file() or sha256_of_file(file) != each.sha256:
-                raise MissingTool(f"{file.name} did not arrive as it was offered", hint="run the same command again")
+                raise MissingTool(f"{file.name} is not the file that apt announced", hint="run the same command again")
         return files
 
     def _run(self, *arguments: str) -> str:
@@ -158,7 +158,7 @@ class Apt:
             said = [line for line in (done.stderr or done.stdout).splitlines() if line.startswith("E:")]
             raise MissingTool(
                 f"apt-get {arguments[0]} ended with {done.returncode}: {' '.join(said) or done.stderr.strip()[-300:]}",
-                hint="is the network there? apt's own sources are used, with Debian's suites",
+                hint="can the network be reached? apt's own sources are used, with Debian's suites",
             )
         return done.stdout
 

@@ -110,7 +110,7 @@ def _wheels(wheels: Sequence[Pinned], scratch: Path) -> None:
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-3:]
-        raise MissingTool(f"pip ended with {done.returncode}: {' '.join(said)}", hint="is the network there?")
+        raise MissingTool(f"pip ended with {done.returncode}: {' '.join(said)}", hint="can the network be reached?")
     wanted.unlink()
 
 

@@ -41,7 +41,7 @@ def machine_named(text: str) -> Machine:
     if text == NATIVE:
         if not arm64.is_here():
             raise UsageError(
-                f"--machine native is this computer where it is an AArch64 one; this is {platform.machine()}",
+                f"--machine native needs an AArch64 computer, and this one is {platform.machine()}",
                 hint=f"--machine {arm64.NAME} emulates one",
             )
         return Machine(NATIVE)

@@ -169,7 +169,7 @@ def _lists(graph: Any, loose: dict[bytes, LooseWeight], inputs: list[bytes], fil
 
 
 def _padded(stream: BinaryIO, before: int) -> int:
-    """Fill the end of `stream` so that what comes `before` bytes after it is aligned; returns where it ends then."""
+    """Append zeros until the offset of the end plus `before` is aligned; return the new end."""
     end = stream.seek(0, 2)
     stream.write(bytes(-(end + before) % _ALIGNMENT))
     return stream.tell()

@@ -62,7 +62,7 @@ def refuse_control(control: Control | None, *, controlled: bool, size: tuple[int
     if control is None:
         if controlled:
             raise UsageError(
-                "this bundle draws along a control picture (edges, a depth map, ...), and there is none",
+                "this bundle needs a control picture (edges, a depth map, ...), and none was given",
                 hint="give --control FILE, or --control-scale 0 to draw without",
             )
         return
@@ -94,5 +94,5 @@ def no_residuals(inputs: Sequence[TensorSpec]) -> dict[str, Floats]:
     """
     found = {spec.name: np.zeros(spec.shape, np.float32) for spec in inputs if spec.name.startswith(RESIDUALS_IN)}
     if not found:
-        raise BundleError("there is a ControlNet, and the UNet takes nothing of it", hint="convert again")
+        raise BundleError("there is a ControlNet, but the UNet takes no input from it", hint="convert again")
     return found

@@ -199,8 +199,8 @@ def _refuse_canvas(models: TextToImage, canvas: Canvas | None) -> None:
     inpaints = models.input_channels == INPAINTING_CHANNELS
     if inpaints and (canvas is None or canvas.mask is None):
         raise UsageError(
-            "this model fills in a part of a picture, and there is no picture with a mask",
-            hint="give --image FILE --mask FILE; white in the mask is drawn anew",
+            "this model is for inpainting: it needs a picture and a mask",
+            hint="give --image FILE --mask FILE; white in the mask is redrawn",
         )
     if canvas is None:
         return

@@ -53,7 +53,7 @@ def test_an_adapter_for_another_width_is_refused_from_its_header(tiny_folder: Pa
 def test_what_is_no_adapter_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     assert "no such file" in refusal(tiny_folder, tmp_path / "gone.safetensors").what
     whole = tiny_folder / "unet/diffusion_pytorch_model.safetensors"
-    assert "of no adapter known here" in refusal(tiny_folder, whole).what
+    assert "belong to no known kind of adapter" in refusal(tiny_folder, whole).what
     save_file({f"{FLAT_QUERY}.oft_r": torch.zeros(4, 4, 4)}, tmp_path / "old.safetensors")
     assert "before 0.16" in refusal(tiny_folder, tmp_path / "old.safetensors").what
     save_file({f"{FLAT_QUERY}.oft_blocks": torch.zeros(2, 4, 4, 4)}, tmp_path / "boft.safetensors")

@@ -60,7 +60,7 @@ def test_a_folder_of_one_model_is_called_what_it_is(tiny_folder: Path) -> None:
 
 
 def test_unknown_tensors_are_shown(tmp_path: Path) -> None:
-    assert "2 tensors of no model known here (one, two" in refusal_of(
+    assert "2 tensors of no known model (one, two" in refusal_of(
         lone_safetensors(tmp_path / "x.safetensors", ("one", "two"))
     )
 

@@ -241,7 +241,7 @@ def test_validate_names_the_module_of_a_damaged_bundle_and_its_page_shows_it_bes
     assert not any(entry["near"] for entries in report["ranges"].values() for entry in entries)
 
     text = page.read_text()
-    assert f"computes something else than PyTorch does: text_encoder/{fault.module}." in text
+    assert f"computes something other than PyTorch: text_encoder/{fault.module}." in text
     assert re.findall(r'role="columnheader"[^>]*>([^<]+)<', text) == ["module", "ncnn", "mnn"]
     row = re.search(rf'>text_encoder/{re.escape(fault.module)}</div>(?:<div class="cell"[^>]*>([^<]+)</div>)+', text)
     assert row

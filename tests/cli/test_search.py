@@ -31,11 +31,11 @@ from .conftest import Command
         (("--budget", "1kB"), "--budget 1kB cannot be met on ort: the least is 4."),
         (("--bits", 0), "--bits 0 leaves nothing"),
         (("--bits", 1), "the least is 4."),
-        (("--bits", 40), "--bits 40 is more than there is to choose on ort: the most, fp16 everywhere, is 16.13 bits"),
+        (("--bits", 40), "--bits 40 exceeds the largest choice on ort: the most, fp16 everywhere, is 16.13 bits"),
         (("--budget", "300MB"), "hint: --precision fp16 or fp32 needs no search; or --bits 16.13 or --budget 9.61MB"),
         (("--min-snr", 500), "--min-snr 500 cannot be met: on these runtimes float32 itself is held to 100 dB"),
         (("--min-snr", -1), "allows errors as large as the answers\n  hint: for example --min-snr 40"),
-        (("--bits", "inf"), "is no number to reach"),
+        (("--bits", "inf"), "is not a number that can be reached"),
     ],
 )
 def test_goals_that_cannot_be_are_refused_before_any_work(

@@ -114,7 +114,10 @@ def test_one_that_fails_its_gates_is_never_taken(monkeypatch: pytest.MonkeyPatch
 def test_one_whose_pictures_may_be_seen_to_differ_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     precision, said = chosen(monkeypatch, {}, seen=("w8c_afp",))
     assert precision == "fp16"
-    assert "ort w8c_afp passes its gates, but may be seen: 35.0 dB in the worst picture, 40 are asked for" in said
+    assert (
+        "ort w8c_afp passes its gates, but its error may be visible: 35.0 dB in the worst picture, 40 are required"
+        in said
+    )
 
 
 def test_float32_is_what_is_left_and_its_verdict_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

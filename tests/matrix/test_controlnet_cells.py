@@ -52,7 +52,7 @@ def test_a_checkpoint_with_a_controlnet_converts_validates_and_follows_pictures(
         for control in (edges, Control(1 - edges.picture), Control(None, 0.0))
     ]
     assert all(np.abs(one - other).max() > 0.02 for one, other in combinations(pictures, 2))
-    with pytest.raises(UsageError, match="draws along a control picture"):
+    with pytest.raises(UsageError, match="needs a control picture"):
         draw_with_bundle(bundle, "a red star", progress=Silent())
     assert all(check.ok for check in replay_goldens(bundle, progress=Silent()).checks)
     assert (bundle.path / "goldens" / "control.png").is_file()

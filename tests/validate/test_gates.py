@@ -137,7 +137,7 @@ def test_a_scaled_tensor_that_hides_under_the_rounding_loss_is_caught(probes: Pr
     assert report.loss is not None
     assert report.loss.snr_db > 45, "the loss gate alone would have passed it"
     assert not report.ok
-    assert "more than rounding went wrong" in report.verdict
+    assert "rounding does not explain it" in report.verdict
 
 
 def test_the_fidelity_gate_cannot_be_left_out(probes: Probes, rounded: RoundedAnswers) -> None:

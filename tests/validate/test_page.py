@@ -138,7 +138,7 @@ def test_layers_name_the_first_bad_module_and_what_to_try(page: str) -> None:
     assert worst[0] == (" failed", "unet/down_blocks.12.attentions.0.attn1.to_q")  # wrong before costly
     assert worst[1] == ("", "unet/down_blocks.13.attentions.0.attn2.to_q")
     assert len(worst) == 10
-    assert "computes something else than PyTorch does: unet/down_blocks.12" in page
+    assert "computes something other than PyTorch: unet/down_blocks.12" in page
     assert "To try: verify it." in page
     assert "a value is NaN" in page
     assert "A part of an attention: the softmax" in page

@@ -41,7 +41,7 @@ def taps_of(wiring: Wiring, points: Sequence[Point]) -> dict[str, Point]:
         if same := [at[key] for key in keys if key in at and count in (None, prod(at[key].shape))]:
             taps[tensor] = min(same, key=lambda point: point.index)
     if not any(":out" in wiring.keys[tensor] for tensor in taps):
-        raise ModelError("the output of the model is none of PyTorch's modules'", hint="report this as a bug")
+        raise ModelError("the model's output is not the output of a PyTorch module", hint="report this as a bug")
     return taps
 
 

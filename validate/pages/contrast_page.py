@@ -99,7 +99,7 @@ def _charts(facts: Facts) -> list[dict[str, Any]]:
 
 def _method(facts: Facts, command: str) -> list[tuple[str, str]]:
     rows = [
-        ("inputs", "calls of the pictures that A draws, the same to both; PyTorch has no part in it"),
+        ("inputs", "calls of the pictures that A draws, the same for both; PyTorch is not involved"),
         ("SNR", "10·log10(Σa² / Σ(a - b)²), a and b being the answers of A and B"),
     ]
     if facts["speed"]:

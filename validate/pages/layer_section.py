@@ -39,7 +39,7 @@ def layer_section(facts: Facts, target: str, beside: Mapping[str, Sequence[Facts
     ratios = [ratio for ratio in _RATIOS if any(layer.get(ratio[0]) is not None for layer in layers)]
     culprit = next((each for each in layers if _name(each) == bad and not each.get("ok", True)), None)
     worst = sorted(layers, key=_harm)[:MOST]
-    said = f"The first module that computes something else than PyTorch does: {bad}." if bad else ""
+    said = f"The first module that computes something other than PyTorch: {bad}." if bad else ""
     return {
         "words": said or "Every module computes what PyTorch computes from the same inputs.",
         "more": f"Below, the {len(worst)} that add most error.",

@@ -150,7 +150,7 @@ def drawn_from(manifest: Manifest) -> str:
     """What a probe's picture is drawn from besides its prompt; empty where that is all."""
     if manifest.conditioning.input_channels == INPAINTING_CHANNELS:
         return "Each fills in the middle of a bright disc on a smooth ground."
-    return "Each follows the edges of a ring and a star." if manifest.control else ""
+    return "Each follows the edges of a diamond in a ring." if manifest.control else ""
 
 
 def pictures_section(
@@ -231,7 +231,7 @@ def provenance(manifest: Manifest) -> list[tuple[str, str]]:
 def _method(facts: Facts) -> list[tuple[str, str]]:
     probes = sum(part["probes"] for part in facts["components"].values())
     return [
-        ("inputs", f"{probes} calls, from real prompts and a real denoising trajectory of PyTorch, the same to both"),
+        ("inputs", f"{probes} calls, from prompts and a denoising trajectory of PyTorch, the same for both"),
         ("SNR", "10·log10(Σr² / Σ(r - c)²), r being PyTorch in float32 on this CPU and c the bundle's runtime"),
         ("PSNR", "of pictures: 10·log10(1 / mean((r - c)²)), as floats in 0..1, before rounding to 8 bits"),
     ]

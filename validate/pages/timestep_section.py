@@ -44,7 +44,7 @@ def _errors(curve: Facts) -> dict[str, str]:
             "picture by as little."
         )
     if len(points) < curve["steps"]:
-        words += f" {len(points)} timesteps of a schedule of {curve['steps']}: those that the gate has asked."
+        words += f" {len(points)} timesteps of a schedule of {curve['steps']}: those that the gate compares."
     name = (
         f"The UNet's error by timestep: {_db(lowest['snr_db'])} at timestep {lowest['timestep']:g}, "
         f"{_db(highest['snr_db'])} at timestep {highest['timestep']:g}"
@@ -67,7 +67,7 @@ def _bits(activations: Facts) -> dict[str, str]:
     words += (
         "the range is calibrated, one for all timesteps. "
         if static
-        else "were one range to serve all timesteps. Here each tensor brings its own and uses all 8. "
+        else "if one range had to serve all timesteps. Here each tensor has its own and uses all 8. "
     )
     words += (
         f"The median layer uses {lowest:.1f} or more, the least {least['least_bits']:.1f} "

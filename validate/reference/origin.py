@@ -95,7 +95,7 @@ def _another(bundle: Bundle, checkpoint: Checkpoint, place: str | Path) -> Check
         if option:
             options.append(f"{option} PATH")
     if options:
-        hint = f"give beside it what was given when it was converted: {' '.join(dict.fromkeys(options))}"
+        hint = f"give the options of the conversion too: {' '.join(dict.fromkeys(options))}"
     else:
         hint = "name the right one with --reference (and --ema, --prediction or --config as then), or convert this one"
     return CheckpointError("\n".join(lines), hint=hint)
@@ -106,4 +106,4 @@ def _what_happened(entry: SourceEntry, checkpoint: Checkpoint) -> str:
         return (
             f"{entry.file} has another content (sha256 {checkpoint.sources[entry.file][:12]}, not {entry.sha256[:12]})"
         )
-    return f"{entry.file} (sha256 {entry.sha256[:12]}) is not there"
+    return f"{entry.file} (sha256 {entry.sha256[:12]}) is missing"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 SLOWEST: Final = 10  # operations that a table names
 
 OPS_METHOD: Final = (
-    "operations: each timed on its own, median of the runs after a warm-up, in a run of their own; looking costs time, "
-    "so trust their shares and take milliseconds from the whole"
+    "operations: each timed on its own, median of the runs after a warm-up, in a run of their own; measuring costs "
+    "time, so trust their shares and take milliseconds from the whole"
 )
 
 

@@ -127,7 +127,7 @@ def test_what_cannot_be_drawn_from_is_refused_by_name(kind_folder: Callable[[str
     with pytest.raises(UsageError, match=r"strength 1\.5"):
         Canvas(image, strength=1.5)
     inpaints = models_of(kind_folder("sd1-inpainting"), "pndm", 4, "StableDiffusionInpaintPipeline", tmp_path)
-    with pytest.raises(UsageError, match="no picture with a mask"):
+    with pytest.raises(UsageError, match="needs a picture and a mask"):
         draw(inpaints, PROMPT)
     with pytest.raises(UsageError, match="looks back at earlier steps"):
         first_row(inpaints.schedules[0], 0.5)

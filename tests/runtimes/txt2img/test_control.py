@@ -121,7 +121,7 @@ def test_a_picture_that_nothing_reads_and_a_controlnet_without_one_are_refused(
     kind_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     models = controlled("sd1", kind_folder("sd1"), "ddim", 3, "StableDiffusionPipeline", tmp_path)
-    with pytest.raises(UsageError, match="draws along a control picture") as refusal:
+    with pytest.raises(UsageError, match="needs a control picture") as refusal:
         draw(models, PROMPT)
     assert "--control FILE" in refusal.value.hint
     with pytest.raises(UsageError, match="the control picture is"):

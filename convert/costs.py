@@ -114,7 +114,7 @@ COSTS: Final[Mapping[str, Mapping[str, Cost]]] = {
         "decoder": Cost(110, weights=1.1, area=1250, seconds=1, seconds_area=34),
         "encoder": Cost(110, weights=1.1, area=850, seconds=1, seconds_area=15),
     },
-    # above 512 x 512 norms are taken apart: docs/decisions/0089
+    # above 512 x 512 norms are taken apart: docs/decisions/0101
     "gate ncnn of large pictures": {
         "decoder": Cost(110, weights=1.1, area=1680, seconds=1, seconds_area=34),
         "encoder": Cost(110, weights=1.1, area=1180, seconds=1, seconds_area=15),

@@ -20,7 +20,7 @@ from ..stages.artifacts import ComponentSource, TensorSpec
 from ..stages.errors import ExportError
 from ..stages.stage import Stage
 
-OPSET: Final = 18  # newest that ONNX Runtime and MNN both run without rewriting: docs/decisions/0006
+OPSET: Final = 18  # newest that ONNX Runtime and MNN both run without rewriting: docs/decisions/0002
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Low-rank branches as nodes of a graph: y = rest(x) + up(down(x)), for runtimes whose layers hold their weights.
 
 The layer keeps its weight's name, which then stands for the rest; the factors are weights of their own:
-docs/decisions/0080.
+docs/decisions/0040.
 """
 
 from __future__ import annotations

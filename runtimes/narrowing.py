@@ -1,7 +1,7 @@
 """A network built narrower, to learn the form of a converter's result without numbers of the real size.
 
 A number in a graph that depends on the width of the network does so in a simple way: a count of channels grows with
-the width, a count of weights with the width or its square, all else stays. docs/decisions/0014 and 0015.
+the width, a count of weights with the width or its square, all else stays. docs/decisions/0011 and 0012.
 """
 
 from __future__ import annotations

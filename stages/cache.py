@@ -5,7 +5,7 @@ appears by one rename, so a killed conversion leaves at most a scratch folder th
 The digest of an object is that of its stage's key: see `stage.py`. Who reads objects holds `in-use` together with
 other readers, and who removes them holds it alone, so nothing goes while a conversion still needs it.
 
-What a hit is checked for, docs/decisions/0056: every file is there, with its size and the time at which it was written;
+What a hit is checked for, docs/decisions/0008: every file is there, with its size and the time at which it was written;
 one of another time is hashed. Bytes that a disk changes by itself are found by `verify`.
 """
 

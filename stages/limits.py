@@ -1,4 +1,4 @@
-"""What a child process may take of this machine: memory that it writes, and time. docs/decisions/0055.
+"""What a child process may take of this machine: memory that it writes, and time. docs/decisions/0004.
 
 Native tools hang and allocate without end, on files that are damaged and on some that are not. The child limits its
 own memory, so that it fails with a word instead of letting the system kill something; the parent watches the clock.

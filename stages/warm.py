@@ -4,7 +4,7 @@ Importing torch, diffusers and transformers takes seconds, and a conversion has 
 So the first such stage starts this process, which imports them once and then forks a child a stage. A fork
 begins where the import ended; it shares no state with other stages, since each is forked from the same, untouched
 parent. Linux only: elsewhere a fork after such imports is not safe, and every stage starts a fresh interpreter.
-docs/decisions/0013.
+docs/decisions/0004.
 
 The parent side is `WarmProcess`. Server and parent talk over one socket, a JSON line a message: a request; then the
 child's pid, sent by the child when it leads its own process group; then its exit status, sent by the server.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,20 @@ LINK: Final = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 CODE: Final = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # A file or folder of the repository between backquotes: `validate/tolerances.py`. NAME stands for one to come.
 NAMED: Final = re.compile(
-    r"`((?:benchmarks|bundle|checkpoints|cli|demo|docs|export|quantize|recipes|runtimes|stages|tests|validate)/"
+    r"`((?:benchmarks|bundle|checkpoints|cli|convert|demo|docs|export|quantize|recipes|runtimes|stages|tests|validate)/"
     r"(?!\S*NAME)[\w./-]+)`"
 )
+# A record of a decision that code or a page cites: docs/decisions/0011 and 0012; (0102); decision 41.
+CITED: Final = re.compile(
+    r"decisions/(\d{4}(?:(?:, | and |, and )\d{4}\b)*)|\((0\d{3})\)|\b[Dd]ecision (\d+)|\brecord (\d+)\b|\[(0\d{3})\]"
+)
+HEADINGS: Final = ("Status", "Context", "Decision", "Consequence")
+STATUS: Final = re.compile(r"\*\*Status\.\*\* Accepted, 20\d\d-[01]\d-[0-3]\d\.(?: Supersedes (\d+(?:, \d+)*)\.)?")
+BUILT: Final = ("build", "dist", "out", "demo-out")
+MOST_RECORDS: Final = 25
+"""So many a new maintainer reads in an hour. A decision beyond them joins, or replaces, one that is about the same."""
+MOST_LINES: Final = 40  # of a record
+MOST_COLUMNS: Final = 150
 COMMAND: Final = re.compile(r"\bdiffusette (check-goldens|recipe check|[a-z]+)((?: [^`\n#]*)?)")
 OPTION: Final = re.compile(r"--[a-z][a-z-]*")
 
@@ -95,3 +107,54 @@ def test_the_page_of_bundles_explains_every_key_of_a_manifest() -> None:
     page = (ROOT / "docs/bundle.md").read_text()
     keys = [field.alias or name for name, field in Manifest.model_fields.items()] + list(ComponentEntry.model_fields)
     assert not [key for key in keys if f"`{key}`" not in page]
+
+
+def records() -> dict[int, str]:
+    """Number -> text of each record."""
+    return {int(file.name[:4]): file.read_text() for file in sorted((ROOT / "docs/decisions").glob("*.md"))}
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Code, pages and settings of the checkout."""
+    for folder, below, files in os.walk(ROOT):
+        here = Path(folder)
+        below[:] = [name for name in below if not name.startswith(".") and not (here == ROOT and name in BUILT)]
+        for file in (here / name for name in files):
+            if file.suffix in (".md", ".py", ".toml", ".j2") or file.name in ("Makefile", "requirements.txt"):
+                yield file.relative_to(ROOT), file.read_text()
+
+
+def test_records_are_few_and_have_one_form() -> None:
+    """CONTRIBUTING.md says the form."""
+    assert len(records()) == len(list((ROOT / "docs/decisions").iterdir())) <= MOST_RECORDS
+    wrong = []
+    for number, text in records().items():
+        title, _, *lines = text.splitlines()
+        headings = tuple(re.findall(r"^\*\*([A-Z]\w+)\.\*\*", text, re.MULTILINE))
+        if not title.startswith(f"# {number}. ") or headings != HEADINGS or not STATUS.fullmatch(lines[0]):
+            wrong.append(f"{number}: its title, its status, or its headings {headings}")
+        if len(lines) + 2 > MOST_LINES or max(map(len, text.splitlines())) > MOST_COLUMNS:
+            wrong.append(f"{number}: it is longer than {MOST_LINES} lines of {MOST_COLUMNS}")
+    assert not wrong
+
+
+def test_a_record_that_another_supersedes_is_gone() -> None:
+    gone = [int(number) for text in records().values() for number in re.findall(r"\d+", superseded(text))]
+    assert len(gone) == len(set(gone)) > 10
+    assert not set(gone) & records().keys()
+
+
+def superseded(text: str) -> str:
+    found = STATUS.search(text)
+    return found[1] or "" if found else ""
+
+
+def test_decisions_that_code_and_pages_cite_exist() -> None:
+    cited = [
+        (place, int(number))
+        for place, text in texts()
+        for found in CITED.finditer(text)
+        for number in re.findall(r"\d+", found[found.lastindex or 0])
+    ]
+    assert len(cited) > 80
+    assert not [f"{place}: {number}" for place, number in cited if number not in records()]

@@ -31,7 +31,7 @@ class Tolerance:
 class ImageTolerance:
     """The least PSNR of the final picture, in dB with peak 1.0, and why it is that one.
 
-    A picture below it passes only if rounding alone takes as much from this checkpoint (docs/decisions/0094): if it has
+    A picture below it passes only if rounding alone takes as much from this checkpoint (docs/decisions/0007): if it has
     no less than PyTorch's own with the same weights, but for `slack_db`, and no less than `floor_db`.
     """
 
@@ -60,7 +60,7 @@ _SAME_WEIGHTS = "only float32 arithmetic may differ; 95 shows any weight matrix 
 #
 # What rounding costs is the checkpoint's, not the runtime's: intact models of other architectures with random weights
 # leave 30.1 dB (the second text encoder of an SDXL) and more at 8 bits a channel, and 113 in fidelity. So these gates
-# lie well below the demo, and damage is fidelity's business (docs/decisions/0083-what-rounding-may-cost.md).
+# lie well below the demo, and damage is fidelity's business (docs/decisions/0007-what-gates-ask.md).
 _EIGHT = (
     "weights keep 8 bits of their channel's largest; the demo leaves 40 dB and more, random weights of other "
     "architectures 30 and more, damage shows in fidelity"
@@ -73,7 +73,7 @@ _FOUR_LAST_STEP = (
 _FOUR_PICTURE = "rounding the weights inside PyTorch alone leaves 26 (a channel) to 29 dB (groups of 64) on the demo"
 
 # Activations rounded to 8 bits as they come, which PyTorch does not do with the same weights: fidelity sees that too.
-# An intact checkpoint with a wider spread of channels leaves 27.5 and 28.1 (text encoder, ORT): docs/decisions/0098.
+# An intact checkpoint with a wider spread of channels leaves 27.5 and 28.1 (text encoder, ORT): docs/decisions/0007.
 _DYNAMIC = "the demo leaves 36 dB against float32 and 39 against the same weights, wider channels less; pictures judge"
 _DYNAMIC_LAST_STEP = "the demo leaves 18 dB at t = 1, where the answer is noise of which a thousandth is in the input"
 

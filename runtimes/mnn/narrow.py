@@ -2,7 +2,7 @@
 
 The converter holds every weight twice: 7.4 GB for the UNet of Stable Diffusion 1.5. So it converts the same graph at
 two small widths, with weights that can be recognised, and each number of the result is carried on to the real width.
-docs/decisions/0015.
+docs/decisions/0012.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 MNN's converter rounds by its own rule, and to one number of bits. Its structure is right for any: an operator says
 where in `.mnn.weight` its codes, scales and bias lie, and how they are stored. So a new weight file is written, and
-those numbers are changed in place: docs/decisions/0036.
+those numbers are changed in place: docs/decisions/0012.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Winograd. Source: Tencent/ncnn, `src/net.cpp`, `get_masked_option` and `convert_
 
 A layer that is kept from 16-bit storage is handed its inputs as they are: one that another layer has stored in 16 bits
 would be read as if it were float32. So such a layer may only follow its like, and layers that make float32 under every
-option because ncnn has no other form of them. docs/decisions/0100.
+option because ncnn has no other form of them. docs/decisions/0101.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ ncnn has two such kernels. A Convolution (`8=2`) rounds its input over one range
 outlier spoils no other. It has one scale for all of its weights, so here it multiplies bare codes, and layers after
 it scale its columns. Vulkan's Gemm of integers ends
 the process where a device lacks them, so both stay on the CPU.
-Source: Tencent/ncnn, `src/layer/convolution.cpp` and `gemm.cpp`; docs/decisions/0088, 0100.
+Source: Tencent/ncnn, `src/layer/convolution.cpp` and `gemm.cpp`; docs/decisions/0035, 0101.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 pnnx is the hungry step of a conversion, and with full-size pictures the slow one. So it runs once an architecture, on
 fingerprints, at two small sizes, and where it can on two narrow copies of the network (`narrow`); fine-tunes,
-precisions and picture sizes share the result. docs/decisions/0011 and 0014.
+precisions and picture sizes share the result. docs/decisions/0011.
 """
 
 from __future__ import annotations

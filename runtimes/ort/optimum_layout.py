@@ -48,7 +48,7 @@ def layout_files(checkpoint: Checkpoint, size: tuple[int, int] | None = None) ->
     None with a ControlNet: none of optimum's pipelines feeds a UNet with what that adds.
 
     Stable Diffusion XL's text encoders are said to have one layer: optimum asks a graph for as many hidden states as
-    there are layers, and these give the one that is used (`optimum_outputs`, docs/decisions/0021).
+    there are layers, and these give the one that is used (`optimum_outputs`, docs/decisions/0003).
 
     Args:
         size: height and width in pixels that the graphs were exported for; None when it is the checkpoint's own.

@@ -5,7 +5,7 @@ float32 from a small file; told not to fold, it widens as it goes. `DequantizeLi
 options ONNX Runtime leaves it in front of convolutions, where it takes ten times the convolution, and merges it into
 matrix products that then round activations to 8 bits (docs/decisions/0030).
 
-A low-rank branch (docs/decisions/0080) is added to the weight where that is widened, so that it costs nothing once ONNX
+A low-rank branch (docs/decisions/0040) is added to the weight where that is widened, so that it costs nothing once ONNX
 Runtime has folded it; beside MatMulNBits, which keeps the codes, to the product.
 """
 

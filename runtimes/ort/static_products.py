@@ -2,7 +2,7 @@
 
 Convolutions are written as ONNX's Q/DQ pairs around a Conv, with an int8 weight, which ONNX Runtime turns into one
 `QLinearConv`; linear layers as `MatMulIntegerToFloat` (com.microsoft), whose result stays float: between Q/DQ pairs
-a matrix product would be rounded once more, or run in float32. docs/decisions/0070 has what else was measured.
+a matrix product would be rounded once more, or run in float32. docs/decisions/0030 has what else was measured.
 """
 
 from __future__ import annotations

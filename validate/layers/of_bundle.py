@@ -1,7 +1,7 @@
 """`validate --layers`: which of PyTorch's modules goes wrong in a model, within the memory of one model.
 
 PyTorch runs once over the inputs with the worst result and leaves what its modules hand to each other on the disk;
-then the runtime's graph is run in pieces against that. docs/decisions/0045 and 0046.
+then the runtime's graph is run in pieces against that. docs/decisions/0045.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from diffusette.checkpoints.checkpoint import DEMO_FOLDER, open_checkpoint
 from diffusette.convert.recipe import parameters_of, parse_recipe
-from diffusette.convert.search.bench import Bench
 from diffusette.convert.search.goal import Goal
+from diffusette.convert.search.measurements import Measurements
 from diffusette.convert.search.search import candidates, search
 from diffusette.runtimes.registry import get_target
 from diffusette.stages.cache import Cache
@@ -102,7 +102,9 @@ def compare(folder: Path, bits: float, target: str) -> dict[str, Any]:
         for name, source in (("demo", demo), ("fine-tune", tuned))
     }
     shapes = parameters_of(tuned)
-    bench = Bench(tuned, SIZE, draw_samples(tuned, SIZE, recipe.rounding, run), schemes, recipe.rounding, shapes, run)
+    bench = Measurements(
+        tuned, SIZE, draw_samples(tuned, SIZE, recipe.rounding, run), schemes, recipe.rounding, shapes, run
+    )
     rows = {}
     for name, each in found.items():
         plans = each.recipe.plans(shapes)

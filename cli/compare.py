@@ -37,7 +37,7 @@ def compare(
     from ..bundle.bundle import open_bundle
     from ..stages.extras import require_converter
     from ..validate.compare import compare_bundles
-    from ..validate.pages.contrast_page import contrast_page
+    from ..validate.pages.compare_page import compare_page
     from ..validate.pages.page_file import refuse_unwritable_page, write_page
     from ..validate.pictures import Shown
     from .report import show_comparison
@@ -58,7 +58,7 @@ def compare(
         progress=TerminalProgress(),
     )
     if html is not None:
-        write_page(html, contrast_page(found.to_json(), remarks, shown, command_line()))
+        write_page(html, compare_page(found.to_json(), remarks, shown, command_line()))
     for remark in remarks:
         warn(remark)
     if found.busy is not None:

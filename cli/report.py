@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..convert.conversion import Conversion
     from ..convert.search.goal import Found
     from ..convert.sizes import SizedConversions
-    from ..validate.contrast import Comparison
+    from ..validate.bundle_difference import Comparison
     from ..validate.machines.report import MachineReport
     from ..validate.report import ParityReport
     from ..validate.speed.latency import ProfileReport
@@ -159,7 +159,7 @@ def show_profile(report: ProfileReport, *, explained: bool = True) -> None:
 
 def show_comparison(found: Comparison) -> None:
     """The table, what the manifests say differently, then a line for each part that differs too much."""
-    from ..validate.contrast import contrast_table
+    from ..validate.bundle_difference import contrast_table
 
     console = stdout()
     print_table(contrast_table(found))

@@ -81,9 +81,9 @@ def resolve(request: Request, cache: Cache, progress: Progress) -> Job:
     places = _places(request, targets)
     found = None
     if request.goal is not None:
-        from .search.search_beside import search_beside
+        from .search.run_search import run_search
 
-        found = search_beside(request, checkpoint, recipe, parameters, targets, places, cache, progress)
+        found = run_search(request, checkpoint, recipe, parameters, targets, places, cache, progress)
         recipe = found.recipe
     automatic = recipe.quantize.precision == AUTO
     if automatic and not request.gate:

@@ -104,7 +104,7 @@ class CompileSchedules(Stage[Schedules], name="schedules", version=1, tools=("di
         return {"config": config, "wanted": wanted, "pipeline": self.pipeline, "timesteps": list(self.timesteps)}
 
     def run(self, into: Path) -> Schedules:
-        from .schedule import compile_schedule
+        from .compile_schedule import compile_schedule
         from .scheduler import default_scheduler
 
         own = default_scheduler(self.config) if any(name == "checkpoint" for name, _ in self.wanted) else ""

@@ -22,7 +22,7 @@ from ..stages.child import ChildBug
 from ..stages.child_main import die_with_parent, own_peak_mib
 from ..stages.environment import child_environment, patient_environment
 from ..stages.errors import DiffusetteError, ToolCrashed
-from ..stages.last_words import MORE_MEMORY, death, hang
+from ..stages.failures import MORE_MEMORY, death, hang
 from ..stages.limits import Patience, limit_memory, ran_out_of_memory
 from .checks import checked_feeds, checked_results
 from .machines.machine import HERE, Machine

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import errors
 from .environment import patient_environment
 from .errors import DiffusetteError
-from .last_words import death, hang
+from .failures import death, hang
 from .limits import Patience
 from .warm import Forked, warm_pid, warm_process
 

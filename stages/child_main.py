@@ -22,7 +22,7 @@ from typing import Any
 
 from . import errors
 from .errors import DiffusetteError
-from .last_words import FULL_DISK, disk_full, no_memory, refused
+from .failures import FULL_DISK, disk_full, no_memory, refused
 from .limits import limit_memory, ran_out_of_memory
 
 

@@ -19,8 +19,8 @@ from ..runtimes.txt2img.generate import draw
 from ..stages.artifacts import TensorSpec, role_of, with_role
 from ..stages.errors import ParityError, ToolCrashed, UsageError
 from ..stages.progress import Progress
+from .bundle_difference import Comparison, Contrast, Side
 from .bundle_probes import ask_bundle
-from .contrast import Comparison, Contrast, Side
 from .gate import calls_are_cheap
 from .gates import Drawn, OpenComponent, check_pictures, kept_open, measure
 from .reference.probes import Picture, ProbePlan, Probes, pictures_for

@@ -13,12 +13,12 @@ import numpy as np
 from ..runtimes.inputs import native_feeds
 from ..runtimes.protocol import Array, Closing, Session
 from ..stages.errors import ModelError, ParityError, ToolCrashed, UsageError
+from .error_histogram import spread_of
 from .parity import Parity, compare, finite_db, worst
 from .reference.probes import Picture, ProbePlan, Probes, RoundedAnswers
 from .reference.scenes import Scene
 from .report import ComponentReport, ImageReport, OracleReport, PictureReport
 from .similarity import ssim
-from .spread import spread_of
 from .tolerances import ImageTolerance, oracle_points, tolerance
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from ..runtimes.protocol import Array
-from .spread import LEVELS
+from .error_histogram import LEVELS
 
 GAINS: Final = tuple(factor * 10**power for power in range(6) for factor in (1, 2, 5))
 """By which a difference may be multiplied, so that the caption names a number that a reader can hold."""

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .error_histogram import Spread
 from .layers.report import ComponentLayers, layers_json
 from .parity import Parity, finite_db
-from .spread import Spread
 from .timesteps.curve import TimestepCurve
 from .tolerances import ImageTolerance, Tolerance
 

@@ -14,7 +14,7 @@ from ..families import Headers, get_family, refuse_unsupported
 from ..layout import Layout, PartWeights
 from ..stored_file import read_stored
 from .evidence import Evidence, gather
-from .familiar import recognise_text_encoder
+from .known_configs import recognise_text_encoder
 from .names import (
     CLIP_PREFIXES,
     OPEN_CLIP_PREFIXES,
@@ -62,13 +62,13 @@ def read_tensors(file: Path, stored: Tensors, metadata: Mapping[str, str], given
     kind = _kind(stored, where)
     _require(stored, kind, given, where)
     refuse_other_width(given.adapters, _text_width(denoiser))
-    familiar = recognise_text_encoder(stored) if given.config is None else None
+    known = recognise_text_encoder(stored) if given.config is None else None
     if given.config is not None and given.config.is_dir():
         folder: Path | None = given.config
         remarks = ["configurations from --config"]
     else:
-        folder = familiar
-        remarks = [f"configurations of {familiar.name}, whose text encoder this is"] if familiar else []
+        folder = known
+        remarks = [f"configurations of {known.name}, whose text encoder this is"] if known else []
     evidence = gather(file, stored, metadata, given)
     says = ""  # how it is known what the UNet predicts, where no configuration states it
     if folder:

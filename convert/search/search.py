@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...quantize.rounding import Method
     from ...quantize.search import Chosen
     from ...runtimes.protocol import Target
-    from .bench import Bench
+    from .measurements import Measurements
 
 _LADDER: Final = (4.25, 4.5, 5.0, 6.0, 7.0, 8.0)  # bits a weight of the menu's further rows
 _ROUNDS: Final = 2  # of weighing components by pictures: the second at the mixture that the first led to
@@ -109,15 +109,15 @@ def search(
         UsageError: the goal cannot be met; it says what can.
     """
     from ...quantize.search import within
-    from .bench import Bench, fp16_snr
     from .found_recipe import found_recipe
+    from .measurements import Measurements, fp16_snr
 
     shapes = parameters_of(source)
     refuse_goal(goal, shapes, schemes, target)
     samples = draw_samples(source, size, recipe.rounding, run)
     if goal.min_snr is not None and "fp16" in schemes:  # before minutes of rounding
         _refuse_beyond(goal.min_snr, fp16_snr(source, size, samples, run), slack=1.0)
-    bench = Bench(source, size, samples, schemes, recipe.rounding, shapes, run)
+    bench = Measurements(source, size, samples, schemes, recipe.rounding, shapes, run)
     table = bench.table
     wanted = _bits_of(goal, table)
 
@@ -148,7 +148,7 @@ def search(
     return Found(goal, target, written, menu, bench.rounded_with, tuned)
 
 
-def _until_snr(bench: Bench, wanted: float) -> Chosen:
+def _until_snr(bench: Measurements, wanted: float) -> Chosen:
     """The cheapest mixture whose components all measure at least `wanted` dB."""
     from ...quantize.search import until
 

@@ -21,7 +21,7 @@ from ...quantize.onnx_model import branched, onnx_graph
 from ...quantize.plan import Plan
 from ...stages.artifacts import ComponentSource, TensorSpec, role_of
 from ...stages.errors import ModelError, NoRoom, ToolCrashed
-from ...stages.last_words import FULL_DISK
+from ...stages.failures import FULL_DISK
 from ...stages.stage import Runner, Stage
 from ..narrowing import NotAlikeError, Width, narrow_copy
 from .convert import EXTERNAL_ABOVE

@@ -20,7 +20,7 @@ from typing import Final
 from ...stages.child_main import die_with_parent
 from ...stages.environment import child_environment
 from ...stages.errors import ToolCrashed
-from ...stages.last_words import death
+from ...stages.failures import death
 
 _DONE: Final = "Converted Success!"
 _TROUBLE: Final = re.compile(r"error|fail|not support|unsupport|can't|cannot|not exist|invalid", re.IGNORECASE)

@@ -18,7 +18,7 @@ from typing import Final
 
 from ...stages.artifacts import TensorSpec
 from ...stages.errors import ExportError, MissingTool, NoRoom, ToolCrashed
-from ...stages.last_words import MORE_MEMORY
+from ...stages.failures import MORE_MEMORY
 from ...stages.limits import ran_out_of_memory
 from .param import parse
 

@@ -23,8 +23,8 @@ from .control import Control, no_residuals, picture_feeds, refuse_control, resid
 from .guidance import Mode, check_guidance, combine, guidance_embedding, unconditional_needed
 from .model_run import run_model, run_whole
 from .noise import TorchNoise
-from .schedule import Trajectory
 from .tokenizer import PromptTokenizer
+from .trajectory import Trajectory
 
 Floats = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from diffusette.export.accessories import CompileSchedules
-from diffusette.export.schedule import AGREEMENT, compile_schedule, measure_disagreement
+from diffusette.export.compile_schedule import AGREEMENT, compile_schedule, measure_disagreement
 from diffusette.export.scheduler import SCHEDULERS, default_scheduler
 from diffusette.stages.errors import CheckpointError, UsageError
 

@@ -13,8 +13,8 @@ from diffusette.runtimes.protocol import Array, Closing
 from diffusette.runtimes.txt2img import conditioning, generate
 from diffusette.runtimes.txt2img.canvas import Canvas
 from diffusette.runtimes.txt2img.generate import TextToImage
-from diffusette.runtimes.txt2img.schedule import Trajectory
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer
+from diffusette.runtimes.txt2img.trajectory import Trajectory
 from diffusette.stages.artifacts import TensorSpec
 from diffusette.validate.goldens import checks as golden_checks
 from diffusette.validate.goldens import replay as golden_replay

@@ -9,11 +9,11 @@ import pytest
 from diffusette.runtimes.protocol import Array, Closing, Feeds
 from diffusette.stages.artifacts import TensorSpec
 from diffusette.stages.errors import ModelError, ToolCrashed, UsageError
+from diffusette.validate.error_histogram import EDGES, spread_of
 from diffusette.validate.gates import Drawn, check_components, check_oracle, check_pictures, kept_open
 from diffusette.validate.parity import EXACT_DB
 from diffusette.validate.reference.probes import Picture, ProbePlan, Probes, RoundedAnswers, oracle_plan
 from diffusette.validate.reference.scenes import oracle_prompts, render
-from diffusette.validate.spread import EDGES, spread_of
 from diffusette.validate.tolerances import image_tolerance
 
 RNG = np.random.default_rng(0)

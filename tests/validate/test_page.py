@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from diffusette.bundle.bundle import Bundle
 from diffusette.stages.errors import UsageError
+from diffusette.validate.error_histogram import spread_of
 from diffusette.validate.layers.advice import advice_for
 from diffusette.validate.layers.examine import Layer
 from diffusette.validate.layers.report import ComponentLayers, Range, layers_json
@@ -20,7 +21,6 @@ from diffusette.validate.pages.page_file import refuse_unwritable_page, write_pa
 from diffusette.validate.parity import Parity
 from diffusette.validate.pictures import GAINS, Shown, difference_of
 from diffusette.validate.report import ComponentReport, ImageReport, OracleReport, ParityReport, PictureReport
-from diffusette.validate.spread import spread_of
 from diffusette.validate.tolerances import ImageTolerance, Tolerance
 
 from .chromium import chromium, visit

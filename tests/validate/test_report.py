@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from diffusette.validate.error_histogram import Spread
 from diffusette.validate.parity import Parity
 from diffusette.validate.report import (
     ComponentReport,
@@ -17,7 +18,6 @@ from diffusette.validate.report import (
     PictureReport,
     parity_table,
 )
-from diffusette.validate.spread import Spread
 from diffusette.validate.tolerances import ImageTolerance, Tolerance
 from rich.console import Console
 

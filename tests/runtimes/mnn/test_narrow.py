@@ -26,7 +26,7 @@ from diffusette.runtimes.mnn.target import MnnTarget
 from diffusette.runtimes.narrowing import NarrowCopy, NotAlikeError, carried, narrow_copy
 from diffusette.stages.artifacts import ComponentSource, TargetModel
 from diffusette.stages.errors import NoRoom, ToolCrashed
-from diffusette.stages.last_words import FULL_DISK
+from diffusette.stages.failures import FULL_DISK
 from safetensors.numpy import save_file
 
 SIZE: Final = (64, 64)

@@ -8,7 +8,7 @@ from typing import Final
 from diffusette.checkpoints.checkpoint import open_checkpoint
 from diffusette.checkpoints.families.variant import reads_zeros_for_empty
 from diffusette.checkpoints.tokenizer import write_tokenizer
-from diffusette.export.schedule import compile_schedule
+from diffusette.export.compile_schedule import compile_schedule
 from diffusette.runtimes.inputs import time_embedding_facts
 from diffusette.runtimes.txt2img.generate import TextToImage
 from diffusette.runtimes.txt2img.tokenizer import PromptTokenizer

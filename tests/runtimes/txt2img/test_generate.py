@@ -18,7 +18,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusette.checkpoints.tokenizer import write_tokenizer
-from diffusette.export.schedule import compile_schedule
+from diffusette.export.compile_schedule import compile_schedule
 from diffusette.export.scheduler import SCHEDULERS
 from diffusette.runtimes.inputs import time_embedding_facts
 from diffusette.runtimes.txt2img.generate import Drawing, Progress, TextToImage, draw, generate

@@ -11,10 +11,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusette.export.schedule import compile_schedule
+from diffusette.export.compile_schedule import compile_schedule
 from diffusette.export.scheduler import SCHEDULERS
 from diffusette.runtimes.txt2img.noise import TorchNoise
-from diffusette.runtimes.txt2img.schedule import Trajectory
+from diffusette.runtimes.txt2img.trajectory import Trajectory
 
 CONFIG: Final = json.loads((Path(__file__).resolve().parents[3] / "demo/scheduler/scheduler_config.json").read_text())
 SHAPE: Final = (1, 4, 8, 8)

@@ -10,7 +10,7 @@ from .charts import chart, mib, ms, size_text
 from .page import Facts, busy_note, db, pictures_section, render
 
 
-def contrast_page(facts: Facts, remarks: Sequence[str], shown: Sequence[Shown], command: str) -> str:
+def compare_page(facts: Facts, remarks: Sequence[str], shown: Sequence[Shown], command: str) -> str:
     """Fill the page.
 
     Args:

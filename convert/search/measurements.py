@@ -26,7 +26,7 @@ _FEW_CALLS: Final = 3  # the same, where a call takes seconds
 _SAMPLES: Final = 8  # of a component that its inputs are taken from, where a call takes seconds
 
 
-class Bench:
+class Measurements:
     """What layers and mixtures cost.
 
     Where a UNet call takes milliseconds, layers are rounded by GPTQ at every scheme, each is tried alone, and pictures

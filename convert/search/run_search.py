@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..request import Request
 
 
-def search_beside(
+def run_search(
     request: Request,
     checkpoint: Checkpoint,
     recipe: Recipe,

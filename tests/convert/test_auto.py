@@ -96,7 +96,7 @@ def chosen(
 def test_the_smallest_that_passes_and_is_not_slower_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     precision, said = chosen(monkeypatch, {})
     assert precision == "w8c_afp"
-    assert "ort w8c_afp it is" in said
+    assert "ort w8c_afp is chosen" in said
 
 
 def test_one_that_loses_time_is_never_taken_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

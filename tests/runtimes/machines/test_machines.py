@@ -54,7 +54,7 @@ def test_a_machine_that_is_named_twice_is_run_once(set_up: Path) -> None:
     [
         ("riscv", "no machine named 'riscv'", "arm64:cortex-a76"),
         ("arm64:cortex-x9", "no AArch64 processor named 'cortex-x9'", "cortex-a72: neither"),
-        ("native", "this is x86_64", "--machine arm64"),
+        ("native", "this one is x86_64", "--machine arm64"),
     ],
 )
 def test_an_unknown_machine_is_refused_with_those_that_there_are(set_up: Path, name: str, said: str, hint: str) -> None:

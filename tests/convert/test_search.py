@@ -63,9 +63,14 @@ def test_a_size_that_cannot_be_had_is_refused_with_the_least_that_can() -> None:
 
 def test_a_size_beyond_the_finest_scheme_is_refused_with_the_most_there_is() -> None:
     halves = (*SCHEMES, "fp16")
-    with pytest.raises(UsageError, match=r"--bits 40 exceeds the largest choice .* the most, fp16 everywhere, is 16\.\d\d bits a weight"):
+    with pytest.raises(
+        UsageError,
+        match=r"--bits 40 exceeds the largest choice .* the most, fp16 everywhere, is 16\.\d\d bits a weight",
+    ):
         refuse_goal(Goal(bits=40.0), SHAPES, halves, "ort")
-    with pytest.raises(UsageError, match=r"--budget 1MB exceeds the largest choice .* w8c_afp everywhere, is 8\.\d\d bits"):
+    with pytest.raises(
+        UsageError, match=r"--budget 1MB exceeds the largest choice .* w8c_afp everywhere, is 8\.\d\d bits"
+    ):
         refuse_goal(Goal(budget=10**6), SHAPES, SCHEMES, "ort")
     refuse_goal(Goal(bits=16.0), SHAPES, halves, "ort")
 

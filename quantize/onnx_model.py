@@ -17,6 +17,9 @@ from .low_rank import UP
 from .plan import Plan
 from .quantized import quantized_weights
 
+TOOLS: Final = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnxsim", "onnx")
+"""Distributions that have a part in the canonical ONNX."""
+
 DATA_FILE: Final = "model.onnx_data"  # optimum's name for external data
 _ALIGNMENT: Final = 4096  # lets ONNX Runtime map tensors instead of reading them
 _INLINE_BELOW: Final = 1024  # bytes; smaller tensors stay in the protobuf, as onnx itself does by default

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..quantize.plan import Plan
 from ..stages.artifacts import Checkpoint, ComponentSource, TargetModel, TensorSpec
-from .arithmetic import PROVEN, Arithmetic
+from .arithmetic import FLOAT32, PROVEN, Arithmetic
 
 if TYPE_CHECKING:
     from ..stages.stage import Runner
@@ -58,19 +58,22 @@ class Session(Protocol):
 
 
 class Target(Protocol):
-    """A runtime: what it can hold, how a component becomes its model, how that model is run."""
+    """A runtime: what it can hold, how a component becomes its model, how that model is run.
+
+    A class that derives from it takes over the usual answers, which are those that have a value or a body here.
+    """
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]  # schemes that this runtime really executes, proven by tests
     # how activations of 8 bits are rounded, the default first: "static" over calibrated ranges, "dynamic" as they come
-    activations: ClassVar[tuple[str, ...]]
-    mixes_floats: ClassVar[bool]  # whether float16 and float32 weights may stand side by side in one model
-    mixes_activations: ClassVar[bool]  # whether layers with activations of 8 bits may stand beside others
+    activations: ClassVar[tuple[str, ...]] = ()
+    mixes_floats: ClassVar[bool] = True  # whether float16 and float32 weights may stand side by side in one model
+    mixes_activations: ClassVar[bool] = True  # whether layers with activations of 8 bits may stand beside others
     arithmetics: ClassVar[tuple[Arithmetic, ...]]  # in which an app may run it; float32 first
-    low_rank: ClassVar[bool]  # whether its schemes of float activations run with a low-rank branch
+    low_rank: ClassVar[bool] = False  # whether its schemes of float activations run with a low-rank branch
     # how many input channels, each with its whole kernel, a group of weights holds a multiple of; 0: any weights
-    group_channels: ClassVar[int]
-    families: ClassVar[tuple[str, ...]]
+    group_channels: ClassVar[int] = 0
+    families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
     tools: ClassVar[tuple[str, ...]]  # distributions that have a part in its files; their versions are in the manifest
     min_runtime: ClassVar[str]  # oldest runtime version that loads what `build` writes
 
@@ -96,11 +99,11 @@ class Target(Protocol):
 
     def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> Mapping[str, bytes]:
         """Further files of a bundle, path -> content, that make it at home with this runtime's other users."""
-        ...
+        return {}
 
     def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
         """Of `arithmetics`, those that an app may choose for a bundle of `models`, float32 or what is nearest first."""
-        ...
+        return self.arithmetics
 
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
         """A model that multiplies its only input with the constant `w`, float32 [K, N], written to `into`.
@@ -111,11 +114,11 @@ class Target(Protocol):
 
     def proven_in(self, model: TargetModel) -> str:
         """Name of the arithmetic in which `model` is compared with PyTorch on the machine that built it."""
-        ...
+        return FLOAT32
 
     def unfit(self, model: TargetModel) -> Mapping[str, str]:
         """Arithmetics that `model` must not be run in, as far as its graph tells: name -> why."""
-        ...
+        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         """Load `model` in this process, with the options of one of `arithmetics`.

@@ -6,49 +6,34 @@ it is not in the registry's table. docs/adding-a-target.md walks through this fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from ...quantize.onnx_model import onnx_model
+from ...quantize.onnx_model import TOOLS, onnx_model
 from ...quantize.plan import Plan
-from ...stages.artifacts import Checkpoint, ComponentSource, OnnxModel, TargetModel
+from ...stages.artifacts import ComponentSource, OnnxModel, TargetModel
 from ...stages.disk import copy_file
 from ...stages.errors import BundleError, ToolCrashed, UnsupportedPrecision
 from ...stages.extras import require_converter, require_modules
 from ...stages.stage import Runner, Stage
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
-from ..protocol import Array, Closing, Feeds, Session
+from ..protocol import Array, Closing, Feeds, Session, Target
 
 # fp16 weights are cast to float32 in the graph: 16 bits a weight, but for biases and norms.
 _BITS = {"fp32": 32.0, "fp16": 16.0}
 
 
-class ExampleTarget:
+class ExampleTarget(Target):
     """Satisfies `Target`."""
 
-    name: ClassVar[str] = "example"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")  # only what tests/runtimes/test_contract.py proves
-    activations: ClassVar[tuple[str, ...]] = ()
-    mixes_floats: ClassVar[bool] = True
-    mixes_activations: ClassVar[bool] = True
-    low_rank: ClassVar[bool] = False
-    group_channels: ClassVar[int] = 0
-    arithmetics: ClassVar[tuple[Arithmetic, ...]] = (Arithmetic(FLOAT32, {}, "float32", is_default=True),)
-    families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
-    tools: ClassVar[tuple[str, ...]] = (
-        "torch",
-        "diffusers",
-        "transformers",
-        "onnxscript",
-        "onnx-ir",
-        "onnxsim",
-        "onnx",
-    )
-    min_runtime: ClassVar[str] = "1.16"  # the first onnx whose ReferenceEvaluator reads IR version 10
+    name = "example"
+    precisions = ("fp32", "fp16")  # only what tests/runtimes/test_contract.py proves
+    arithmetics = (Arithmetic(FLOAT32, {}, "float32", is_default=True),)
+    tools = TOOLS
+    min_runtime = "1.16"  # the first onnx whose ReferenceEvaluator reads IR version 10
 
     def require(self) -> None:
         # What running needs, by the extra that brings it; this runtime comes with the converter.
@@ -67,20 +52,8 @@ class ExampleTarget:
         refuse_schemes(self, source.component, plan)
         return run(BuildExample(onnx_model(source, size, plan, run)))
 
-    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
-        return {}
-
-    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
-        return self.arithmetics
-
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
         raise UnsupportedPrecision("target 'example' has one arithmetic, float32: nothing needs to be probed")
-
-    def proven_in(self, model: TargetModel) -> str:
-        return FLOAT32
-
-    def unfit(self, model: TargetModel) -> dict[str, str]:
-        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         return ExampleSession(model)  # numpy decides on its threads by itself

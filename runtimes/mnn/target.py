@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from ...quantize.onnx_model import TOOLS
 from ...quantize.plan import Plan
-from ...stages.artifacts import Checkpoint, ComponentSource, TargetModel
+from ...stages.artifacts import ComponentSource, TargetModel
 from ...stages.extras import require_converter, require_modules
-from ..arithmetic import PROVEN, Arithmetic
+from ..arithmetic import PROVEN
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
-from ..protocol import Array, Feeds, Session
+from ..protocol import Array, Feeds, Session, Target
 from ..taps import Wiring
 from .arithmetic import ARITHMETICS, GROUP_CHANNELS, proven_in
 
@@ -22,31 +22,21 @@ if TYPE_CHECKING:
     from .taps import MnnTaps
 
 
-class MnnTarget:
+class MnnTarget(Target):
     """Satisfies `Target`."""
 
-    name: ClassVar[str] = "mnn"
+    name = "mnn"
     precisions: ClassVar[tuple[str, ...]] = (
         "fp32", "fp16", "w8c_afp", "w8c_a8", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp",
     )  # fmt: skip
-    activations: ClassVar[tuple[str, ...]] = ("dynamic",)
-    mixes_floats: ClassVar[bool] = False
-    mixes_activations: ClassVar[bool] = False
-    low_rank: ClassVar[bool] = True
-    group_channels: ClassVar[int] = GROUP_CHANNELS
-    arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
-    families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
-    tools: ClassVar[tuple[str, ...]] = (
-        "torch",
-        "diffusers",
-        "transformers",
-        "onnxscript",
-        "onnx-ir",
-        "onnxsim",
-        "onnx",
-        "MNN",
-    )
-    min_runtime: ClassVar[str] = "3.6.1"
+    activations = ("dynamic",)
+    mixes_floats = False
+    mixes_activations = False
+    low_rank = True
+    group_channels = GROUP_CHANNELS
+    arithmetics = ARITHMETICS
+    tools = (*TOOLS, "MNN")
+    min_runtime = "3.6.1"
 
     def require(self) -> None:
         require_modules(("MNN", "_mnncengine", "flatbuffers"), "target 'mnn'", "mnn")
@@ -77,14 +67,8 @@ class MnnTarget:
             return run(BuildMnn(onnx_model(source, size, plan, run), notes))
         return run(BuildCodedMnn(branched_model(source, size, plan, run), source, plan, quantized, notes))
 
-    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
-        return {}
-
     def proven_in(self, model: TargetModel) -> str:
         return proven_in(model)
-
-    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
-        return self.arithmetics
 
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
         from .arithmetic_probe import probe_model

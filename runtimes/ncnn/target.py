@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import ClassVar
 
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
-from ...stages.artifacts import Checkpoint, ComponentSource, TargetModel
+from ...stages.artifacts import ComponentSource, TargetModel
 from ...stages.errors import MissingTool
 from ...stages.extras import require_converter, require_modules
 from ...stages.stage import Runner
-from ..arithmetic import FLOAT32, PROVEN, Arithmetic
+from ..arithmetic import PROVEN
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
-from ..protocol import Array, Feeds
+from ..protocol import Array, Feeds, Target
 from ..taps import Wiring
 from . import pnnx
 from .arithmetic import ARITHMETICS
@@ -27,22 +26,18 @@ from .trace import trace_of
 from .write import WriteNcnn
 
 
-class NcnnTarget:
+class NcnnTarget(Target):
     """ncnn on the CPU. `.param` and `.bin` are what an app loads; inputs and outputs bear our names."""
 
-    name: ClassVar[str] = "ncnn"
+    name = "ncnn"
     precisions: ClassVar[tuple[str, ...]] = (
         "fp32", "fp16", "w8c_afp", "w4c_afp", "w4g32_afp", "w4g64_afp", "w4g128_afp", "w8c_a8",
     )  # fmt: skip
-    activations: ClassVar[tuple[str, ...]] = ("static",)  # of convolutions; linear layers round rows as they come
-    mixes_floats: ClassVar[bool] = True
-    mixes_activations: ClassVar[bool] = True
-    low_rank: ClassVar[bool] = True
-    group_channels: ClassVar[int] = 0
-    arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
-    families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
-    tools: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
-    min_runtime: ClassVar[str] = "1.0.20261020"
+    activations = ("static",)  # of convolutions; linear layers round rows as they come
+    low_rank = True
+    arithmetics = ARITHMETICS
+    tools = ("torch", "diffusers", "transformers", "pnnx", "ncnn")
+    min_runtime = "1.0.20261020"
 
     def require(self) -> None:
         require_modules(("ncnn",), "target 'ncnn'", "ncnn")
@@ -65,20 +60,8 @@ class NcnnTarget:
         refuse_schemes(self, source.component, plan)
         return run(WriteNcnn(run(trace_of(source, size)), source, size, plan, quantized_weights(source, plan, run)))
 
-    def assets(self, checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, bytes]:
-        return {}
-
-    def choices(self, models: Iterable[TargetModel]) -> tuple[Arithmetic, ...]:
-        return self.arithmetics
-
     def probe_model(self, model: TargetModel, w: Array, into: Path) -> TargetModel:
         return probe_model(w, into)
-
-    def proven_in(self, model: TargetModel) -> str:
-        return FLOAT32
-
-    def unfit(self, model: TargetModel) -> dict[str, str]:
-        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> NcnnSession:
         return NcnnSession(model, threads, arithmetic)

@@ -7,7 +7,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import ClassVar
 
-from ...quantize.onnx_model import onnx_graph, onnx_model
+from ...quantize.onnx_model import TOOLS, onnx_graph, onnx_model
 from ...quantize.plan import Plan
 from ...quantize.quantized import quantized_weights
 from ...stages.artifacts import Checkpoint, ComponentSource, TargetModel
@@ -17,7 +17,7 @@ from ...stages.stage import Runner
 from ..arithmetic import FLOAT32, PROVEN, Arithmetic
 from ..checks import refuse_schemes
 from ..op_times import OpTimes
-from ..protocol import Array, Feeds, Session
+from ..protocol import Array, Feeds, Session, Target
 from ..taps import Wiring
 from .arithmetic import ARITHMETICS, FAST_BFLOAT16, FLOAT16, computes_half
 from .build import FORMS, BuildOrt
@@ -28,43 +28,22 @@ from .session import OrtSession
 from .taps import OrtTaps, read_wiring
 
 
-class OrtTarget:
+class OrtTarget(Target):
     """ONNX Runtime on the CPU, desktop or phone.
 
     At fp16, float16 is a way to store weights: arithmetic stays float32, and the runtime widens the weights when it
     loads them (`.onnx`) or as it goes (`.ort`). At fp16_a16 the graph itself asks for float16: see `halves`.
     """
 
-    name: ClassVar[str] = "ort"
+    name = "ort"
     precisions: ClassVar[tuple[str, ...]] = (
-        "fp32",
-        "fp16",
-        "w8c_afp",
-        "w4g64_afp",
-        "w4g32_afp",
-        "w4g128_afp",
-        "w4c_afp",
-        "w8c_a8",
-        "fp16_a16",
-    )
-    activations: ClassVar[tuple[str, ...]] = ("dynamic", "static")
-    mixes_floats: ClassVar[bool] = True
-    mixes_activations: ClassVar[bool] = True
-    low_rank: ClassVar[bool] = True
-    group_channels: ClassVar[int] = 0
-    arithmetics: ClassVar[tuple[Arithmetic, ...]] = ARITHMETICS
-    families: ClassVar[tuple[str, ...]] = ("sd1", "sd2", "sdxl")
-    tools: ClassVar[tuple[str, ...]] = (
-        "torch",
-        "diffusers",
-        "transformers",
-        "onnxscript",
-        "onnx-ir",
-        "onnxsim",
-        "onnx",
-        "onnxruntime",
-    )
-    min_runtime: ClassVar[str] = "1.18"  # the first that reads ONNX IR version 10; 1.18.1 was run on both forms
+        "fp32", "fp16", "w8c_afp", "w4g64_afp", "w4g32_afp", "w4g128_afp", "w4c_afp", "w8c_a8", "fp16_a16",
+    )  # fmt: skip
+    activations = ("dynamic", "static")
+    low_rank = True
+    arithmetics = ARITHMETICS
+    tools = (*TOOLS, "onnxruntime")
+    min_runtime = "1.18"  # the first that reads ONNX IR version 10; 1.18.1 was run on both forms
 
     def __init__(self, forms: Sequence[str] = FORMS) -> None:
         refuse_unknown(forms, FORMS, "[target.ort] forms")
@@ -99,9 +78,6 @@ class OrtTarget:
 
     def proven_in(self, model: TargetModel) -> str:
         return FLOAT16 if computes_half(model) else FLOAT32
-
-    def unfit(self, model: TargetModel) -> dict[str, str]:
-        return {}
 
     def open(self, model: TargetModel, *, threads: int, arithmetic: str = PROVEN) -> Session:
         return OrtSession(model, threads, arithmetic=arithmetic)

@@ -7,28 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..stages.artifacts import ALONE, Companions
 from ..stages.disk import parse_bytes
 from ..stages.errors import UsageError
-from .options import (
-    Adapters,
-    Config,
-    Controlnet,
-    Ema,
-    Json,
-    MachineOption,
-    Prediction,
-    TokenizerFolder,
-    Vae,
-    VaeDecoder,
-    companions,
-    parse_size,
-)
+from .options import Json, MachineOption, parse_size, takes_companions
 
 if TYPE_CHECKING:
     from ..convert.conversion import Conversion
     from ..convert.search.goal import Goal
 
 
+@takes_companions
 def convert(
     checkpoint: Annotated[
         str,
@@ -91,14 +80,7 @@ def convert(
             "[default: the checkpoint's own]",
         ),
     ] = None,
-    adapter: Adapters = None,
-    vae: Vae = None,
-    vae_decoder: VaeDecoder = None,
-    controlnet: Controlnet = None,
-    tokenizer: TokenizerFolder = None,
-    config: Config = None,
-    prediction: Prediction = None,
-    ema: Ema = False,
+    companions: Companions = ALONE,
     goldens: Annotated[
         bool,
         typer.Option("--goldens", help="Put golden vectors into the bundles: for check-goldens, and to test a port."),
@@ -141,7 +123,7 @@ def convert(
         precision=precision,
         goal=_goal(bits, budget, min_snr, precision),
         size=sizes[0] if sizes else None,
-        companions=companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter),
+        companions=companions,
         gate=not no_gate,
         goldens=goldens,
         overwrite=overwrite,

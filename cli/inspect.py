@@ -6,21 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import (
-    Adapters,
-    Config,
-    Controlnet,
-    Ema,
-    Json,
-    Prediction,
-    TokenizerFolder,
-    Vae,
-    VaeDecoder,
-    companions,
-    parse_size,
-)
+from ..stages.artifacts import ALONE, Companions
+from .options import Json, parse_size, takes_companions
 
 
+@takes_companions
 def inspect(
     path: Annotated[
         str,
@@ -39,14 +29,7 @@ def inspect(
     size: Annotated[
         str | None, typer.Option("--size", metavar="HxW", help="HEIGHTxWIDTH. [default: the checkpoint's own]")
     ] = None,
-    adapter: Adapters = None,
-    vae: Vae = None,
-    vae_decoder: VaeDecoder = None,
-    controlnet: Controlnet = None,
-    tokenizer: TokenizerFolder = None,
-    config: Config = None,
-    prediction: Prediction = None,
-    ema: Ema = False,
+    companions: Companions = ALONE,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Forecast without the comparison with PyTorch.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -59,7 +42,7 @@ def inspect(
         targets=tuple(target or ()),
         precision=precision,
         size=parse_size(size) if size else None,
-        companions=companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter),
+        companions=companions,
         gate=not no_gate,
     )
     if as_json:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -97,39 +100,41 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     return Path(path), value
 
 
-def single_controlnet(given: list[Path] | None) -> Path | None:
-    """The one ControlNet of `--controlnet`, if any.
+_BESIDE: Final[dict[str, tuple[Any, Any]]] = {
+    "adapter": (Adapters, None),
+    "vae": (Vae, None),
+    "vae_decoder": (VaeDecoder, None),
+    "controlnet": (Controlnet, None),
+    "tokenizer": (TokenizerFolder, None),
+    "config": (Config, None),
+    "prediction": (Prediction, None),
+    "ema": (Ema, False),
+}
+"""Parameter -> option and default, of what is given beside a checkpoint."""
 
-    Raises:
-        UsageError: there are several.
-    """
-    if given and len(given) > 1:
-        names = ", ".join(map(str, given))
-        raise UsageError(f"--controlnet was given {len(given)} times ({names})", hint="a bundle holds one ControlNet")
-    return given[0] if given else None
 
+def takes_companions(command: Callable[..., int]) -> Callable[..., int]:
+    """`command` with the options of `_BESIDE` in place of its parameter `companions`, which is made of them."""
+    parameters: list[Parameter] = []
+    for own in signature(command, eval_str=True).parameters.values():
+        if own.name == "companions":
+            parameters += [own.replace(name=n, annotation=kind, default=d) for n, (kind, d) in _BESIDE.items()]
+        else:
+            parameters.append(own)
 
-def companions(
-    vae: Path | None,
-    vae_decoder: Path | None,
-    controlnet: list[Path] | None,
-    tokenizer: Path | None,
-    config: Path | None,
-    prediction: str | None,
-    ema: bool,
-    adapter: list[str] | None,
-) -> Companions:
-    """What these options give beside a checkpoint."""
-    return Companions(
-        vae=vae,
-        vae_decoder=vae_decoder,
-        controlnet=single_controlnet(controlnet),
-        tokenizer=tokenizer,
-        config=config,
-        prediction=prediction,
-        ema=ema,
-        adapters=tuple(map(parse_adapter, adapter or ())),
-    )
+    @wraps(command)
+    def run(**given: Any) -> int:
+        beside = {name: given.pop(name) for name in _BESIDE}
+        adapters, controlnets = beside.pop("adapter") or (), beside.pop("controlnet") or [None]
+        if len(controlnets) > 1:
+            what = f"--controlnet was given {len(controlnets)} times ({', '.join(map(str, controlnets))})"
+            raise UsageError(what, hint="a bundle holds one ControlNet")
+        found = Companions(controlnet=controlnets[0], adapters=tuple(map(parse_adapter, adapters)), **beside)
+        return command(**given, companions=found)
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -8,22 +8,12 @@ from typing import Annotated
 
 import typer
 
+from ..stages.artifacts import ALONE, Companions
 from ..stages.errors import UsageError
-from .options import (
-    Adapters,
-    Config,
-    Controlnet,
-    Ema,
-    Json,
-    Prediction,
-    Threads,
-    TokenizerFolder,
-    Vae,
-    VaeDecoder,
-    companions,
-)
+from .options import Json, Threads, takes_companions
 
 
+@takes_companions
 def profile(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
     runs: Annotated[
@@ -43,14 +33,7 @@ def profile(
             help="The checkpoint, for --vs torch and --ops. [default: where it was converted]",
         ),
     ] = None,
-    adapter: Adapters = None,
-    vae: Vae = None,
-    vae_decoder: VaeDecoder = None,
-    controlnet: Controlnet = None,
-    tokenizer: TokenizerFolder = None,
-    config: Config = None,
-    prediction: Prediction = None,
-    ema: Ema = False,
+    companions: Companions = ALONE,
     form: Annotated[
         str | None, typer.Option("--form", metavar="FORM", help="Another form of the models, such as ort.")
     ] = None,
@@ -73,7 +56,7 @@ def profile(
     if versus or reference:
         require_converter("a measurement beside the checkpoint")
     opened, progress = open_bundle(bundle), TerminalProgress()
-    origin = Origin(reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter))
+    origin = Origin(reference, companions)
     report = measure_bundle(
         opened,
         runs=runs,

@@ -8,26 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..stages.artifacts import ALONE, Companions
 from ..stages.errors import UsageError
-from .options import (
-    Adapters,
-    Config,
-    Controlnet,
-    Ema,
-    Json,
-    MachineOption,
-    Prediction,
-    Threads,
-    TokenizerFolder,
-    Vae,
-    VaeDecoder,
-    companions,
-)
+from .options import Json, MachineOption, Threads, takes_companions
 
 if TYPE_CHECKING:
     from ..validate.reference.origin import Origin
 
 
+@takes_companions
 def validate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
     reference: Annotated[
@@ -38,14 +27,7 @@ def validate(
             help="The checkpoint it was made from. [default: where it was converted]",
         ),
     ] = None,
-    adapter: Adapters = None,
-    vae: Vae = None,
-    vae_decoder: VaeDecoder = None,
-    controlnet: Controlnet = None,
-    tokenizer: TokenizerFolder = None,
-    config: Config = None,
-    prediction: Prediction = None,
-    ema: Ema = False,
+    companions: Companions = ALONE,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also run every module by itself, and name those that are wrong.")
     ] = False,
@@ -131,9 +113,7 @@ def validate(
 
     if machine:
         _refuse_beside_machine({"--layers": layers, "--html": html, "--scheduler": scheduler})
-        origin = Origin(
-            reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter)
-        )
+        origin = Origin(reference, companions)
         return _on_machines(bundle, machine, origin, image, arithmetic or (), calls, prompts, threads, as_json)
     if arithmetic or calls:
         raise UsageError("--arithmetic and --calls are about another machine", hint="add --machine arm64")
@@ -143,7 +123,7 @@ def validate(
         raise UsageError("--beside adds columns to the page's map of layers", hint="add --layers and --html FILE")
     if html is not None:
         refuse_unwritable_page(html)
-    origin = Origin(reference, companions(vae, vae_decoder, controlnet, tokenizer, config, prediction, ema, adapter))
+    origin = Origin(reference, companions)
     others = [open_bundle(other) for other in beside or ()]
     opened = open_bundle(bundle)
     shown: list[Shown] = []
